@@ -1,0 +1,147 @@
+//! Tasks that are only handed over: `POST /task` without waiting, and the time until all of them
+//! have ended.
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::Setup;
+use crate::http;
+use crate::load::{self, Found, Plan};
+use crate::report::{Spread, Table, millis, millis_of};
+use crate::request::{Kind, Random};
+use crate::rounds::{self, Point};
+use crate::server::Server;
+
+const CONNECTIONS: [usize; 3] = [1, 64, 512];
+/// How often the server is asked whether all have ended: the resolution of the drain figures.
+const POLL: Duration = Duration::from_millis(50);
+const DRAIN_LIMIT: Duration = Duration::from_secs(600);
+
+struct Drained {
+    posted: Found,
+    /// From the last answer to the end of the last task.
+    rest: Duration,
+    /// From the first request to the end of the last task.
+    whole: Duration,
+}
+
+impl Point for Drained {
+    fn faults(&self) -> (u64, &[String]) {
+        self.posted.faults()
+    }
+}
+
+impl Drained {
+    fn tasks(&self) -> u64 {
+        self.posted.answered + self.posted.late
+    }
+}
+
+/// Runs all rounds and prints their table. `true`: no fault was found.
+pub(crate) fn run(setup: &Setup, random: &mut Random) -> Result<bool> {
+    let about = format!(
+        "enqueue: POST /task without waiting, type `{}`, then until all have ended; \
+         median of the rounds",
+        setup.task_type
+    );
+    let measure = |server: &mut Server, connections: usize| {
+        let warm_up = Plan {
+            address: server.address,
+            server: server.process(),
+            connections,
+            kind: Kind::Waited,
+            task_type: &setup.task_type,
+            warm_up: setup.warm_up,
+            measured: Duration::ZERO,
+            at_most: 0,
+        };
+        let plan = Plan {
+            kind: Kind::Enqueued,
+            warm_up: Duration::ZERO,
+            measured: setup.measured,
+            at_most: setup.tasks,
+            ..warm_up
+        };
+        // Tasks of a warm-up without waiting would still be queued when the clock starts.
+        let warmed = load::run(&warm_up, random)?;
+        let mut posted = load::run(&plan, random)?;
+        posted.errors += warmed.errors;
+        posted.messages.extend(warmed.messages);
+        drain(server.address, posted)
+    };
+    rounds::run(setup, &about, &CONNECTIONS, measure, table)
+}
+
+fn drain(address: SocketAddr, mut posted: Found) -> Result<Drained> {
+    let start = Instant::now();
+    // In this order: a task that is no longer Pending is Running or has ended.
+    while has_any(address, "Pending")? || has_any(address, "Running")? {
+        ensure!(start.elapsed() < DRAIN_LIMIT, "tasks not ended after {DRAIN_LIMIT:?}");
+        thread::sleep(POLL);
+    }
+    let end = Instant::now();
+    if has_any(address, "Failed")? {
+        posted.errors += 1;
+        posted.messages.push("some tasks Failed".to_owned());
+    }
+    Ok(Drained { rest: end - start, whole: end - posted.began, posted })
+}
+
+fn has_any(address: SocketAddr, status: &str) -> Result<bool> {
+    #[derive(Deserialize)]
+    struct List {
+        tasks: Vec<IgnoredAny>,
+    }
+    let path = format!("/tasks?status={status}&limit=1");
+    let (code, body) = http::get(address, &path)?;
+    let shown = String::from_utf8_lossy(&body);
+    ensure!(code == 200, "GET {path}: status {code}: {shown}");
+    let list: List = serde_json::from_slice(&body).with_context(|| format!("GET {path}: {shown}"))?;
+    Ok(!list.tasks.is_empty())
+}
+
+fn table(points: &[(usize, Vec<Drained>)]) -> Table {
+    let mut table = Table::new(&[
+        "connections",
+        "requests",
+        "seconds",
+        "req/s",
+        "min–max",
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        "errors",
+        "tasks",
+        "drained after s",
+        "ended/s",
+        "min–max",
+    ]);
+    for (connections, rounds) in points {
+        let spread = |figure: fn(&Drained) -> f64| Spread::of(rounds.iter().map(figure));
+        let rate = spread(|point| point.posted.rate());
+        let ended = spread(|point| point.tasks() as f64 / point.whole.as_secs_f64());
+        let seconds: Duration = rounds.iter().map(|point| point.posted.elapsed).sum();
+        let longest = rounds.iter().map(|point| point.posted.latency.max()).max();
+        table.row(vec![
+            connections.to_string(),
+            rounds.iter().map(|point| point.posted.answered).sum::<u64>().to_string(),
+            format!("{:.1}", seconds.as_secs_f64()),
+            format!("{:.0}", rate.median()),
+            rate.range(),
+            millis_of(spread(|point| point.posted.latency.quantile(0.5).as_secs_f64()).median()),
+            millis_of(spread(|point| point.posted.latency.quantile(0.99).as_secs_f64()).median()),
+            millis(longest.unwrap_or_default()),
+            rounds.iter().map(|point| point.posted.errors).sum::<u64>().to_string(),
+            rounds.iter().map(Drained::tasks).sum::<u64>().to_string(),
+            format!("{:.2}", spread(|point| point.rest.as_secs_f64()).median()),
+            format!("{:.0}", ended.median()),
+            ended.range(),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,129 @@
+//! The requests of the closed loop: random inputs, and the bytes of one `POST /task`.
+
+use std::io::Write;
+use std::net::SocketAddr;
+
+/// xorshift64*: cheap, and its raw states do not repeat before 2^64 draws.
+pub(crate) struct Random(u64);
+
+impl Random {
+    /// A row of numbers that follows from `seed` alone.
+    pub(crate) fn new(seed: u64) -> Self {
+        // Zero is the one state that xorshift cannot leave.
+        Self(if seed == 0 { 0x9E37_79B9_7F4A_7C15 } else { seed })
+    }
+
+    /// The next number.
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+}
+
+/// Puts a random JSON value into `input`: an integer, a fraction, or a string.
+///
+/// Each holds 64 random bits, so no input comes twice. Integers use all 64 bits and fractions
+/// more digits than a double has: what passes such a value through floating point is caught.
+/// Some strings hold escapes and characters outside of ASCII.
+pub(crate) fn random_input(random: &mut Random, input: &mut Vec<u8>) {
+    input.clear();
+    let value = random.next();
+    let shape = random.next();
+    let written = match shape % 8 {
+        0 | 1 => write!(input, "{value}"),
+        2 => write!(input, "-{}.{}5", value >> 32, value & 0xFFFF_FFFF),
+        3 => write!(input, "\"{value:016x} \\\"quoted\\\" \\\\ \\n \u{e9}\u{4e16}\u{1f30d}\""),
+        _ => write!(
+            input,
+            "\"{value:016x}{:.*}\"",
+            (shape >> 32) as usize % 49,
+            "-abcdefghijklmnopqrstuvwxyz-0123456789-ABCDEFGHI"
+        ),
+    };
+    written.expect("writing to a Vec does not fail");
+}
+
+/// Whether the server is asked to answer at once or when the task has ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Kind {
+    /// `Prefer: wait=60`: the answer is the finished task.
+    Waited,
+    /// No `Prefer`: the answer is the accepted task.
+    Enqueued,
+}
+
+/// All of a `POST /task` that stays the same from one request to the next.
+pub(crate) struct Template {
+    head: String,
+    body_start: String,
+}
+
+impl Template {
+    /// The requests for one task type.
+    pub(crate) fn new(address: SocketAddr, task_type: &str, kind: Kind) -> Self {
+        let prefer = match kind {
+            Kind::Waited => "Prefer: wait=60\r\n",
+            Kind::Enqueued => "",
+        };
+        let name = serde_json::Value::from(task_type);
+        Self {
+            head: format!(
+                "POST /task HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{prefer}Content-Length: "
+            ),
+            body_start: format!("{{\"task_type\":{name},\"input\":"),
+        }
+    }
+
+    /// Puts the whole request for `input` into `out`.
+    pub(crate) fn write(&self, input: &[u8], out: &mut Vec<u8>) {
+        let length = self.body_start.len() + input.len() + 1;
+        out.clear();
+        out.extend_from_slice(self.head.as_bytes());
+        write!(out, "{length}\r\n\r\n").expect("writing to a Vec does not fail");
+        out.extend_from_slice(self.body_start.as_bytes());
+        out.extend_from_slice(input);
+        out.push(b'}');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_are_json_and_never_the_same() {
+        let mut random = Random::new(7);
+        let mut seen = std::collections::HashSet::new();
+        let mut input = Vec::new();
+        for _ in 0..20_000 {
+            random_input(&mut random, &mut input);
+            serde_json::from_slice::<serde_json::Value>(&input).expect("valid JSON");
+            assert!(seen.insert(input.clone()), "an input came twice");
+        }
+    }
+
+    #[test]
+    fn a_seed_decides_the_row() {
+        let row = |seed| {
+            let mut random = Random::new(seed);
+            [random.next(), random.next(), random.next()]
+        };
+        assert_eq!(row(1), row(1));
+        assert_ne!(row(1), row(2));
+        assert_ne!(row(0), [0; 3]);
+    }
+
+    #[test]
+    fn a_request_is_whole_and_says_its_length() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let mut out = b"left over".to_vec();
+        Template::new(address, "echo", Kind::Waited).write(b"\"x\"", &mut out);
+        assert_eq!(
+            String::from_utf8(out).expect("UTF-8"),
+            "POST /task HTTP/1.1\r\nHost: 127.0.0.1:80\r\nContent-Type: application/json\r\n\
+             Prefer: wait=60\r\nContent-Length: 32\r\n\r\n{\"task_type\":\"echo\",\"input\":\"x\"}"
+        );
+    }
+}

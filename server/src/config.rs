@@ -1,0 +1,249 @@
+//! The configuration: flags, environment variables and a TOML file. A flag wins over a variable, a
+//! variable over the file. Everything is checked here, before a port is bound.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::limits::Limits;
+
+/// taskcell runs other people's code as background tasks, sandboxed and durable.
+#[derive(Debug, Parser)]
+#[command(name = "taskcell", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: CliCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum CliCommand {
+    /// Serve the API and run tasks.
+    Serve(Box<Config>),
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Everything that can be set. Each flag is also the variable `TASKCELL_…` and a key of the file.
+#[derive(Clone, Debug, Args)]
+pub struct Config {
+    /// Where to listen; port 0 takes any that is free.
+    #[arg(long, env = "TASKCELL_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Where everything is kept. One process at a time.
+    #[arg(long, env = "TASKCELL_DATA_DIR", default_value = "./taskcell-data")]
+    pub data_dir: PathBuf,
+    /// A TOML file with these settings; its keys are the flags' names.
+    #[arg(long, env = "TASKCELL_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// How log lines look; `RUST_LOG` says which there are.
+    #[arg(long, env = "TASKCELL_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// How long running tasks may go on after SIGTERM, in milliseconds.
+    #[arg(long, env = "TASKCELL_DRAIN_TIMEOUT", default_value_t = 10_000, value_name = "MS")]
+    pub drain_timeout: u64,
+    /// A directory of components: every `NAME.wasm` in it is the task type NAME.
+    #[arg(long, env = "TASKCELL_COMPONENTS", value_name = "DIR")]
+    pub components: Option<PathBuf>,
+    /// Tasks that run at once, sleeping ones included. Less where the system allows less.
+    #[arg(long, env = "TASKCELL_MAX_RUNNING", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=25_000))]
+    pub max_running: u32,
+    /// Tasks that may use the CPU when another is started: 16 for each core where it is not set.
+    #[arg(long, env = "TASKCELL_MAX_WORKING", value_parser = clap::value_parser!(u32).range(1..=25_000))]
+    pub max_working: Option<u32>,
+    /// Threads that run tasks: one for each core where it is not set.
+    #[arg(long, env = "TASKCELL_GUEST_THREADS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub guest_threads: Option<u32>,
+    /// Memory that tasks must leave free, in bytes: a tenth of the machine's where it is not set.
+    #[arg(long, env = "TASKCELL_MEMORY_RESERVE", value_name = "BYTES")]
+    pub memory_reserve: Option<u64>,
+    /// Connections at once.
+    #[arg(long, env = "TASKCELL_MAX_CONNECTIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+    /// How long a client may take to send a request's head, its body, or to read its answer, in milliseconds.
+    #[arg(long, env = "TASKCELL_CLIENT_TIMEOUT", default_value_t = 30_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    pub client_timeout: u64,
+    /// How often a task is attempted again that the server went down under.
+    #[arg(long, env = "TASKCELL_MAX_INTERRUPTIONS", default_value_t = 3)]
+    pub max_interruptions: u32,
+    /// Bytes of the largest object.
+    #[arg(long, env = "TASKCELL_MAX_OBJECT_BYTES", default_value_t = 16 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 29))]
+    pub max_object_bytes: u64,
+    /// Bytes of all objects of a tenant.
+    #[arg(long, env = "TASKCELL_OBJECT_QUOTA_BYTES", default_value_t = 1 << 30, value_name = "BYTES")]
+    pub object_quota_bytes: u64,
+    /// How many objects a tenant may keep.
+    #[arg(long, env = "TASKCELL_OBJECT_QUOTA_COUNT", default_value_t = 100_000, value_name = "COUNT")]
+    pub object_quota_count: u64,
+    /// What an attempt gets where neither its type nor the task says otherwise.
+    #[command(flatten)]
+    pub defaults: DefaultLimits,
+    /// The most that can be asked for.
+    #[command(flatten)]
+    pub ceilings: MaxLimits,
+}
+
+macro_rules! limit_args {
+    ($(#[$doc:meta])* $name:ident, $base:expr, $($arg:ident $flag:literal $env:literal $limit:ident $help:literal;)*) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Args)]
+        pub struct $name {
+            $(
+                #[doc = $help]
+                #[arg(long = $flag, env = $env, default_value_t = $base.$limit, value_parser = clap::value_parser!(u64).range(1..))]
+                pub $arg: u64,
+            )*
+        }
+
+        impl $name {
+            /// As limits.
+            pub fn limits(&self) -> Limits {
+                Limits { $($limit: self.$arg,)* }
+            }
+        }
+    };
+}
+
+limit_args! {
+    /// The limits where nobody says otherwise.
+    DefaultLimits, Limits::DEFAULT,
+    default_fuel "default-fuel" "TASKCELL_DEFAULT_FUEL" fuel "Default fuel of an attempt.";
+    default_cpu_ms "default-cpu-ms" "TASKCELL_DEFAULT_CPU_MS" cpu_ms "Default CPU time in milliseconds.";
+    default_timeout_ms "default-timeout-ms" "TASKCELL_DEFAULT_TIMEOUT_MS" timeout_ms "Default wall-clock time in milliseconds.";
+    default_memory_bytes "default-memory-bytes" "TASKCELL_DEFAULT_MEMORY_BYTES" memory_bytes "Default for all memories and tables together.";
+    default_host_memory_bytes "default-host-memory-bytes" "TASKCELL_DEFAULT_HOST_MEMORY_BYTES" host_memory_bytes "Default for what the host holds for an attempt.";
+    default_output_bytes "default-output-bytes" "TASKCELL_DEFAULT_OUTPUT_BYTES" output_bytes "Default size of an output.";
+    default_log_bytes "default-log-bytes" "TASKCELL_DEFAULT_LOG_BYTES" log_bytes "Default size of an attempt's log.";
+    default_input_bytes "default-input-bytes" "TASKCELL_DEFAULT_INPUT_BYTES" input_bytes "Default size of an input.";
+}
+
+limit_args! {
+    /// The ceilings.
+    MaxLimits, Limits::CEILING,
+    max_fuel "max-fuel" "TASKCELL_MAX_FUEL" fuel "Most fuel of an attempt.";
+    max_cpu_ms "max-cpu-ms" "TASKCELL_MAX_CPU_MS" cpu_ms "Most CPU time in milliseconds.";
+    max_timeout_ms "max-timeout-ms" "TASKCELL_MAX_TIMEOUT_MS" timeout_ms "Most wall-clock time in milliseconds.";
+    max_memory_bytes "max-memory-bytes" "TASKCELL_MAX_MEMORY_BYTES" memory_bytes "Most for all memories and tables together.";
+    max_host_memory_bytes "max-host-memory-bytes" "TASKCELL_MAX_HOST_MEMORY_BYTES" host_memory_bytes "Most for what the host holds for an attempt.";
+    max_output_bytes "max-output-bytes" "TASKCELL_MAX_OUTPUT_BYTES" output_bytes "Largest output.";
+    max_log_bytes "max-log-bytes" "TASKCELL_MAX_LOG_BYTES" log_bytes "Largest log of an attempt.";
+    max_input_bytes "max-input-bytes" "TASKCELL_MAX_INPUT_BYTES" input_bytes "Largest input.";
+}
+
+impl Config {
+    /// Reads the command line, the environment and the file it names.
+    ///
+    /// What is wrong in the flags ends the process here, with the usage, as is the custom of
+    /// command lines; what is wrong in the file or does not fit together is an error.
+    pub fn load() -> anyhow::Result<Config> {
+        let args: Vec<OsString> = std::env::args_os().collect();
+        // Once without the file, to learn where it is, and so that a wrong flag is told first.
+        let first = Cli::command().get_matches_from(&args);
+        let mut command = Cli::command();
+        if let Some(path) = serve(&first).get_one::<PathBuf>("config") {
+            command = with_file(command, path)?;
+        }
+        let matches = command.try_get_matches_from(&args).unwrap_or_else(|error| error.exit());
+        let CliCommand::Serve(config) = Cli::from_arg_matches(&matches)?.command;
+        config.check()?;
+        Ok(*config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        if !self.listen.ip().is_loopback() {
+            bail!(
+                "there are no keys yet, so only a loopback address is served, and {} is none: anybody who reaches \
+                 it could run code here. Listen on 127.0.0.1 and put a proxy that authenticates in front",
+                self.listen
+            );
+        }
+        let defaults = self.defaults.limits();
+        for ((name, default), (_, ceiling)) in defaults.iter().zip(self.ceilings.limits().iter()) {
+            if default > ceiling {
+                let flag = name.replace('_', "-");
+                bail!("--default-{flag} is {default}, above --max-{flag}, which is {ceiling}: lower the one or raise the other");
+            }
+        }
+        if self.ceilings.max_memory_bytes > 4 << 30 {
+            bail!("--max-memory-bytes can be at most 4294967296: a 32-bit memory is no larger");
+        }
+        if u64::from(u32::MAX) < self.ceilings.max_timeout_ms {
+            bail!("--max-timeout-ms can be at most {}", u32::MAX);
+        }
+        Ok(())
+    }
+}
+
+fn serve(matches: &ArgMatches) -> &ArgMatches {
+    matches.subcommand_matches("serve").unwrap_or(matches)
+}
+
+/// The command line with the file's settings as its defaults: so what wins over what, what a value
+/// may be, and which there are is said once.
+fn with_file(command: Command, path: &Path) -> anyhow::Result<Command> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+    let table: toml::Table =
+        text.parse().with_context(|| format!("the configuration file {} is not TOML", path.display()))?;
+    let mut settings = Vec::new();
+    for (key, value) in table {
+        let value = match value {
+            toml::Value::String(value) => value,
+            toml::Value::Integer(value) => value.to_string(),
+            other => bail!("{}: {key} cannot be a {}", path.display(), other.type_str()),
+        };
+        settings.push((key, value));
+    }
+    let known: Vec<String> = command
+        .find_subcommand("serve")
+        .map(|serve| serve.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect())
+        .unwrap_or_default();
+    for (key, _) in &settings {
+        if !known.contains(key) || key == "config" {
+            bail!("{}: there is no setting {key}; `taskcell serve --help` lists them", path.display());
+        }
+    }
+    Ok(command.mut_subcommand("serve", |serve| {
+        settings.into_iter().fold(serve, |serve, (key, value)| {
+            serve.mut_arg(key.replace('-', "_"), |arg| arg.default_value(value))
+        })
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_setting_has_a_variable_of_its_name() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        for arg in serve.get_arguments().filter(|arg| arg.get_id() != "help") {
+            let long = arg.get_long().unwrap();
+            let variable = arg.get_env().unwrap_or_else(|| panic!("--{long} has no variable"));
+            assert_eq!(variable.to_str().unwrap(), format!("TASKCELL_{}", long.replace('-', "_").to_uppercase()));
+            assert_eq!(arg.get_id().as_str(), long.replace('-', "_"), "the file's keys rely on it");
+        }
+    }
+
+    #[test]
+    fn every_default_is_within_its_ceiling() {
+        let matches = Cli::command().get_matches_from(["taskcell", "serve"]);
+        let CliCommand::Serve(config) = Cli::from_arg_matches(&matches).unwrap().command;
+        config.check().unwrap();
+    }
+}

@@ -1,0 +1,86 @@
+//! Runs attempts on the guests' own threads and reports how they ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use crate::clock;
+use crate::host::AttemptOf;
+use crate::host::log::{LogBuffer, LogLine, OnLine};
+use crate::limits::Limits;
+use crate::sandbox::{Attempt, Control, Program, RunEnd, Sandbox};
+use crate::task::{Task, TaskId};
+
+/// An attempt that is durably Running and waits to be run.
+pub struct Job {
+    /// The task, as it was stored.
+    pub task: Task,
+    /// Its component.
+    pub program: Arc<Program>,
+    /// Its limits.
+    pub limits: Limits,
+    /// Its handle, with its place.
+    pub control: Arc<Control>,
+}
+
+/// How an attempt ended.
+pub struct Report {
+    /// The task.
+    pub id: TaskId,
+    /// The number of the attempt.
+    pub attempt: u32,
+    /// How.
+    pub end: RunEnd,
+    /// Log lines that were not stored yet.
+    pub log: Vec<LogLine>,
+}
+
+/// Starts attempts.
+#[derive(Clone)]
+pub struct Executor {
+    guests: Handle,
+    sandbox: Arc<Sandbox>,
+    on_line: OnLine,
+    report: Arc<dyn Fn(Report) + Send + Sync>,
+}
+
+impl Executor {
+    /// An executor that runs attempts on `guests` and hands their ends to `report`. `on_line` hears
+    /// of every buffer that has lines to be stored.
+    pub fn new(
+        guests: Handle,
+        sandbox: Arc<Sandbox>,
+        on_line: OnLine,
+        report: impl Fn(Report) + Send + Sync + 'static,
+    ) -> Executor {
+        Executor { guests, sandbox, on_line, report: Arc::new(report) }
+    }
+
+    /// Starts an attempt.
+    pub fn start(&self, job: Job) {
+        let Executor { sandbox, on_line, report, .. } = self.clone();
+        self.guests.spawn(async move {
+            let Job { task, program, limits, control } = job;
+            let log = LogBuffer::new(task.id, task.attempt, limits.log_bytes, on_line);
+            let since = task.started_at.unwrap_or_else(clock::now).millis_since(task.created_at);
+            let end = sandbox
+                .run(
+                    &program,
+                    Attempt {
+                        of: AttemptOf { id: task.id, attempt: task.attempt, tenant: task.tenant.clone() },
+                        input: &task.input,
+                        limits,
+                        log: log.clone(),
+                        control: &control,
+                        queue: Duration::from_millis(since),
+                    },
+                )
+                .await;
+            // Everything the attempt held is free before its end is told: what waits for room finds it.
+            control.leave();
+            let (id, attempt) = (task.id, task.attempt);
+            log.drain(|log| report(Report { id, attempt, end, log }));
+        });
+    }
+}

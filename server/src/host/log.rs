@@ -1,0 +1,160 @@
+//! A task's log: what the guest says through `context.log`, stdout and stderr.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::clock;
+use crate::task::{TaskId, Timestamp};
+
+/// What a line costs beside its text, so that empty lines are not free.
+const LINE_OVERHEAD: u64 = 64;
+
+/// How serious a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum LogLevel {
+    /// Finest.
+    Trace = 0,
+    /// For whoever looks for a fault.
+    Debug = 1,
+    /// Also everything from stdout.
+    Info = 2,
+    /// Also everything from stderr, and the marker of dropped lines.
+    Warn = 3,
+    /// Something failed.
+    Error = 4,
+}
+
+impl LogLevel {
+    /// The level with that number in the store; an unknown one is an error.
+    pub fn from_number(number: u8) -> LogLevel {
+        match number {
+            0 => LogLevel::Trace,
+            1 => LogLevel::Debug,
+            2 => LogLevel::Info,
+            3 => LogLevel::Warn,
+            _ => LogLevel::Error,
+        }
+    }
+}
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    /// When it was written.
+    pub at: Timestamp,
+    /// How serious it is.
+    pub level: LogLevel,
+    /// The text, without the line's end.
+    pub message: String,
+}
+
+/// Called once when a buffer has its first line that waits to be stored.
+pub type OnLine = Arc<dyn Fn(&LogBuffer) + Send + Sync>;
+
+/// The lines of one attempt that are not stored yet.
+#[derive(Clone)]
+pub struct LogBuffer(Arc<Shared>);
+
+struct Shared {
+    task: TaskId,
+    attempt: u32,
+    limit: u64,
+    on_line: OnLine,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    lines: Vec<LogLine>,
+    bytes: u64,
+    dropped: bool,
+}
+
+impl LogBuffer {
+    /// A buffer that takes `limit` bytes over the whole attempt.
+    pub fn new(task: TaskId, attempt: u32, limit: u64, on_line: OnLine) -> LogBuffer {
+        LogBuffer(Arc::new(Shared { task, attempt, limit, on_line, inner: Mutex::default() }))
+    }
+
+    /// Whose log it is: the task and the number of the attempt.
+    pub fn of(&self) -> (TaskId, u32) {
+        (self.0.task, self.0.attempt)
+    }
+
+    /// Adds a line. The first that does not fit any more is replaced by a marker, all later ones
+    /// are dropped.
+    pub fn push(&self, level: LogLevel, message: String) {
+        let mut inner = self.lock();
+        if inner.dropped {
+            return;
+        }
+        let first = inner.lines.is_empty();
+        let cost = message.len() as u64 + LINE_OVERHEAD;
+        let line = if inner.bytes.saturating_add(cost) > self.0.limit {
+            inner.dropped = true;
+            let message = format!("the log limit of {} bytes is reached, further lines are dropped", self.0.limit);
+            LogLine { at: clock::now(), level: LogLevel::Warn, message }
+        } else {
+            inner.bytes += cost;
+            LogLine { at: clock::now(), level, message }
+        };
+        inner.lines.push(line);
+        drop(inner);
+        if first {
+            (self.0.on_line)(self);
+        }
+    }
+
+    /// Whether nothing that is added now would be kept.
+    pub fn is_full(&self) -> bool {
+        self.lock().dropped
+    }
+
+    /// Bytes of the lines kept so far.
+    pub fn bytes(&self) -> u64 {
+        self.lock().bytes
+    }
+
+    /// Hands the waiting lines to `take` while no other can: so a caller that sends them on keeps
+    /// them in order.
+    pub fn drain<R>(&self, take: impl FnOnce(Vec<LogLine>) -> R) -> R {
+        let mut inner = self.lock();
+        let lines = std::mem::take(&mut inner.lines);
+        take(lines)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn past_the_limit_there_is_one_marker_and_nothing_more() {
+        let buffer = LogBuffer::new(TaskId(uuid::Uuid::nil()), 1, 2 * (LINE_OVERHEAD + 1), Arc::new(|_| ()));
+        for _ in 0..5 {
+            buffer.push(LogLevel::Info, "x".into());
+        }
+        let lines = buffer.drain(|lines| lines);
+        assert_eq!(lines.len(), 3);
+        assert!(lines[2].message.contains("further lines are dropped"));
+        assert_eq!(buffer.bytes(), 2 * (LINE_OVERHEAD + 1));
+        buffer.push(LogLevel::Info, "x".into());
+        assert!(buffer.drain(|lines| lines).is_empty());
+    }
+
+    #[test]
+    fn empty_lines_are_not_free() {
+        let buffer = LogBuffer::new(TaskId(uuid::Uuid::nil()), 1, 1000, Arc::new(|_| ()));
+        for _ in 0..1000 {
+            buffer.push(LogLevel::Info, String::new());
+        }
+        assert!(buffer.drain(|lines| lines).len() < 20);
+    }
+}

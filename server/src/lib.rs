@@ -1,0 +1,61 @@
+//! taskcell: runs other people's code as background tasks, sandboxed and durable.
+//!
+//! The way of a task: [`api`] → [`manager`] → [`store`] → [`executor`] → [`sandbox`] → [`host`]
+//! functions → outcome → [`manager`] → [`store`]. Beside it stand the pure parts: what a task may
+//! do ([`task`]), what it may use ([`limits`]), whose turn it is ([`schedule`]).
+//!
+//! ARCHITECTURE.md has the map and what must always hold.
+
+pub mod api;
+pub mod clock;
+pub mod config;
+pub mod executor;
+pub mod host;
+pub mod limits;
+pub mod manager;
+pub mod objects;
+pub mod registry;
+pub mod room;
+pub mod sandbox;
+pub mod schedule;
+pub mod serve;
+pub mod store;
+pub mod task;
+mod types_at_start;
+
+use std::process::ExitCode;
+
+use config::{Config, LogFormat};
+
+/// The program: reads the configuration, serves, and says what went wrong.
+pub fn main() -> ExitCode {
+    let config = match Config::load() {
+        Ok(config) => config,
+        Err(error) => return fail(&error),
+    };
+    start_logging(config.log_format);
+    match serve::serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the last word of a process that cannot go on")]
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("taskcell: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn start_logging(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => {
+            use std::io::IsTerminal;
+            logs.with_ansi(std::io::stderr().is_terminal()).init();
+        }
+        LogFormat::Json => logs.json().init(),
+    }
+}

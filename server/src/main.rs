@@ -1,0 +1,5 @@
+//! The program `taskcell`.
+
+fn main() -> std::process::ExitCode {
+    taskcell_server::main()
+}

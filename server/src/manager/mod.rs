@@ -1,0 +1,390 @@
+//! The manager: everything that can be done with tasks. Requests become commands to its one thread
+//! ([`core`]), which alone changes state; reads go to the store beside it.
+
+mod core;
+mod refused;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+pub use self::core::{Core, CoreSettings};
+pub use refused::{FieldError, Refused};
+
+use crate::clock;
+use crate::executor::Report;
+use crate::host::live::LiveAttempts;
+use crate::host::log::{LogBuffer, LogLine};
+use crate::limits::{LimitOverrides, Limits};
+use crate::registry::{Registry, TaskType, Version};
+use crate::store::{ListFilter, ObjectWrite, Precondition, Quota, Readers, StoreError, TaskSummary};
+use crate::task::{Status, Task, TaskId, Timestamp, Usage};
+
+/// Requests that may wait for the manager's thread. More are refused: they would only wait longer.
+const MAX_WAITING: usize = 8192;
+
+/// How long a full log buffer waits for more lines before it is stored.
+const LOG_DELAY: Duration = Duration::from_millis(100);
+
+type Reply<T> = oneshot::Sender<Result<T, Refused>>;
+
+/// Whether a create is answered when the task is stored or when it has ended.
+enum Created {
+    Stored(Reply<Task>),
+    Ended(Reply<Task>),
+}
+
+/// What the manager's thread is asked to do.
+enum Command {
+    Create { task: Task, limits: Limits, reply: Created },
+    Report(Report),
+    Log { id: TaskId, attempt: u32, lines: Vec<LogLine> },
+    /// `stopped`: its attempt was stopped for it.
+    Cancel { tenant: Arc<str>, id: TaskId, stopped: bool, reply: Reply<Task> },
+    Delete { tenant: Arc<str>, id: TaskId, reply: Reply<()> },
+    /// Answered with the task once it has ended.
+    AwaitEnd { tenant: Arc<str>, id: TaskId, reply: Reply<Task> },
+    PutObject { tenant: Arc<str>, put: PutObject, reply: Reply<ObjectWrite> },
+    RemoveObject { tenant: Arc<str>, name: String, precondition: Precondition, reply: Reply<ObjectWrite> },
+    /// Answered once everything before it was done.
+    Flush { reply: Reply<()> },
+    /// There may be room again.
+    Room,
+    /// Stop: no new attempts, and those that run may take that long.
+    Drain { grace: Duration },
+}
+
+struct PutObject {
+    name: String,
+    etag: String,
+    data: bytes::Bytes,
+    precondition: Precondition,
+    quota: Quota,
+}
+
+/// The commands, on their way to [`Core`].
+pub struct Inbox {
+    commands: mpsc::Receiver<Command>,
+    waiting: Arc<AtomicUsize>,
+    drained: Arc<AtomicBool>,
+}
+
+/// A task to be created, as a client describes it.
+#[derive(Clone, Debug)]
+pub struct NewTask {
+    /// The name of its type.
+    pub task_type: String,
+    /// Its input: valid JSON.
+    pub input: Arc<str>,
+    /// −100 … 100.
+    pub priority: i32,
+    /// Lowered limits.
+    pub limits: LimitOverrides,
+}
+
+/// A handle to the manager; clones are the same manager.
+#[derive(Clone)]
+pub struct Manager(Arc<Shared>);
+
+struct Shared {
+    commands: mpsc::Sender<Command>,
+    waiting: Arc<AtomicUsize>,
+    draining: AtomicBool,
+    drained: Arc<AtomicBool>,
+    readers: Readers,
+    registry: Arc<Registry>,
+    live: Arc<LiveAttempts>,
+    defaults: Limits,
+    ceiling: Limits,
+}
+
+impl Manager {
+    /// A manager's handle, and the commands that [`Core`] takes.
+    pub fn new(
+        readers: Readers,
+        registry: Arc<Registry>,
+        live: Arc<LiveAttempts>,
+        defaults: Limits,
+        ceiling: Limits,
+    ) -> (Manager, Inbox) {
+        let (commands, inbox) = mpsc::channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let drained = Arc::new(AtomicBool::new(false));
+        let shared = Shared {
+            commands,
+            waiting: waiting.clone(),
+            draining: AtomicBool::new(false),
+            drained: drained.clone(),
+            readers,
+            registry,
+            live,
+            defaults,
+            ceiling,
+        };
+        (Manager(Arc::new(shared)), Inbox { commands: inbox, waiting, drained })
+    }
+
+    /// Creates a task. It is durable when this returns.
+    pub async fn create(&self, tenant: &Arc<str>, new: NewTask) -> Result<Task, Refused> {
+        let (task, limits) = self.check(tenant, new)?;
+        self.ask(|reply| Command::Create { task, limits, reply: Created::Stored(reply) }).await
+    }
+
+    /// Creates a task and waits for its end, but no longer than `wait`.
+    pub async fn create_and_wait(&self, tenant: &Arc<str>, new: NewTask, wait: Duration) -> Result<Task, Refused> {
+        let (task, limits) = self.check(tenant, new)?;
+        let id = task.id;
+        let ended = self.ask(|reply| Command::Create { task, limits, reply: Created::Ended(reply) });
+        match tokio::time::timeout(wait, ended).await {
+            Ok(ended) => ended,
+            // It may still be on its way to the disk: only its end or the store can tell.
+            Err(_) => self.await_stored(tenant, id).await,
+        }
+    }
+
+    fn check(&self, tenant: &Arc<str>, new: NewTask) -> Result<(Task, Limits), Refused> {
+        if self.is_draining() {
+            return Err(Refused::Draining);
+        }
+        let task_type = self.task_type(tenant, &new.task_type).ok_or(Refused::UnknownTaskType)?;
+        if !matches!(self.version(&task_type), Some(Version::Ready(_))) {
+            return Err(Refused::TypeNotReady);
+        }
+        let of_type = self.limits_of(&task_type);
+        let limits = of_type.with(&new.limits, &of_type).map_err(|bad| {
+            let errors = bad.into_iter().map(|bad| FieldError {
+                pointer: format!("#/limits/{}", bad.name),
+                detail: format!("must be between 1 and {}", bad.ceiling),
+            });
+            Refused::Invalid(errors.collect())
+        })?;
+        if !(-100..=100).contains(&new.priority) {
+            let detail = "must be between -100 and 100".to_owned();
+            return Err(Refused::Invalid(vec![FieldError { pointer: "#/priority".into(), detail }]));
+        }
+        if new.input.len() as u64 > limits.input_bytes {
+            return Err(Refused::InputTooLarge { limit: limits.input_bytes });
+        }
+        let id = TaskId(uuid::Uuid::now_v7());
+        let task = Task {
+            id,
+            tenant: tenant.clone(),
+            task_type: task_type.name.clone(),
+            component: task_type.current,
+            priority: new.priority,
+            created_at: created_at(id),
+            limits: new.limits,
+            input: new.input,
+            status: Status::Pending,
+            attempt: 0,
+            interruptions: 0,
+            started_at: None,
+            finished_at: None,
+            progress: None,
+            output: None,
+            error: None,
+            usage: None,
+            usage_total: Usage::default(),
+        };
+        Ok((task, limits))
+    }
+
+    /// A task, as far as it is now.
+    pub async fn get(&self, tenant: &Arc<str>, id: TaskId) -> Result<Task, Refused> {
+        let task = self.0.readers.task(tenant.clone(), id).await?;
+        let mut task = task.ok_or(Refused::NotFound)?;
+        self.add_live(&mut task);
+        Ok(task)
+    }
+
+    /// A task once it has ended, or as it is after `wait`.
+    pub async fn get_ended(&self, tenant: &Arc<str>, id: TaskId, wait: Duration) -> Result<Task, Refused> {
+        let ended = self.ask(|reply| Command::AwaitEnd { tenant: tenant.clone(), id, reply });
+        match tokio::time::timeout(wait, ended).await {
+            Ok(ended) => ended,
+            Err(_) => self.get(tenant, id).await,
+        }
+    }
+
+    /// A task whose create was sent but not yet answered.
+    async fn await_stored(&self, tenant: &Arc<str>, id: TaskId) -> Result<Task, Refused> {
+        // Commands are done in turn: once this one is answered, the create was, too.
+        self.ask(|reply| Command::Flush { reply }).await?;
+        self.get(tenant, id).await
+    }
+
+    /// Tasks that match, newest first, from before `before` on.
+    pub async fn list(
+        &self,
+        tenant: &Arc<str>,
+        filter: ListFilter,
+        before: Option<TaskId>,
+        limit: usize,
+    ) -> Result<Vec<TaskSummary>, Refused> {
+        let mut tasks = self.0.readers.list(tenant.clone(), filter, before, limit).await?;
+        for task in &mut tasks {
+            self.add_live(task);
+        }
+        Ok(tasks)
+    }
+
+    /// Lines of a task's log after line `after`: number, attempt and line.
+    pub async fn log(
+        &self,
+        tenant: &Arc<str>,
+        id: TaskId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, u32, LogLine)>, Refused> {
+        self.0.readers.log(tenant.clone(), id, after, limit).await?.ok_or(Refused::NotFound)
+    }
+
+    /// Cancels a task wherever it is. It has ended when this returns.
+    pub async fn cancel(&self, tenant: &Arc<str>, id: TaskId) -> Result<Task, Refused> {
+        self.ask(|reply| Command::Cancel { tenant: tenant.clone(), id, stopped: false, reply }).await
+    }
+
+    /// Stops a task if need be and removes it. It is gone when this returns.
+    pub async fn delete(&self, tenant: &Arc<str>, id: TaskId) -> Result<(), Refused> {
+        self.ask(|reply| Command::Delete { tenant: tenant.clone(), id, reply }).await
+    }
+
+    /// The type that a name means for a tenant.
+    pub fn task_type(&self, tenant: &str, name: &str) -> Option<TaskType> {
+        self.0.registry.find(tenant, name)
+    }
+
+    /// All types that a tenant sees.
+    pub fn task_types(&self, tenant: &str) -> Vec<TaskType> {
+        self.0.registry.all(tenant)
+    }
+
+    /// The current version of a type.
+    pub fn version(&self, task_type: &TaskType) -> Option<Version> {
+        self.0.registry.version(task_type.current)
+    }
+
+    /// The versions of a type with the time of their storing, newest first.
+    pub async fn versions(&self, tenant: &Arc<str>, name: &str) -> Result<Vec<(crate::task::Digest, Timestamp)>, Refused> {
+        let mut versions = self.0.readers.versions(tenant.clone(), name.to_owned()).await?;
+        if versions.is_empty() {
+            versions = self.0.readers.versions(crate::registry::SHARED.into(), name.to_owned()).await?;
+        }
+        Ok(versions)
+    }
+
+    /// The limits of a type's attempts where a task asks for nothing.
+    pub fn limits_of(&self, task_type: &TaskType) -> Limits {
+        task_type.limits(&self.0.defaults, &self.0.ceiling)
+    }
+
+    /// Creates or replaces an object; durable when it returns.
+    pub(crate) async fn put_object(
+        &self,
+        tenant: &Arc<str>,
+        name: String,
+        etag: String,
+        data: bytes::Bytes,
+        precondition: Precondition,
+        quota: Quota,
+    ) -> Result<ObjectWrite, Refused> {
+        let put = PutObject { name, etag, data, precondition, quota };
+        self.ask(|reply| Command::PutObject { tenant: tenant.clone(), put, reply }).await
+    }
+
+    /// Removes an object.
+    pub(crate) async fn remove_object(
+        &self,
+        tenant: &Arc<str>,
+        name: String,
+        precondition: Precondition,
+    ) -> Result<ObjectWrite, Refused> {
+        self.ask(|reply| Command::RemoveObject { tenant: tenant.clone(), name, precondition, reply }).await
+    }
+
+    /// Takes the end of an attempt.
+    pub fn report(&self, report: Report) {
+        self.send(Command::Report(report));
+    }
+
+    /// Says that there may be room for attempts again.
+    pub fn room(&self) {
+        self.send(Command::Room);
+    }
+
+    /// Stops taking work, gives running attempts `grace`, and ends the manager's thread.
+    pub fn drain(&self, grace: Duration) {
+        self.0.draining.store(true, Ordering::Release);
+        self.send(Command::Drain { grace });
+    }
+
+    /// Whether the server stops.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether the manager's thread has ended: everything is stored, and nothing runs.
+    pub fn is_drained(&self) -> bool {
+        self.0.drained.load(Ordering::Acquire)
+    }
+
+    /// Whether the store answers.
+    pub async fn ping(&self) -> Result<(), Refused> {
+        Ok(self.0.readers.ping().await?)
+    }
+
+    /// Stores log lines some time after they were written, so that many go into one transaction.
+    pub async fn store_logs(self, mut full: tokio::sync::mpsc::UnboundedReceiver<LogBuffer>) {
+        let mut buffers = Vec::new();
+        while full.recv_many(&mut buffers, 1024).await > 0 {
+            tokio::time::sleep(LOG_DELAY).await;
+            for buffer in buffers.drain(..) {
+                let (id, attempt) = buffer.of();
+                // Sent while the buffer is held: the attempt's end, which takes the rest, comes after.
+                buffer.drain(|lines| {
+                    if !lines.is_empty() {
+                        self.send(Command::Log { id, attempt, lines });
+                    }
+                });
+            }
+        }
+    }
+
+    fn add_live(&self, task: &mut Task) {
+        if task.status == Status::Running {
+            task.progress = self.0.live.progress(task.id, task.attempt);
+        }
+    }
+
+    fn send(&self, command: Command) {
+        // After the end of the manager's thread nothing is left to be done.
+        let _ = self.0.commands.send(command);
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refused> {
+        if self.0.waiting.fetch_add(1, Ordering::AcqRel) >= MAX_WAITING {
+            self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+            return Err(Refused::Busy);
+        }
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply));
+        answer.await.unwrap_or(Err(Refused::Draining))
+    }
+}
+
+/// A UUIDv7 begins with its time of creation (RFC 9562, section 5.7).
+fn created_at(id: TaskId) -> Timestamp {
+    i64::try_from(id.0.as_u128() >> 80).map_or_else(|_| clock::now(), Timestamp)
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Refused {
+        match error {
+            StoreError::NoRoom(_) => Refused::NoRoom,
+            StoreError::TooSlow => Refused::TooSlow,
+            StoreError::SyncFailed(_) | StoreError::Failed(_) => Refused::Internal(error.into()),
+        }
+    }
+}

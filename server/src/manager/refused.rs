@@ -1,0 +1,51 @@
+//! Why a request was refused, whatever the way it came.
+
+/// A fault in one field of a request's body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// Where: a JSON pointer as a URI fragment (RFC 6901, section 6).
+    pub pointer: String,
+    /// What is wrong there.
+    pub detail: String,
+}
+
+/// A request that was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// There is no such task, for this tenant.
+    #[error("there is no such task")]
+    NotFound,
+    /// There is no task type of that name.
+    #[error("there is no such task type")]
+    UnknownTaskType,
+    /// The type has no usable version.
+    #[error("the task type has no usable version")]
+    TypeNotReady,
+    /// The request is well-formed and says something that cannot be.
+    #[error("the request is not acceptable")]
+    Invalid(Vec<FieldError>),
+    /// The input is too large.
+    #[error("the input is larger than {limit} bytes")]
+    InputTooLarge {
+        /// The limit that holds for it.
+        limit: u64,
+    },
+    /// The task has ended.
+    #[error("the task has ended")]
+    Ended,
+    /// The disk takes no writes at the moment.
+    #[error("the storage takes no writes")]
+    NoRoom,
+    /// Too many requests wait already.
+    #[error("too many requests wait")]
+    Busy,
+    /// The server stops.
+    #[error("the server stops")]
+    Draining,
+    /// Reading took too long.
+    #[error("reading took too long")]
+    TooSlow,
+    /// The host's own fault; for the log only.
+    #[error("internal error")]
+    Internal(anyhow::Error),
+}

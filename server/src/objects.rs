@@ -1,0 +1,207 @@
+//! A tenant's named byte objects: the rules for names and sizes, and the way to the store. Guests
+//! and clients use the same.
+
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use unicode_normalization::is_nfc;
+
+use crate::manager::Manager;
+use crate::store::{ObjectMeta, ObjectWrite, Precondition, Quota, Readers};
+
+/// Most bytes of a name.
+const NAME_BYTES: usize = 512;
+
+/// Why an object was not read or changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// There is none of that name.
+    #[error("there is no such object")]
+    NotFound,
+    /// The name is not allowed.
+    #[error("{0}")]
+    InvalidName(&'static str),
+    /// Larger than this many bytes.
+    #[error("larger than {0} bytes")]
+    TooLarge(u64),
+    /// The tenant may not keep more.
+    #[error("the tenant's quota is used up")]
+    QuotaExceeded(Quota),
+    /// The precondition does not hold.
+    #[error("the precondition does not hold")]
+    PreconditionFailed,
+    /// The storage failed; trying again may help.
+    #[error("the storage failed")]
+    Unavailable,
+}
+
+/// How much may be kept.
+#[derive(Clone, Copy, Debug)]
+pub struct ObjectLimits {
+    /// Bytes of one object.
+    pub max_bytes: u64,
+    /// What a tenant may keep in all.
+    pub quota: Quota,
+}
+
+/// All tenants' objects.
+#[derive(Clone)]
+pub struct Objects {
+    manager: Manager,
+    readers: Readers,
+    limits: ObjectLimits,
+}
+
+/// A name that is allowed: 1 to 512 bytes of UTF-8 in NFC, `/`-separated segments, none empty, `.`
+/// or `..`, no control characters.
+pub fn check_name(name: &str) -> Result<(), Refused> {
+    let why = if name.is_empty() {
+        "the name is empty"
+    } else if name.len() > NAME_BYTES {
+        "the name is longer than 512 bytes"
+    } else if name.chars().any(char::is_control) {
+        "the name has a control character"
+    } else if name.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
+        "a segment of the name is empty, '.' or '..'"
+    } else if !is_nfc(name) {
+        "the name is not in Unicode normalization form C"
+    } else {
+        return Ok(());
+    };
+    Err(Refused::InvalidName(why))
+}
+
+impl Objects {
+    /// The objects that `manager` writes and `readers` read.
+    pub fn new(manager: Manager, readers: Readers, limits: ObjectLimits) -> Objects {
+        Objects { manager, readers, limits }
+    }
+
+    /// Bytes of the largest object.
+    pub fn max_bytes(&self) -> u64 {
+        self.limits.max_bytes
+    }
+
+    /// An object's data. At most `max_bytes`: a larger one is refused.
+    pub async fn get(
+        &self,
+        tenant: &Arc<str>,
+        name: String,
+        max_bytes: u64,
+    ) -> Result<(ObjectMeta, Vec<u8>), Refused> {
+        check_name(&name)?;
+        match self.readers.object(tenant.clone(), name, max_bytes).await {
+            Ok(Some(Ok(found))) => Ok(found),
+            Ok(Some(Err(_size))) => Err(Refused::TooLarge(max_bytes)),
+            Ok(None) => Err(Refused::NotFound),
+            Err(error) => Err(unavailable(&error)),
+        }
+    }
+
+    /// What is known of an object.
+    pub async fn head(&self, tenant: &Arc<str>, name: String) -> Result<ObjectMeta, Refused> {
+        check_name(&name)?;
+        match self.readers.object_meta(tenant.clone(), name).await {
+            Ok(found) => found.ok_or(Refused::NotFound),
+            Err(error) => Err(unavailable(&error)),
+        }
+    }
+
+    /// An object's size in bytes.
+    pub async fn size(&self, tenant: &Arc<str>, name: &str) -> Result<u64, Refused> {
+        Ok(self.head(tenant, name.to_owned()).await?.size)
+    }
+
+    /// Creates or replaces an object; durable when it returns.
+    pub async fn put(&self, tenant: &Arc<str>, name: String, data: Vec<u8>) -> Result<(), Refused> {
+        self.put_if(tenant, name, data.into(), Precondition::None).await.map(|_| ())
+    }
+
+    /// Creates or replaces an object where the precondition holds. Returns its entity tag, and
+    /// whether it is a new object.
+    pub async fn put_if(
+        &self,
+        tenant: &Arc<str>,
+        name: String,
+        data: bytes::Bytes,
+        precondition: Precondition,
+    ) -> Result<(String, bool), Refused> {
+        check_name(&name)?;
+        if data.len() as u64 > self.limits.max_bytes {
+            return Err(Refused::TooLarge(self.limits.max_bytes));
+        }
+        // The same bytes have the same tag: strong in the sense of RFC 9110, section 8.8.1.
+        let etag = crate::task::Digest(Sha256::digest(&data).into()).hex();
+        let written =
+            self.manager.put_object(tenant, name, etag.clone(), data, precondition, self.limits.quota).await;
+        match written {
+            Ok(ObjectWrite::Created) => Ok((etag, true)),
+            Ok(ObjectWrite::Replaced) => Ok((etag, false)),
+            Ok(other) => Err(refused(other)),
+            Err(_) => Err(Refused::Unavailable),
+        }
+    }
+
+    /// Removes an object.
+    pub async fn remove(&self, tenant: &Arc<str>, name: String) -> Result<(), Refused> {
+        self.remove_if(tenant, name, Precondition::None).await
+    }
+
+    /// Removes an object where the precondition holds.
+    pub async fn remove_if(
+        &self,
+        tenant: &Arc<str>,
+        name: String,
+        precondition: Precondition,
+    ) -> Result<(), Refused> {
+        check_name(&name)?;
+        match self.manager.remove_object(tenant, name, precondition).await {
+            Ok(ObjectWrite::Removed) => Ok(()),
+            Ok(other) => Err(refused(other)),
+            Err(_) => Err(Refused::Unavailable),
+        }
+    }
+
+    /// Objects whose names start with `prefix`, in byte order, after `after`.
+    pub async fn list(
+        &self,
+        tenant: &Arc<str>,
+        prefix: String,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<Vec<ObjectMeta>, Refused> {
+        self.readers
+            .objects(tenant.clone(), prefix, after, limit)
+            .await
+            .map_err(|error| unavailable(&error))
+    }
+}
+
+fn refused(write: ObjectWrite) -> Refused {
+    match write {
+        ObjectWrite::NotFound => Refused::NotFound,
+        ObjectWrite::PreconditionFailed => Refused::PreconditionFailed,
+        ObjectWrite::QuotaExceeded(quota) => Refused::QuotaExceeded(quota),
+        ObjectWrite::Created | ObjectWrite::Replaced | ObjectWrite::Removed => Refused::Unavailable,
+    }
+}
+
+fn unavailable(error: &crate::store::StoreError) -> Refused {
+    tracing::error!(error = error as &dyn std::error::Error, "reading an object failed");
+    Refused::Unavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["a", "a/b.txt", "…", "é", &"x".repeat(512), "..a", " "] {
+            assert_eq!(check_name(good), Ok(()), "{good:?}");
+        }
+        for bad in ["", "/", "a/", "/a", "a//b", ".", "a/../b", "a\nb", "a\u{0}b", "e\u{301}", &"x".repeat(513)] {
+            assert!(matches!(check_name(bad), Err(Refused::InvalidName(_))), "{bad:?}");
+        }
+    }
+}

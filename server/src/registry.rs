@@ -1,0 +1,100 @@
+//! Task types: names, their current versions, and the programs to run. In memory; the store keeps
+//! names and bytes, and whoever changes a type changes both.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::limits::{LimitOverrides, Limits};
+use crate::sandbox::Program;
+use crate::task::Digest;
+
+/// The tenant whose types all tenants share.
+pub const SHARED: &str = "";
+
+/// A version of a type.
+#[derive(Clone)]
+pub enum Version {
+    /// Compiled and linked.
+    Ready(Arc<Program>),
+    /// It does not compile or link; why.
+    Failed(Arc<str>),
+}
+
+/// A task type.
+#[derive(Clone)]
+pub struct TaskType {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its current version, which new tasks are pinned to.
+    pub current: Digest,
+    /// Its own limits, over the server's defaults.
+    pub limits: LimitOverrides,
+}
+
+/// Every task type and every version that is loaded.
+#[derive(Default)]
+pub struct Registry(RwLock<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    // By tenant, then by name. Shared types have the tenant "".
+    types: HashMap<Arc<str>, HashMap<Arc<str>, TaskType>>,
+    versions: HashMap<Digest, Version>,
+}
+
+impl Registry {
+    /// Adds a type, or replaces the one of that tenant and name.
+    pub fn put_type(&self, tenant: Arc<str>, task_type: TaskType) {
+        self.write().types.entry(tenant).or_default().insert(task_type.name.clone(), task_type);
+    }
+
+    /// Adds a version.
+    pub fn put_version(&self, digest: Digest, version: Version) {
+        self.write().versions.insert(digest, version);
+    }
+
+    /// The type that `name` means for a tenant: its own before a shared one.
+    pub fn find(&self, tenant: &str, name: &str) -> Option<TaskType> {
+        let inner = self.read();
+        [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name).cloned())
+    }
+
+    /// All types that a tenant sees, by name.
+    pub fn all(&self, tenant: &str) -> Vec<TaskType> {
+        let inner = self.read();
+        let mut seen: HashMap<&str, &TaskType> = HashMap::new();
+        for tenant in [SHARED, tenant] {
+            let types = inner.types.get(tenant).into_iter().flatten();
+            seen.extend(types.map(|(name, task_type)| (&**name, task_type)));
+        }
+        let mut all: Vec<TaskType> = seen.into_values().cloned().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// A version, where it is loaded.
+    pub fn version(&self, digest: Digest) -> Option<Version> {
+        self.read().versions.get(&digest).cloned()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TaskType {
+    /// The limits of an attempt where the task asks for nothing.
+    pub fn limits(&self, defaults: &Limits, ceiling: &Limits) -> Limits {
+        let mut limits = *defaults;
+        for (name, value) in self.limits.iter() {
+            if let Some(limit) = limits.get_mut(name) {
+                *limit = value;
+            }
+        }
+        limits.capped(ceiling)
+    }
+}

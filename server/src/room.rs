@@ -1,0 +1,347 @@
+//! How many attempts run at once: slots of the pool, attempts that use the CPU, memory.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a measurement of the memory is used.
+const MEASURE_EVERY: Duration = Duration::from_millis(100);
+
+/// What an attempt is taken to need until the next measurement sees it.
+const BYTES_PER_START: u64 = 1 << 20;
+
+/// Called when an attempt that waited for room may find some now.
+type OnRoom = Box<dyn Fn() + Send + Sync>;
+
+/// The room there is for attempts, and what is taken of it.
+pub struct Room {
+    slots: usize,
+    max_working: usize,
+    started: AtomicUsize,
+    working: AtomicUsize,
+    memory: Memory,
+    /// Somebody was sent away and wants to hear of room.
+    wanted: AtomicBool,
+    on_room: Mutex<Option<OnRoom>>,
+}
+
+/// Why there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoom {
+    /// All slots are taken: the end of an attempt makes room.
+    Slots,
+    /// Enough attempts work: one that ends, or waits for the host, makes room.
+    Working,
+    /// The machine has too little memory: only looking again tells.
+    Memory,
+}
+
+impl Room {
+    /// Room for `slots` attempts of which `max_working` may use the CPU when another is started.
+    pub fn new(slots: usize, max_working: usize, memory: Memory) -> Room {
+        Room {
+            slots,
+            max_working,
+            started: AtomicUsize::new(0),
+            working: AtomicUsize::new(0),
+            memory,
+            wanted: AtomicBool::new(false),
+            on_room: Mutex::new(None),
+        }
+    }
+
+    /// Whom to tell when there is room again, after [`take`](Self::take) found none.
+    pub fn on_room(&self, tell: impl Fn() + Send + Sync + 'static) {
+        *self.on_room.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tell));
+    }
+
+    /// Takes the place of one attempt. Called by one thread only.
+    pub fn take(self: &Arc<Self>) -> Result<Place, NoRoom> {
+        if self.started.load(Ordering::Acquire) >= self.slots {
+            return Err(NoRoom::Slots);
+        }
+        // Announced before the look, so that room made in between is not missed.
+        self.wanted.store(true, Ordering::SeqCst);
+        if self.working.load(Ordering::SeqCst) >= self.max_working {
+            return Err(NoRoom::Working);
+        }
+        self.wanted.store(false, Ordering::SeqCst);
+        if !self.memory.take_for_start() {
+            return Err(NoRoom::Memory);
+        }
+        self.started.fetch_add(1, Ordering::AcqRel);
+        self.working.fetch_add(1, Ordering::SeqCst);
+        Ok(Place { room: self.clone(), working: AtomicBool::new(true), held: AtomicBool::new(true) })
+    }
+
+    /// Whether the machine has memory for a guest to grow by `bytes`.
+    pub fn may_grow(&self, bytes: u64) -> bool {
+        self.memory.may_grow(bytes)
+    }
+
+    /// Attempts that hold a place.
+    pub fn started(&self) -> usize {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// Attempts that use, or wait for, the CPU.
+    pub fn working(&self) -> usize {
+        self.working.load(Ordering::Relaxed)
+    }
+
+    /// How many places there are.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    fn stopped_working(&self) {
+        let before = self.working.fetch_sub(1, Ordering::SeqCst);
+        if before <= self.max_working
+            && self.wanted.swap(false, Ordering::SeqCst)
+            && let Some(tell) = &*self.on_room.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            tell();
+        }
+    }
+}
+
+/// The place of one attempt; dropping it gives it back at the latest.
+pub struct Place {
+    room: Arc<Room>,
+    working: AtomicBool,
+    held: AtomicBool,
+}
+
+impl Place {
+    /// The attempt waits for the host and uses no CPU.
+    pub fn parked(&self) {
+        if self.working.swap(false, Ordering::AcqRel) {
+            self.room.stopped_working();
+        }
+    }
+
+    /// The attempt can go on. It is never held back: it has its memory already.
+    pub fn resumed(&self) {
+        if self.held.load(Ordering::Acquire) && !self.working.swap(true, Ordering::AcqRel) {
+            self.room.working.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Place {
+    /// Gives the place back.
+    pub fn leave(&self) {
+        if self.held.swap(false, Ordering::AcqRel) {
+            self.room.started.fetch_sub(1, Ordering::AcqRel);
+            self.parked();
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// The machine's memory, as far as this process may use it.
+pub struct Memory {
+    reserve: u64,
+    measured: Mutex<Instant>,
+    /// What was available at the last measurement, less what was given out since.
+    left: AtomicU64,
+    measure: fn() -> Option<u64>,
+}
+
+impl Memory {
+    /// Measures the memory of the machine and of this process's control group, and keeps `reserve`
+    /// bytes of it free.
+    pub fn new(reserve: u64) -> Memory {
+        Memory::with(reserve, available)
+    }
+
+    fn with(reserve: u64, measure: fn() -> Option<u64>) -> Memory {
+        let left = AtomicU64::new(measure().unwrap_or(u64::MAX));
+        Memory { reserve, measured: Mutex::new(Instant::now()), left, measure }
+    }
+
+    fn take_for_start(&self) -> bool {
+        self.take(BYTES_PER_START)
+    }
+
+    fn may_grow(&self, bytes: u64) -> bool {
+        self.take(bytes)
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        self.refresh();
+        let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(bytes).filter(|left| *left >= self.reserve)
+        });
+        taken.is_ok()
+    }
+
+    fn refresh(&self) {
+        // Whoever finds the lock taken goes on with the figure there is.
+        if let Ok(mut measured) = self.measured.try_lock()
+            && measured.elapsed() >= MEASURE_EVERY
+        {
+            *measured = Instant::now();
+            self.left.store((self.measure)().unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Bytes that can still be used: the machine's, or the control group's where that is less. `None`
+/// where neither can be read.
+pub fn available() -> Option<u64> {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| meminfo_available(&text));
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| cgroup_available(&text, read));
+    match (machine, groups) {
+        (Some(machine), Some(group)) => Some(machine.min(group)),
+        (machine, group) => machine.or(group),
+    }
+}
+
+fn read(path: &Path) -> Option<String> {
+    std::fs::read_to_string(path).ok()
+}
+
+fn meminfo_available(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What this process's control groups leave, version 2 and version 1: in each the tightest of the
+/// group and the groups above it.
+fn cgroup_available(self_cgroup: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+    let mut tightest = None;
+    for line in self_cgroup.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(group)) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
+        let (root, limit, used, reclaimable) = if controllers.is_empty() {
+            ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file ")
+        } else if controllers.split(',').any(|controller| controller == "memory") {
+            (
+                "/sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file ",
+            )
+        } else {
+            continue;
+        };
+        // A container often sees its own group at the root, whatever path is written here.
+        for dir in Path::new(group).ancestors() {
+            let dir = Path::new(root).join(dir.strip_prefix("/").unwrap_or(dir));
+            let number = |name: &str| read(&dir.join(name))?.trim().parse::<u64>().ok();
+            let (Some(limit), Some(used)) = (number(limit), number(used)) else { continue };
+            // File pages that were not used lately are taken back before anything is killed.
+            let cache = read(&dir.join("memory.stat"))
+                .and_then(|stat| stat.lines().find_map(|line| line.strip_prefix(reclaimable)?.trim().parse().ok()))
+                .unwrap_or(0);
+            let left = limit.saturating_sub(used.saturating_sub(cache));
+            tightest = Some(tightest.map_or(left, |tightest: u64| tightest.min(left)));
+        }
+    }
+    tightest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(slots: usize, max_working: usize) -> Arc<Room> {
+        Arc::new(Room::new(slots, max_working, Memory::with(0, || None)))
+    }
+
+    #[test]
+    fn slots_bound_all_and_working_bounds_those_that_work() {
+        let room = room(3, 1);
+        let first = room.take().ok().unwrap();
+        assert_eq!(room.take().err(), Some(NoRoom::Working));
+        first.parked();
+        let second = room.take().ok().unwrap();
+        second.parked();
+        let third = room.take().ok().unwrap();
+        third.parked();
+        assert_eq!(room.take().err(), Some(NoRoom::Slots), "a sleeping attempt keeps its slot");
+        first.resumed();
+        second.resumed();
+        assert_eq!(room.working(), 2, "who wakes up is never held back");
+        drop((first, second, third));
+        assert_eq!((room.started(), room.working()), (0, 0));
+    }
+
+    #[test]
+    fn who_was_sent_away_hears_of_room_once() {
+        let room = room(3, 1);
+        let told = Arc::new(AtomicUsize::new(0));
+        let tell = told.clone();
+        room.on_room(move || {
+            tell.fetch_add(1, Ordering::SeqCst);
+        });
+        let first = room.take().ok().unwrap();
+        first.parked();
+        assert_eq!(told.load(Ordering::SeqCst), 0, "nobody waits");
+        first.resumed();
+        assert!(room.take().is_err());
+        first.parked();
+        first.resumed();
+        first.parked();
+        assert_eq!(told.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn the_reserve_is_kept() {
+        let memory = Memory::with(BYTES_PER_START, || Some(3 * BYTES_PER_START + 5));
+        assert!(memory.take_for_start());
+        assert!(memory.take_for_start());
+        assert!(!memory.take_for_start());
+        assert!(memory.may_grow(5));
+        assert!(!memory.may_grow(1));
+    }
+
+    #[test]
+    fn meminfo() {
+        assert_eq!(meminfo_available("MemTotal: 8 kB\nMemAvailable:     12 kB\n"), Some(12 * 1024));
+        assert_eq!(meminfo_available("MemTotal: 8 kB\n"), None);
+    }
+
+    #[test]
+    fn cgroup_version_2_takes_the_tightest_of_the_group_and_those_above() {
+        let read = |path: &Path| {
+            Some(
+                match path.to_str().unwrap() {
+                    "/sys/fs/cgroup/a/b/memory.max" => "max\n",
+                    "/sys/fs/cgroup/a/b/memory.current" => "10\n",
+                    "/sys/fs/cgroup/a/memory.max" => "1000\n",
+                    "/sys/fs/cgroup/a/memory.current" => "900\n",
+                    "/sys/fs/cgroup/a/memory.stat" => "active_file 7\ninactive_file 300\n",
+                    _ => return None,
+                }
+                .to_string(),
+            )
+        };
+        assert_eq!(cgroup_available("0::/a/b\n", read), Some(400));
+    }
+
+    #[test]
+    fn cgroup_version_1_and_a_container_that_sees_its_group_at_the_root() {
+        let read = |path: &Path| {
+            Some(
+                match path.to_str().unwrap() {
+                    "/sys/fs/cgroup/memory/memory.limit_in_bytes" => "1000\n",
+                    "/sys/fs/cgroup/memory/memory.usage_in_bytes" => "400\n",
+                    _ => return None,
+                }
+                .to_string(),
+            )
+        };
+        assert_eq!(cgroup_available("5:cpu:/x\n4:memory:/docker/abc\n", read), Some(600));
+        assert_eq!(cgroup_available("5:cpu:/x\n", read), None);
+    }
+}

@@ -1,0 +1,145 @@
+//! The engine: which WebAssembly is taken, and where its memory comes from.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context;
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+/// How often running guests are made to yield, whatever fuel they use.
+const TICK: Duration = Duration::from_millis(5);
+
+/// Kernel memory maps that one attempt takes, of `vm.max_map_count`. Measured with sleeping guests.
+pub const MAPS_PER_SLOT: usize = 6;
+
+/// Address space of one linear memory. 4 GiB need no bounds check: what a 32-bit index can reach
+/// is reserved.
+const MEMORY_RESERVATION: u64 = 4 << 30;
+
+const MEMORY_GUARD: u64 = 32 << 20;
+
+/// What the operator decides.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineSettings {
+    /// Attempts at once.
+    pub slots: usize,
+    /// Most bytes of one linear memory.
+    pub max_memory_bytes: u64,
+}
+
+/// What the machine allows.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolReport {
+    /// Whether slots are set up in advance. If not, every attempt maps its memory anew, which is
+    /// several times slower.
+    pub pooling: bool,
+    /// Whether the kernel tells which pages of a slot were written (Linux 6.7).
+    pub pagemap_scan: bool,
+}
+
+fn base(settings: &EngineSettings) -> Config {
+    let mut config = Config::new();
+    config.consume_fuel(true).epoch_interruption(true);
+    // The default of 2 MiB for a fiber is mostly room that is never touched; 512 KiB for wasm is
+    // what the engine gives by itself.
+    config.max_wasm_stack(512 << 10).async_stack_size(1 << 20);
+    config.memory_reservation(MEMORY_RESERVATION).memory_guard_size(MEMORY_GUARD);
+    config.wasm_backtrace_max_frames(NonZeroUsize::new(16));
+    // What no guest needs is off: each is code that hostile input could reach. Garbage collection
+    // and exceptions also for GHSA-43j2-gcp4-m22g and GHSA-wvgq-g5hf-6gm6, open in 48.0.8.
+    config
+        .wasm_threads(false)
+        .wasm_gc(false)
+        .wasm_function_references(false)
+        .wasm_exceptions(false)
+        .wasm_relaxed_simd(false)
+        .wasm_memory64(false)
+        .wasm_tail_call(false);
+    config.wasm_component_model_async(true);
+    let _ = settings;
+    config
+}
+
+fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
+    let slots = u32::try_from(settings.slots).unwrap_or(u32::MAX);
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(slots)
+        .total_core_instances(slots.saturating_mul(4))
+        .total_memories(slots)
+        .total_tables(slots.saturating_mul(2))
+        .total_stacks(slots)
+        .max_memory_size(usize::try_from(settings.max_memory_bytes).unwrap_or(usize::MAX))
+        .max_core_instance_size(64 << 10)
+        .max_component_instance_size(64 << 10)
+        .max_core_instances_per_component(16)
+        .max_memories_per_component(8)
+        .max_tables_per_component(8)
+        .table_elements(10_000)
+        .max_tables_per_module(2)
+        .max_memories_per_module(1)
+        // Cleared by hand instead of given back to the kernel: unmapping makes all threads wait.
+        .linear_memory_keep_resident(2 << 20)
+        .table_keep_resident(8 << 10)
+        .pagemap_scan(Enabled::Auto)
+        .total_gc_heaps(0);
+    pool
+}
+
+/// Makes the engine with a pool, or without one where the machine cannot hold it.
+pub(super) fn engine(settings: &EngineSettings) -> anyhow::Result<Engine> {
+    let mut config = base(settings);
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(settings)));
+    match Engine::new(&config) {
+        Ok(engine) => {
+            let pagemap_scan = PoolingAllocationConfig::is_pagemap_scan_available();
+            tracing::info!(slots = settings.slots, pagemap_scan, "sandbox ready, slots are pooled");
+            Ok(engine)
+        }
+        Err(error) => {
+            tracing::warn!(
+                slots = settings.slots,
+                error = format!("{error:#}"),
+                "cannot reserve the address space for the slots: every attempt maps its memory anew, which is \
+                 several times slower; lower --max-running, or raise the limit of the address space (ulimit -v)"
+            );
+            let mut config = base(settings);
+            config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+            Engine::new(&config).map_err(anyhow::Error::from).context("cannot create the WebAssembly engine")
+        }
+    }
+}
+
+/// Advances the engine's epoch from a thread of its own, so that nothing a guest does can stop it.
+pub(super) struct Ticker {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    pub(super) fn start(engine: &Engine) -> anyhow::Result<Ticker> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (engine, stopped) = (engine.weak(), stop.clone());
+        let thread = std::thread::Builder::new().name("epoch".into()).spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                std::thread::sleep(TICK);
+                match engine.upgrade() {
+                    Some(engine) => engine.increment_epoch(),
+                    None => break,
+                }
+            }
+        })?;
+        Ok(Ticker { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

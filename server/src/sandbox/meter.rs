@@ -1,0 +1,190 @@
+//! Watches over a running attempt from outside of its future: CPU time, wall-clock time, and
+//! whether somebody wants it stopped.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use futures::task::AtomicWaker;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::runtime::Handle;
+use tokio::time::Sleep;
+
+use crate::limits::Limits;
+use crate::room::Place;
+
+/// Why an attempt is stopped from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stop {
+    /// Somebody canceled or deleted the task.
+    Cancel = 1,
+    /// The server stops.
+    Drain = 2,
+}
+
+/// The handle by which an attempt is stopped, and its place among those that run.
+pub struct Control {
+    stop: AtomicU8,
+    /// Whether the attempt was woken since its last poll began.
+    woken: AtomicBool,
+    task: AtomicWaker,
+    place: Place,
+}
+
+impl Control {
+    /// A handle for the attempt that holds `place`.
+    pub fn new(place: Place) -> Arc<Control> {
+        Arc::new(Control {
+            stop: AtomicU8::new(0),
+            woken: AtomicBool::new(false),
+            task: AtomicWaker::new(),
+            place,
+        })
+    }
+
+    /// Stops the attempt wherever it is. The first reason stays.
+    pub fn stop(self: &Arc<Self>, why: Stop) {
+        let _ = self.stop.compare_exchange(0, why as u8, Ordering::AcqRel, Ordering::Acquire);
+        self.wake_by_ref();
+    }
+
+    /// Gives the place back: the attempt is over and holds nothing any more.
+    pub fn leave(&self) {
+        self.place.leave();
+    }
+
+    fn stopped(&self) -> Option<StoppedBy> {
+        match self.stop.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(StoppedBy::Cancel),
+            _ => Some(StoppedBy::Drain),
+        }
+    }
+}
+
+impl Wake for Control {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            self.place.resumed();
+        }
+        self.task.wake();
+    }
+}
+
+/// Why a future was dropped before it was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StoppedBy {
+    Cancel,
+    Drain,
+    Timeout,
+    Cpu,
+    /// Host code panicked; the message, for the log only.
+    Panic(String),
+}
+
+/// Polls an attempt's future and ends it at the first of: its end, its limits, a stop, a panic.
+pub(super) struct Metered<'a, F> {
+    // Dropped as soon as it is done or stopped, so that nothing of it runs on.
+    future: Pin<Box<F>>,
+    control: &'a Arc<Control>,
+    waker: Waker,
+    timers: &'a Handle,
+    deadline: Instant,
+    // Only once the attempt waits: most end before they ever do.
+    timer: Option<Pin<Box<Sleep>>>,
+    cpu: Duration,
+    max_cpu: Duration,
+}
+
+impl<'a, F: Future> Metered<'a, F> {
+    pub(super) fn new(
+        future: F,
+        control: &'a Arc<Control>,
+        timers: &'a Handle,
+        deadline: Instant,
+        limits: &Limits,
+    ) -> Metered<'a, F> {
+        Metered {
+            future: Box::pin(future),
+            control,
+            waker: Waker::from(control.clone()),
+            timers,
+            deadline,
+            timer: None,
+            cpu: Duration::ZERO,
+            max_cpu: Duration::from_millis(limits.cpu_ms),
+        }
+    }
+
+    fn step(&mut self) -> Poll<Result<F::Output, StoppedBy>> {
+        if let Some(stopped) = self.control.stopped() {
+            return Poll::Ready(Err(stopped));
+        }
+        let before = thread_cpu_time();
+        let future = self.future.as_mut();
+        let waker = &self.waker;
+        let polled =
+            std::panic::catch_unwind(AssertUnwindSafe(|| future.poll(&mut Context::from_waker(waker))));
+        self.cpu += thread_cpu_time().saturating_sub(before);
+        match polled {
+            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+            Ok(Poll::Pending) if self.cpu > self.max_cpu => Poll::Ready(Err(StoppedBy::Cpu)),
+            Ok(Poll::Pending) if Instant::now() >= self.deadline => Poll::Ready(Err(StoppedBy::Timeout)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(panic) => Poll::Ready(Err(StoppedBy::Panic(panic_message(&*panic)))),
+        }
+    }
+}
+
+impl<F: Future> Future for Metered<'_, F> {
+    type Output = (Result<F::Output, StoppedBy>, Duration);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        this.control.task.register(cx.waker());
+        this.control.woken.store(false, Ordering::Release);
+        if let Poll::Ready(result) = this.step() {
+            return Poll::Ready((result, this.cpu));
+        }
+        if this.control.woken.load(Ordering::Acquire) {
+            // It yielded and wants to go on: no need for a timer yet.
+            return Poll::Pending;
+        }
+        let timer = this.timer.get_or_insert_with(|| {
+            let _on = this.timers.enter();
+            Box::pin(tokio::time::sleep_until(this.deadline.into()))
+        });
+        if timer.as_mut().poll(&mut Context::from_waker(&this.waker)).is_ready() {
+            return Poll::Ready((Err(StoppedBy::Timeout), this.cpu));
+        }
+        this.control.place.parked();
+        // A wake that came between the look and the parking found the place still working.
+        if this.control.woken.load(Ordering::Acquire) {
+            this.control.place.resumed();
+        }
+        Poll::Pending
+    }
+}
+
+/// CPU time of this thread so far.
+fn thread_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|message| (*message).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic".to_owned())
+}

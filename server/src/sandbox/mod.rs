@@ -1,0 +1,189 @@
+//! The sandbox: components in, outcomes out. With [`crate::host`] the only place that knows wasmtime.
+
+mod cache;
+mod engine;
+mod meter;
+mod outcome;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wasmtime::Store;
+use wasmtime::component::{Component, InstancePre, Linker};
+
+pub use cache::CodeCache;
+pub use engine::{EngineSettings, MAPS_PER_SLOT, PoolReport};
+pub use meter::{Control, Stop};
+
+use crate::host::blocking_world::BlockingTaskPre;
+use crate::host::log::LogBuffer;
+use crate::host::task_world::TaskPre;
+use crate::host::{self, AttemptOf, Host, Services};
+use crate::limits::Limits;
+use crate::room::Room;
+use crate::task::{AttemptEnd, Digest, Outcome, Usage};
+use engine::Ticker;
+use meter::{Metered, StoppedBy};
+
+/// Fuel between two yields: 50 to 100 µs of work. It bounds how long others wait for their turn,
+/// and what an attempt that is canceled may have burned without being billed.
+const YIELD_FUEL: u64 = 1_000_000;
+
+/// Compiles components and runs attempts.
+pub struct Sandbox {
+    engine: wasmtime::Engine,
+    linker: Linker<Host>,
+    cache: CodeCache,
+    room: Arc<Room>,
+    services: Services,
+    _ticker: Ticker,
+}
+
+/// A component that is compiled and linked, ready for any number of attempts.
+pub struct Program {
+    world: World,
+    /// What it imports, by name.
+    pub imports: Vec<String>,
+    /// What it exports, by name.
+    pub exports: Vec<String>,
+}
+
+/// Which of the two worlds a component is built for.
+enum World {
+    Task(TaskPre<Host>),
+    Blocking(BlockingTaskPre<Host>),
+}
+
+/// One attempt, as the executor wants it run.
+pub struct Attempt<'a> {
+    /// Which it is.
+    pub of: AttemptOf,
+    /// Its input.
+    pub input: &'a str,
+    /// Its limits.
+    pub limits: Limits,
+    /// Where its log goes.
+    pub log: LogBuffer,
+    /// How it is stopped from outside.
+    pub control: &'a Arc<Control>,
+    /// How long it waited before it started, for its receipt.
+    pub queue: Duration,
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq)]
+pub enum RunEnd {
+    /// The attempt ended.
+    Ended(AttemptEnd),
+    /// The attempt is to be given back: the server stops, or there was no room for it after all.
+    GiveBack,
+}
+
+impl Sandbox {
+    /// A sandbox with an engine of its own.
+    pub fn new(
+        settings: &EngineSettings,
+        cache: CodeCache,
+        room: Arc<Room>,
+        services: Services,
+    ) -> anyhow::Result<Sandbox> {
+        let engine = engine::engine(settings)?;
+        let mut linker = Linker::new(&engine);
+        host::add_to_linker(&mut linker)?;
+        let ticker = Ticker::start(&engine)?;
+        Ok(Sandbox { engine, linker, cache, room, services, _ticker: ticker })
+    }
+
+    /// Compiles a component, or takes it from the cache, and links it. Blocks for as long as that takes.
+    pub fn load(&self, digest: Digest, bytes: &[u8]) -> anyhow::Result<Program> {
+        let component = self.cache.get_or_compile(&self.engine, digest, bytes)?;
+        let ty = component.component_type();
+        let names = |items: &mut dyn Iterator<Item = &str>| items.map(str::to_owned).collect();
+        let imports = names(&mut ty.imports(&self.engine).map(|(name, _)| name));
+        let exports = names(&mut ty.exports(&self.engine).map(|(name, _)| name));
+        let world = self.link(&component)?;
+        Ok(Program { world, imports, exports })
+    }
+
+    fn link(&self, component: &Component) -> anyhow::Result<World> {
+        let linked: InstancePre<Host> = self.linker.instantiate_pre(component)?;
+        let as_task = match TaskPre::new(linked.clone()) {
+            Ok(pre) => return Ok(World::Task(pre)),
+            Err(error) => error,
+        };
+        match BlockingTaskPre::new(linked) {
+            Ok(pre) => Ok(World::Blocking(pre)),
+            Err(as_blocking) => Err(anyhow::anyhow!(
+                "the component is of neither world: as `task`: {as_task:#}; as `blocking-task`: {as_blocking:#}"
+            )),
+        }
+    }
+
+    /// Runs an attempt in a store of its own, from nothing to its outcome and receipt.
+    pub async fn run(&self, program: &Program, attempt: Attempt<'_>) -> RunEnd {
+        let Attempt { of, input, limits, log, control, queue } = attempt;
+        let started = Instant::now();
+        let timeout = Duration::from_millis(limits.timeout_ms);
+        let deadline = started + timeout;
+        let host = Host::new(self.services.clone(), self.room.clone(), of, &limits, deadline, log.clone());
+        let mut store = Store::new(&self.engine, host);
+        if let Err(error) = prepare(&mut store, &limits) {
+            return RunEnd::Ended(outcome::host_failure(&error, Usage::default()));
+        }
+
+        let metered = Metered::new(call(program, &mut store, input), control, &self.services.timers, deadline, &limits);
+        let (result, cpu) = metered.await;
+
+        let usage = Usage {
+            fuel: limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0)),
+            cpu_ms: cpu.as_secs_f64() * 1000.0,
+            wall_ms: started.elapsed().as_secs_f64() * 1000.0,
+            queue_ms: queue.as_secs_f64() * 1000.0,
+            peak_memory_bytes: store.data().memory.peak(),
+            host_calls: store.data().calls(),
+            io_bytes: store.data().io_bytes(),
+            log_bytes: log.bytes(),
+        };
+        let outcome = match result {
+            Ok(Ok(output)) => outcome::of_output(output, &limits),
+            Ok(Err(error)) => match outcome::of_error(&error, store.data().refused_memory(), &limits) {
+                Some(error) => Outcome::Failed(error),
+                None => return RunEnd::GiveBack,
+            },
+            Err(StoppedBy::Drain) => return RunEnd::GiveBack,
+            Err(stopped) => Outcome::Failed(outcome::of_stop(stopped, &limits)),
+        };
+        RunEnd::Ended(AttemptEnd { outcome, usage, progress: store.data().progress() })
+    }
+}
+
+fn prepare(store: &mut Store<Host>, limits: &Limits) -> wasmtime::Result<()> {
+    store.limiter(|host| &mut host.memory);
+    store.set_fuel(limits.fuel)?;
+    store.fuel_async_yield_interval(Some(YIELD_FUEL))?;
+    // Every tick, besides: some instructions take long for the fuel they cost, and host calls cost none.
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_async_yield_and_update(1);
+    // One call's arguments or results can be no larger than the memory they lie in.
+    store.set_hostcall_fuel(usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX));
+    let handles = store.data().max_handles();
+    store.set_max_component_handles(handles);
+    Ok(())
+}
+
+/// What `run` returned, as long as the guest lived to return it.
+type Returned = Result<String, outcome::Failure>;
+
+async fn call(program: &Program, store: &mut Store<Host>, input: &str) -> wasmtime::Result<Returned> {
+    match &program.world {
+        World::Task(pre) => {
+            let task = pre.instantiate_async(&mut *store).await?;
+            let input = input.to_owned();
+            store.run_concurrent(async |accessor| task.call_run(accessor, input).await).await?
+        }
+        World::Blocking(pre) => {
+            let task = pre.instantiate_async(&mut *store).await?;
+            task.call_run(&mut *store, input).await
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Puts the parts together, serves, and takes them apart again.
+
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api;
+use crate::config::Config;
+use crate::executor::Executor;
+use crate::host::Services;
+use crate::host::live::LiveAttempts;
+use crate::manager::{Core, CoreSettings, Manager};
+use crate::objects::{ObjectLimits, Objects};
+use crate::registry::Registry;
+use crate::room::{self, Memory, Room};
+use crate::sandbox::{CodeCache, EngineSettings, MAPS_PER_SLOT, Sandbox};
+use crate::store::{self, DataDir, Quota};
+use crate::types_at_start;
+
+/// Kernel memory maps left for everything that is not an attempt.
+const MAPS_RESERVED: usize = 4_000;
+
+/// Attempts that may work at once, for each core.
+const WORKING_PER_CORE: usize = 16;
+
+/// Connections that read the database.
+const READERS: usize = 4;
+
+/// Serves until a signal ends it.
+pub fn serve(config: Config) -> anyhow::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let data_dir = DataDir::open(&config.data_dir)?;
+    let (mut writer, readers) = store::open(&data_dir.path, READERS)?;
+    let (defaults, ceiling) = (config.defaults.limits(), config.ceilings.limits());
+
+    // Two runtimes: what a guest does to the one cannot delay a request or a timer on the other.
+    let api_threads = runtime("api", cores, 61)?;
+    let guest_threads = runtime("guest", config.guest_threads.map_or(cores, |threads| threads as usize), 1)?;
+
+    let slots = slots(config.max_running as usize);
+    let working = config.max_working.map_or(cores * WORKING_PER_CORE, |working| working as usize);
+    let reserve = config.memory_reserve.unwrap_or_else(|| room::available().unwrap_or(0) / 10);
+    let room = Arc::new(Room::new(slots, working, Memory::new(reserve)));
+
+    let registry = Arc::new(Registry::default());
+    let live = Arc::new(LiveAttempts::default());
+    let (manager, inbox) = Manager::new(readers.clone(), registry.clone(), live.clone(), defaults, ceiling);
+    let quota = Quota { objects: config.object_quota_count, bytes: config.object_quota_bytes };
+    let objects =
+        Objects::new(manager.clone(), readers, ObjectLimits { max_bytes: config.max_object_bytes, quota });
+    let services = Services { objects: objects.clone(), timers: api_threads.handle().clone(), live };
+
+    let settings = EngineSettings { slots, max_memory_bytes: ceiling.memory_bytes };
+    let cache = CodeCache::open(data_dir.path.join("compiled"))?;
+    let sandbox = Arc::new(Sandbox::new(&settings, cache, room.clone(), services)?);
+    types_at_start::store(&mut writer, config.components.as_deref())?;
+    types_at_start::load(&mut writer, &sandbox, &registry)?;
+
+    let (logs, full_logs) = tokio::sync::mpsc::unbounded_channel();
+    api_threads.spawn(manager.clone().store_logs(full_logs));
+    let on_line = Arc::new(move |buffer: &crate::host::log::LogBuffer| {
+        let _ = logs.send(buffer.clone());
+    });
+    let reports = manager.clone();
+    let executor =
+        Executor::new(guest_threads.handle().clone(), sandbox, on_line, move |report| reports.report(report));
+    let told = manager.clone();
+    room.on_room(move || told.room());
+    let core_settings = CoreSettings { defaults, ceiling, max_interruptions: config.max_interruptions };
+    let core = Core::new(writer, room, registry, executor, core_settings)?;
+    let core_thread =
+        std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
+
+    let served = api_threads.block_on(serve_api(&config, manager.clone(), objects));
+    // Also where serving failed: what runs is put back, and what was said is on the disk.
+    manager.drain(Duration::ZERO);
+    let _ = core_thread.join();
+    guest_threads.shutdown_background();
+    api_threads.shutdown_timeout(Duration::from_secs(1));
+    served
+}
+
+async fn serve_api(config: &Config, manager: Manager, objects: Objects) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listener = tokio::net::TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}: choose another address with --listen", config.listen))?;
+    let address = listener.local_addr()?;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let server = tokio::spawn(api::serve(
+        listener,
+        api::ServerSettings {
+            max_connections: config.max_connections as usize,
+            client_timeout: Duration::from_millis(config.client_timeout),
+        },
+        api::App { manager: manager.clone(), objects, max_input_bytes: config.ceilings.max_input_bytes },
+        stopped,
+    ));
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "taskcell listening on http://{address}")?;
+    stdout.flush()?;
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let grace = Duration::from_millis(config.drain_timeout);
+    tracing::info!(?grace, "stopping: no new tasks; a second signal ends the server at once");
+    manager.drain(grace);
+    let drained = async {
+        while !manager.is_drained() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let _ = stop.send(true);
+        let _ = server.await;
+    };
+    tokio::select! {
+        () = drained => Ok(()),
+        _ = terminate.recv() => std::process::exit(0),
+        _ = interrupt.recv() => std::process::exit(0),
+    }
+}
+
+fn runtime(name: &'static str, threads: usize, event_interval: u32) -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .event_interval(event_interval)
+        .enable_all()
+        .build()
+        .with_context(|| format!("cannot start the {name} threads"))
+}
+
+/// How many attempts the kernel's limit of memory maps allows, if that is less than asked for.
+fn slots(asked: usize) -> usize {
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count")
+        .ok()
+        .and_then(|text| text.trim().parse::<usize>().ok());
+    let Some(limit) = limit else { return asked };
+    let allowed = (limit.saturating_sub(MAPS_RESERVED) / MAPS_PER_SLOT).max(1);
+    if allowed < asked {
+        let needed = asked * MAPS_PER_SLOT + MAPS_RESERVED;
+        tracing::warn!(
+            max_map_count = limit,
+            asked,
+            allowed,
+            "the system allows fewer tasks at once than --max-running asks for: `sysctl vm.max_map_count={needed}` \
+             allows them all"
+        );
+    }
+    allowed.min(asked)
+}

@@ -1,0 +1,174 @@
+//! What lasts: one SQLite database in the data directory. The only module that knows SQL.
+//!
+//! One [`Writer`], owned by the manager's thread, makes every change, many of them in one
+//! transaction; [`Readers`] read beside it, each in a snapshot. The store decides nothing: it
+//! writes down what the manager and the state machine decided.
+
+mod error;
+mod read;
+mod rows;
+mod write;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rusqlite::{Connection, OpenFlags};
+
+pub use error::StoreError;
+pub use read::{ListFilter, ObjectMeta, Readers, TaskSummary};
+pub use rows::StoredType;
+pub use write::{ObjectWrite, Precondition, Quota, Writer};
+
+/// Says that a file is a taskcell database ("tcel").
+const APPLICATION_ID: i32 = 0x7463_656c;
+
+/// The schema's changes in order; the version of a database is how many of them it has. A change
+/// that was released is never edited.
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+
+/// How long the start may spend on looking for damage. A small database is read whole.
+const CHECK_TIME: Duration = Duration::from_millis(250);
+
+/// Opens the database in `dir`, creates it, or brings it up to date.
+///
+/// A file that is damaged, that a newer taskcell wrote, or that is no taskcell database is refused
+/// before anything is written to it.
+pub fn open(dir: &Path, readers: usize) -> anyhow::Result<(Writer, Readers)> {
+    let path = dir.join("taskcell.db");
+    if path.exists() {
+        inspect(&path)?;
+    }
+    let mut conn = Connection::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    configure_writer(&conn)?;
+    migrate(&mut conn).with_context(|| format!("cannot prepare the database {}", path.display()))?;
+    // The name of a new database must survive a power loss, too.
+    sync_dir(dir)?;
+    let writer = Writer::new(conn)?;
+    let readers = Readers::open(&path, readers)?;
+    Ok((writer, readers))
+}
+
+fn configure_writer(conn: &Connection) -> anyhow::Result<()> {
+    conn.set_prepared_statement_cache_capacity(64);
+    // FULL: a commit is on the disk before anything is answered. Checkpoints are the writer's own
+    // (Writer::checkpoint), so that none delays an answer.
+    conn.execute_batch(
+        "PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = FULL;
+         PRAGMA wal_autocheckpoint = 0;
+         PRAGMA journal_size_limit = 67108864;
+         PRAGMA foreign_keys = ON;
+         PRAGMA temp_store = MEMORY;
+         PRAGMA cache_size = -65536;
+         PRAGMA busy_timeout = 5000;",
+    )?;
+    let mode: String = conn.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+    if mode != "wal" {
+        bail!("the database cannot use a write-ahead log here (journal mode {mode}): is it on a network file system?");
+    }
+    Ok(())
+}
+
+/// Looks at an existing file without changing it.
+fn inspect(path: &Path) -> anyhow::Result<()> {
+    let shown = path.display();
+    let damaged = || {
+        format!(
+            "the database {shown} is damaged and was left as it is: restore a backup, or move the file away to start \
+             with an empty one"
+        )
+    };
+    let mut conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        .with_context(|| format!("cannot read {shown}"))?;
+    let length = std::fs::metadata(path)?.len();
+    let version: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0)).with_context(damaged)?;
+    let application: i64 = conn.query_row("PRAGMA application_id", [], |row| row.get(0)).with_context(damaged)?;
+    let tables: i64 =
+        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).with_context(damaged)?;
+    if tables == 0 && version == 0 {
+        // Nothing was committed yet: the process ended in its very first start.
+        return Ok(());
+    }
+    if application != i64::from(APPLICATION_ID) {
+        bail!("{shown} is not a taskcell database; it was left as it is");
+    }
+    if version > MIGRATIONS.len() as i64 {
+        bail!(
+            "the database {shown} was written by a newer taskcell (schema {version}, this one knows {}); it was left \
+             as it is: start the newer version",
+            MIGRATIONS.len()
+        );
+    }
+    if !path.with_extension("db-wal").exists() {
+        let pages: u64 = conn.query_row("PRAGMA page_count", [], |row| row.get(0)).with_context(damaged)?;
+        let page_size: u64 = conn.query_row("PRAGMA page_size", [], |row| row.get(0)).with_context(damaged)?;
+        if length < pages.saturating_mul(page_size) {
+            bail!("{}: it is shorter than it should be", damaged());
+        }
+    }
+    let started = Instant::now();
+    conn.progress_handler(10_000, Some(move || started.elapsed() > CHECK_TIME))?;
+    let found: rusqlite::Result<String> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
+    conn.progress_handler(0, None::<fn() -> bool>)?;
+    match found {
+        Ok(found) if found == "ok" => Ok(()),
+        Ok(found) => bail!("{}: {found}", damaged()),
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => Ok(()),
+        Err(error) => Err(error).with_context(damaged),
+    }
+}
+
+fn migrate(conn: &mut Connection) -> anyhow::Result<()> {
+    let tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let version: usize = tx.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if version < MIGRATIONS.len() {
+        for migration in &MIGRATIONS[version..] {
+            tx.execute_batch(migration)?;
+        }
+        tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+        tx.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
+    }
+    tx.commit()?;
+    Ok(())
+}
+
+/// Makes the names in a directory last.
+pub fn sync_dir(dir: &Path) -> anyhow::Result<()> {
+    std::fs::File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .with_context(|| format!("cannot sync the directory {}", dir.display()))
+}
+
+/// Holds the data directory for this process until it is dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    /// Where it is.
+    pub path: PathBuf,
+    _lock: std::fs::File,
+}
+
+impl DataDir {
+    /// Creates the directory if need be and takes its lock; another process that holds it is an error.
+    pub fn open(path: &Path) -> anyhow::Result<DataDir> {
+        std::fs::create_dir_all(path)
+            .with_context(|| format!("cannot create the data directory {}", path.display()))?;
+        let lock_path = path.join("lock");
+        let lock = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .with_context(|| format!("cannot write in the data directory {}", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(DataDir { path: path.to_path_buf(), _lock: lock }),
+            Err(std::fs::TryLockError::WouldBlock) => bail!(
+                "another taskcell serves the data directory {}: stop it first, or choose another --data-dir",
+                path.display()
+            ),
+            Err(std::fs::TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", lock_path.display()))
+            }
+        }
+    }
+}

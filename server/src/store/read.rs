@@ -1,0 +1,289 @@
+//! Reading beside the writer.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params, params_from_iter};
+use tokio::sync::Semaphore;
+
+use super::StoreError;
+use super::rows::{self, TASK_COLUMNS};
+use crate::host::log::{LogLevel, LogLine};
+use crate::task::{Digest, ErrorKind, Status, Task, TaskId, Timestamp};
+
+/// A read that takes longer is given up: it would keep the write-ahead log from being emptied.
+const READ_TIME: Duration = Duration::from_secs(2);
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// Which tasks a list holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListFilter {
+    /// Only of this status.
+    pub status: Option<Status>,
+    /// Only of this type.
+    pub task_type: Option<String>,
+    /// Only failed in this way.
+    pub error_kind: Option<ErrorKind>,
+    /// Only created after this time.
+    pub created_after: Option<Timestamp>,
+    /// Only created before this time.
+    pub created_before: Option<Timestamp>,
+}
+
+/// What a list says of a task: all of it but its input and output, which are empty here.
+pub type TaskSummary = Task;
+
+/// What is known of an object without its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectMeta {
+    /// Its name.
+    pub name: String,
+    /// Its strong entity tag, without the quotes.
+    pub etag: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was written.
+    pub updated_at: Timestamp,
+}
+
+/// Connections that read, each in a snapshot of what was committed when the read began.
+#[derive(Clone, Debug)]
+pub struct Readers(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    // A std mutex: it is held to pop and to push only.
+    free: Mutex<Vec<Connection>>,
+    permits: Semaphore,
+}
+
+impl Readers {
+    pub(super) fn open(path: &Path, count: usize) -> anyhow::Result<Readers> {
+        let mut free = Vec::with_capacity(count);
+        for _ in 0..count {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let conn = Connection::open_with_flags(path, flags)?;
+            conn.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8192;")?;
+            conn.set_prepared_statement_cache_capacity(32);
+            free.push(conn);
+        }
+        Ok(Readers(Arc::new(Inner { permits: Semaphore::new(count), free: Mutex::new(free) })))
+    }
+
+    /// Runs `read` on a thread that may block.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = self.0.clone();
+        let pool_closed = || StoreError::Failed(rusqlite::Error::InvalidQuery);
+        let permit = Semaphore::acquire(&inner.permits).await.map_err(|_| pool_closed())?;
+        permit.forget();
+        let mut lent = Lent { inner, conn: None };
+        let done = tokio::task::spawn_blocking(move || {
+            let free = lent.inner.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let conn = lent.conn.insert(free.ok_or_else(pool_closed)?);
+            let started = Instant::now();
+            conn.progress_handler(10_000, Some(move || started.elapsed() > READ_TIME))?;
+            read(&*conn).map_err(StoreError::from)
+        });
+        done.await.map_err(|_| pool_closed())?
+    }
+
+    /// The tenant's task.
+    pub async fn task(&self, tenant: Arc<str>, id: TaskId) -> Result<Option<Task>> {
+        self.read(move |conn| {
+            let sql = format!("SELECT {TASK_COLUMNS} FROM task WHERE id = ?1 AND tenant = ?2");
+            conn.prepare_cached(&sql)?.query_row(params![id, &*tenant], rows::task).optional()
+        })
+        .await
+    }
+
+    /// The tenant's tasks that match, newest first, from before `before` on.
+    pub async fn list(
+        &self,
+        tenant: Arc<str>,
+        filter: ListFilter,
+        before: Option<TaskId>,
+        limit: usize,
+    ) -> Result<Vec<TaskSummary>> {
+        self.read(move |conn| {
+            // Input and output may be large and are not part of a list.
+            let columns = TASK_COLUMNS.replace(" input, output,", " '', NULL,");
+            let mut sql = format!("SELECT {columns} FROM task WHERE tenant = ?");
+            let mut values: Vec<Box<dyn rusqlite::ToSql>> = vec![Box::new(tenant.to_string())];
+            if let Some(status) = filter.status {
+                sql.push_str(" AND status = ?");
+                values.push(Box::new(status));
+                if status != Status::Completed {
+                    sql.push_str(" AND status <> 2");
+                }
+            } else if filter.error_kind.is_some() {
+                // Only these have one; an index holds them.
+                sql.push_str(" AND status IN (0, 1, 3) AND status <> 2");
+            }
+            if let Some(task_type) = filter.task_type {
+                sql.push_str(" AND task_type = ?");
+                values.push(Box::new(task_type));
+            }
+            if let Some(kind) = filter.error_kind {
+                sql.push_str(" AND error_kind = ?");
+                values.push(Box::new(kind));
+            }
+            if let Some(after) = filter.created_after {
+                sql.push_str(" AND id >= ?");
+                values.push(Box::new(first_id_at(Timestamp(after.0.saturating_add(1)))));
+            }
+            if let Some(created_before) = filter.created_before {
+                sql.push_str(" AND id < ?");
+                values.push(Box::new(first_id_at(created_before)));
+            }
+            if let Some(before) = before {
+                sql.push_str(" AND id < ?");
+                values.push(Box::new(before));
+            }
+            sql.push_str(" ORDER BY id DESC LIMIT ?");
+            values.push(Box::new(limit as i64));
+            let mut statement = conn.prepare_cached(&sql)?;
+            statement.query_map(params_from_iter(values), rows::task)?.collect()
+        })
+        .await
+    }
+
+    /// Lines of a task's log after line `after`, each with its number; `None` where there is no such task.
+    pub async fn log(
+        &self,
+        tenant: Arc<str>,
+        id: TaskId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Option<Vec<(u64, u32, LogLine)>>> {
+        self.read(move |conn| {
+            let exists = conn
+                .prepare_cached("SELECT 1 FROM task WHERE id = ?1 AND tenant = ?2")?
+                .exists(params![id, &*tenant])?;
+            if !exists {
+                return Ok(None);
+            }
+            let mut statement = conn.prepare_cached(
+                "SELECT seq, attempt, at, level, message FROM log WHERE task = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+            )?;
+            let after = i64::try_from(after).unwrap_or(i64::MAX);
+            let lines = statement.query_map(params![id, after, limit as i64], |row| {
+                let level = LogLevel::from_number(row.get(3)?);
+                Ok((row.get(0)?, row.get(1)?, LogLine { at: row.get(2)?, level, message: row.get(4)? }))
+            })?;
+            lines.collect::<rusqlite::Result<_>>().map(Some)
+        })
+        .await
+    }
+
+    /// An object with its data. One that is larger than `max_bytes` comes without: `Err` of its size.
+    #[expect(clippy::type_complexity, reason = "absent, too large and present are three different answers")]
+    pub async fn object(
+        &self,
+        tenant: Arc<str>,
+        name: String,
+        max_bytes: u64,
+    ) -> Result<Option<std::result::Result<(ObjectMeta, Vec<u8>), u64>>> {
+        self.read(move |conn| {
+            // One statement, so that the size that was checked is the size of the data that is read.
+            conn.prepare_cached(
+                "SELECT name, etag, size, updated_at, CASE WHEN size <= ?3 THEN data END
+                 FROM object WHERE tenant = ?1 AND name = ?2",
+            )?
+            .query_row(params![&*tenant, name, i64::try_from(max_bytes).unwrap_or(i64::MAX)], |row| {
+                let meta = object_meta(row)?;
+                Ok(match row.get::<_, Option<Vec<u8>>>(4)? {
+                    Some(data) => Ok((meta, data)),
+                    None => Err(meta.size),
+                })
+            })
+            .optional()
+        })
+        .await
+    }
+
+    /// What is known of an object.
+    pub async fn object_meta(&self, tenant: Arc<str>, name: String) -> Result<Option<ObjectMeta>> {
+        self.read(move |conn| {
+            conn.prepare_cached("SELECT name, etag, size, updated_at FROM object WHERE tenant = ?1 AND name = ?2")?
+                .query_row(params![&*tenant, name], object_meta)
+                .optional()
+        })
+        .await
+    }
+
+    /// Objects whose names start with `prefix`, in byte order, after `after`.
+    pub async fn objects(
+        &self,
+        tenant: Arc<str>,
+        prefix: String,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<Vec<ObjectMeta>> {
+        self.read(move |conn| {
+            let mut statement = conn.prepare_cached(
+                "SELECT name, etag, size, updated_at FROM object
+                 WHERE tenant = ?1 AND name >= ?2 AND name > ?3 ORDER BY name",
+            )?;
+            let after = after.unwrap_or_default();
+            let rows = statement.query_map(params![&*tenant, prefix, after], object_meta)?;
+            let mut found = Vec::new();
+            // Names with the prefix are neighbours: the first without it ends the list.
+            for meta in rows {
+                let meta = meta?;
+                if found.len() == limit || !meta.name.starts_with(&prefix) {
+                    break;
+                }
+                found.push(meta);
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// The versions of a task type, newest first, with the time of their first storing.
+    pub async fn versions(&self, tenant: Arc<str>, name: String) -> Result<Vec<(Digest, Timestamp)>> {
+        self.read(move |conn| {
+            let mut statement = conn.prepare_cached(
+                "SELECT component, created_at FROM task_type_version WHERE tenant = ?1 AND name = ?2
+                 ORDER BY created_at DESC, component",
+            )?;
+            statement.query_map(params![&*tenant, name], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        })
+        .await
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        self.read(|conn| conn.query_row("SELECT 1", [], |_| Ok(()))).await
+    }
+}
+
+/// A place among the readers. The blocking thread holds it, not the caller, who may go away.
+struct Lent {
+    inner: Arc<Inner>,
+    conn: Option<Connection>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(conn) = self.conn.take() {
+            self.inner.free.lock().unwrap_or_else(PoisonError::into_inner).push(conn);
+        }
+        self.inner.permits.add_permits(1);
+    }
+}
+
+fn object_meta(row: &rusqlite::Row<'_>) -> rusqlite::Result<ObjectMeta> {
+    Ok(ObjectMeta { name: row.get(0)?, etag: row.get(1)?, size: row.get(2)?, updated_at: row.get(3)? })
+}
+
+/// The smallest UUIDv7 of that millisecond (RFC 9562, section 5.7).
+fn first_id_at(at: Timestamp) -> TaskId {
+    let millis = u64::try_from(at.0).unwrap_or(0).min((1 << 48) - 1);
+    TaskId(uuid::Uuid::from_u128((u128::from(millis) << 80) | (0x7 << 76) | (0x8 << 60)))
+}

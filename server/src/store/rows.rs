@@ -1,0 +1,208 @@
+//! Rows to values and back.
+
+use std::sync::Arc;
+
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, Type, ValueRef};
+use rusqlite::{Row, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::limits::LimitOverrides;
+use crate::schedule;
+use crate::task::{Digest, ErrorKind, Status, Task, TaskId, Timestamp, Usage};
+
+/// A task type as it is stored.
+#[derive(Clone, Debug)]
+pub struct StoredType {
+    /// Whose it is; empty for the types that all tenants share.
+    pub tenant: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its current version.
+    pub component: Digest,
+    /// Its own limits.
+    pub limits: LimitOverrides,
+}
+
+impl ToSql for TaskId {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(ValueRef::Blob(self.0.as_bytes())))
+    }
+}
+
+impl FromSql for TaskId {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        uuid::Uuid::from_slice(value.as_blob()?).map(TaskId).map_err(FromSqlError::other)
+    }
+}
+
+impl ToSql for Digest {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(ValueRef::Blob(&self.0)))
+    }
+}
+
+impl FromSql for Digest {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_blob()?.try_into().map(Digest).map_err(FromSqlError::other)
+    }
+}
+
+impl ToSql for Timestamp {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        self.0.to_sql()
+    }
+}
+
+impl FromSql for Timestamp {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        i64::column_result(value).map(Timestamp)
+    }
+}
+
+impl ToSql for Status {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok((*self as i64).into())
+    }
+}
+
+impl FromSql for Status {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let number = i64::column_result(value)?;
+        usize::try_from(number)
+            .ok()
+            .and_then(|index| Status::ALL.get(index).copied())
+            .ok_or(FromSqlError::OutOfRange(number))
+    }
+}
+
+impl ToSql for ErrorKind {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.name().into())
+    }
+}
+
+impl FromSql for ErrorKind {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let name = value.as_str()?;
+        ErrorKind::ALL.into_iter().find(|kind| kind.name() == name).ok_or(FromSqlError::InvalidType)
+    }
+}
+
+/// A column that holds a value as JSON.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: Serialize> ToSql for Json<T> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        serde_json::to_string(&self.0)
+            .map(ToSqlOutput::from)
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+    }
+}
+
+impl<T: DeserializeOwned> FromSql for Json<T> {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        serde_json::from_str(value.as_str()?).map(Json).map_err(FromSqlError::other)
+    }
+}
+
+/// The columns of a whole task, in the order of [`task`] and [`insert`].
+pub(super) const TASK_COLUMNS: &str = "id, tenant, task_type, component, status, rank, priority, created_at, \
+     started_at, finished_at, attempt, interruptions, limits, input, output, progress, error_kind, error, usage, \
+     usage_total";
+
+/// How a task is inserted.
+pub(super) const INSERT_TASK: &str = "INSERT INTO task (id, tenant, task_type, component, status, rank, priority, \
+     created_at, started_at, finished_at, attempt, interruptions, limits, input, output, progress, error_kind, error, \
+     usage, usage_total) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)";
+
+/// How the columns that change are written.
+pub(super) const UPDATE_TASK: &str = "UPDATE task SET status = ?2, started_at = ?3, finished_at = ?4, attempt = ?5, \
+     interruptions = ?6, output = ?7, progress = ?8, error_kind = ?9, error = ?10, usage = ?11, usage_total = ?12 \
+     WHERE id = ?1";
+
+fn usage_total(task: &Task) -> Option<Json<&Usage>> {
+    // The total of a single attempt is its usage: written once only.
+    (task.usage.as_ref() != Some(&task.usage_total) && task.usage_total != Usage::default())
+        .then_some(Json(&task.usage_total))
+}
+
+pub(super) fn insert(statement: &mut rusqlite::CachedStatement<'_>, task: &Task) -> rusqlite::Result<usize> {
+    statement.execute(params![
+        task.id,
+        &*task.tenant,
+        &*task.task_type,
+        task.component,
+        task.status,
+        schedule::rank(task.created_at, task.priority),
+        task.priority,
+        task.created_at,
+        task.started_at,
+        task.finished_at,
+        task.attempt,
+        task.interruptions,
+        (task.limits != LimitOverrides::default()).then_some(Json(task.limits)),
+        &*task.input,
+        task.output.as_deref(),
+        task.progress.as_ref().map(Json),
+        task.error.as_ref().map(|error| error.kind),
+        task.error.as_ref().map(Json),
+        task.usage.as_ref().map(Json),
+        usage_total(task),
+    ])
+}
+
+pub(super) fn update(statement: &mut rusqlite::CachedStatement<'_>, task: &Task) -> rusqlite::Result<usize> {
+    statement.execute(params![
+        task.id,
+        task.status,
+        task.started_at,
+        task.finished_at,
+        task.attempt,
+        task.interruptions,
+        task.output.as_deref(),
+        task.progress.as_ref().map(Json),
+        task.error.as_ref().map(|error| error.kind),
+        task.error.as_ref().map(Json),
+        task.usage.as_ref().map(Json),
+        usage_total(task),
+    ])
+}
+
+fn json<T: DeserializeOwned>(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<T>> {
+    Ok(row.get::<_, Option<Json<T>>>(index)?.map(|json| json.0))
+}
+
+fn text(row: &Row<'_>, index: usize) -> rusqlite::Result<Arc<str>> {
+    row.get_ref(index)?
+        .as_str()
+        .map(Arc::from)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(index, Type::Text, Box::new(error)))
+}
+
+/// A whole task from a row of [`TASK_COLUMNS`].
+pub(super) fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
+    let usage: Option<Usage> = json(row, 18)?;
+    let total: Option<Usage> = json(row, 19)?;
+    Ok(Task {
+        id: row.get(0)?,
+        tenant: text(row, 1)?,
+        task_type: text(row, 2)?,
+        component: row.get(3)?,
+        status: row.get(4)?,
+        priority: row.get(6)?,
+        created_at: row.get(7)?,
+        started_at: row.get(8)?,
+        finished_at: row.get(9)?,
+        attempt: row.get(10)?,
+        interruptions: row.get(11)?,
+        limits: json(row, 12)?.unwrap_or_default(),
+        input: text(row, 13)?,
+        output: row.get::<_, Option<String>>(14)?.map(Arc::from),
+        progress: json(row, 15)?,
+        error: json(row, 17)?,
+        usage_total: total.or_else(|| usage.clone()).unwrap_or_default(),
+        usage,
+    })
+}

@@ -1,0 +1,320 @@
+//! The one connection that writes.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::StoreError;
+use super::rows::{self, INSERT_TASK, Json, StoredType, TASK_COLUMNS, UPDATE_TASK};
+use crate::clock;
+use crate::host::log::LogLine;
+use crate::limits::LimitOverrides;
+use crate::task::{Digest, Status, Task, TaskId};
+
+/// Pages the write-ahead log may have before the writer moves them into the database: 16 MiB.
+const CHECKPOINT_PAGES: u64 = 4096;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// How much a tenant may keep in objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// How many objects.
+    pub objects: u64,
+    /// How many bytes in all of them together.
+    pub bytes: u64,
+}
+
+/// What must hold for a write of an object to happen (RFC 9110, section 13.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// Nothing.
+    None,
+    /// `If-Match` with these entity tags.
+    Match(Vec<String>),
+    /// `If-Match: *`.
+    Exists,
+    /// `If-None-Match: *`.
+    Absent,
+}
+
+impl Precondition {
+    fn holds(&self, current: Option<&str>) -> bool {
+        match self {
+            Precondition::None => true,
+            Precondition::Match(tags) => current.is_some_and(|current| tags.iter().any(|tag| tag == current)),
+            Precondition::Exists => current.is_some(),
+            Precondition::Absent => current.is_none(),
+        }
+    }
+}
+
+/// What became of a write of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectWrite {
+    /// There is a new object.
+    Created,
+    /// There was one before.
+    Replaced,
+    /// It is gone.
+    Removed,
+    /// There is none of that name.
+    NotFound,
+    /// The precondition does not hold; nothing changed.
+    PreconditionFailed,
+    /// The tenant's quota of objects or bytes does not allow it; nothing changed.
+    QuotaExceeded(Quota),
+}
+
+/// Makes every change, inside transactions that its owner begins and commits.
+#[derive(Debug)]
+pub struct Writer {
+    conn: Connection,
+    /// Size of the write-ahead log in pages after the last commit.
+    wal_pages: std::sync::Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Writer {
+    pub(super) fn new(mut conn: Connection) -> anyhow::Result<Writer> {
+        let wal_pages = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let seen = wal_pages.clone();
+        conn.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
+            seen.store(u64::try_from(pages).unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
+            Ok(())
+        }))?;
+        Ok(Writer { conn, wal_pages })
+    }
+
+    /// Begins a transaction.
+    pub fn begin(&mut self) -> Result<()> {
+        self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(())
+    }
+
+    /// Commits: when this returns, the transaction survives a power loss.
+    pub fn commit(&mut self) -> Result<()> {
+        self.conn.prepare_cached("COMMIT")?.execute([])?;
+        Ok(())
+    }
+
+    /// Drops the transaction, where one is still open: some errors end it by themselves.
+    pub fn rollback(&mut self) {
+        if !self.conn.is_autocommit()
+            && let Err(error) = self.conn.execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "cannot roll back");
+        }
+    }
+
+    /// Moves the write-ahead log into the database once it is large. Called after the answers of a
+    /// commit are on their way. A failure is no loss: the log keeps everything and grows.
+    pub fn checkpoint_if_due(&mut self) -> Result<()> {
+        if self.wal_pages.load(std::sync::atomic::Ordering::Relaxed) < CHECKPOINT_PAGES {
+            return Ok(());
+        }
+        self.checkpoint("PASSIVE")
+    }
+
+    /// Moves all of the write-ahead log into the database and empties it, for a clean end.
+    pub fn checkpoint_all(&mut self) -> Result<()> {
+        self.checkpoint("TRUNCATE")
+    }
+
+    fn checkpoint(&mut self, mode: &str) -> Result<()> {
+        self.wal_pages.store(0, std::sync::atomic::Ordering::Relaxed);
+        self.conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(())).map_err(StoreError::from)
+    }
+
+    /// Adds a task.
+    pub fn insert_task(&mut self, task: &Task) -> Result<()> {
+        rows::insert(&mut self.conn.prepare_cached(INSERT_TASK)?, task)?;
+        Ok(())
+    }
+
+    /// Writes what changed of a task.
+    pub fn update_task(&mut self, task: &Task) -> Result<()> {
+        rows::update(&mut self.conn.prepare_cached(UPDATE_TASK)?, task)?;
+        Ok(())
+    }
+
+    /// Removes a task and its log.
+    pub fn delete_task(&mut self, id: TaskId) -> Result<()> {
+        self.conn.prepare_cached("DELETE FROM log WHERE task = ?1")?.execute([id])?;
+        self.conn.prepare_cached("DELETE FROM task WHERE id = ?1")?.execute([id])?;
+        Ok(())
+    }
+
+    /// The whole task.
+    pub fn task(&mut self, id: TaskId) -> Result<Option<Task>> {
+        let sql = format!("SELECT {TASK_COLUMNS} FROM task WHERE id = ?1");
+        Ok(self.conn.prepare_cached(&sql)?.query_row([id], rows::task).optional()?)
+    }
+
+    /// The first ready tasks: rank and id.
+    pub fn ready(&mut self, limit: usize) -> Result<Vec<(i64, TaskId)>> {
+        let mut statement =
+            self.conn.prepare_cached("SELECT rank, id FROM task WHERE status = 0 ORDER BY rank, id LIMIT ?1")?;
+        let rows = statement.query_map([limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Some of the tasks that are Running, in the order of their ids, after `after`.
+    pub fn running(&mut self, after: Option<TaskId>, limit: usize) -> Result<Vec<Task>> {
+        let sql = format!(
+            "SELECT {TASK_COLUMNS} FROM task WHERE status = {} AND status <> 2 AND id > ?1 ORDER BY id LIMIT ?2",
+            Status::Running as i64
+        );
+        let after = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        let rows = statement.query_map(params![after, limit as i64], rows::task)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Adds lines to a task's log.
+    pub fn append_log(&mut self, task: TaskId, attempt: u32, lines: &[LogLine]) -> Result<()> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let mut next: i64 = self
+            .conn
+            .prepare_cached("SELECT coalesce(max(seq), 0) FROM log WHERE task = ?1")?
+            .query_row([task], |row| row.get(0))?;
+        let mut insert = self.conn.prepare_cached(
+            "INSERT INTO log (task, seq, attempt, at, level, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?;
+        for line in lines {
+            next += 1;
+            insert.execute(params![task, next, attempt, line.at, line.level as u8, line.message])?;
+        }
+        Ok(())
+    }
+
+    /// Stores an object in place of the one of that name, if there is one.
+    pub fn put_object(
+        &mut self,
+        tenant: &str,
+        name: &str,
+        etag: &str,
+        data: &[u8],
+        precondition: &Precondition,
+        quota: Quota,
+    ) -> Result<ObjectWrite> {
+        let current = self.object_head(tenant, name)?;
+        if !precondition.holds(current.as_ref().map(|(etag, _)| etag.as_str())) {
+            return Ok(ObjectWrite::PreconditionFailed);
+        }
+        let (objects, bytes) = self.object_use(tenant)?;
+        let old_size = current.as_ref().map_or(0, |(_, size)| *size);
+        let objects = objects + u64::from(current.is_none());
+        let bytes = bytes - old_size.min(bytes) + data.len() as u64;
+        // What shrinks is always taken, also from a tenant that is over a quota lowered since.
+        let grows = current.is_none() || data.len() as u64 > old_size;
+        if grows && (objects > quota.objects || bytes > quota.bytes) {
+            return Ok(ObjectWrite::QuotaExceeded(quota));
+        }
+        self.conn
+            .prepare_cached(
+                "INSERT INTO object (tenant, name, etag, size, updated_at, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                 ON CONFLICT (tenant, name) DO UPDATE
+                 SET etag = ?3, size = ?4, updated_at = ?5, data = ?6",
+            )?
+            .execute(params![tenant, name, etag, data.len() as i64, clock::now(), data])?;
+        self.set_object_use(tenant, objects, bytes)?;
+        Ok(if current.is_none() { ObjectWrite::Created } else { ObjectWrite::Replaced })
+    }
+
+    /// Removes an object.
+    pub fn remove_object(&mut self, tenant: &str, name: &str, precondition: &Precondition) -> Result<ObjectWrite> {
+        let current = self.object_head(tenant, name)?;
+        if !precondition.holds(current.as_ref().map(|(etag, _)| etag.as_str())) {
+            return Ok(ObjectWrite::PreconditionFailed);
+        }
+        let Some((_, size)) = current else { return Ok(ObjectWrite::NotFound) };
+        let (objects, bytes) = self.object_use(tenant)?;
+        self.conn
+            .prepare_cached("DELETE FROM object WHERE tenant = ?1 AND name = ?2")?
+            .execute(params![tenant, name])?;
+        self.set_object_use(tenant, objects.saturating_sub(1), bytes.saturating_sub(size))?;
+        Ok(ObjectWrite::Removed)
+    }
+
+    fn object_head(&mut self, tenant: &str, name: &str) -> Result<Option<(String, u64)>> {
+        Ok(self
+            .conn
+            .prepare_cached("SELECT etag, size FROM object WHERE tenant = ?1 AND name = ?2")?
+            .query_row(params![tenant, name], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?)
+    }
+
+    fn object_use(&mut self, tenant: &str) -> Result<(u64, u64)> {
+        let row = self
+            .conn
+            .prepare_cached("SELECT objects, bytes FROM object_use WHERE tenant = ?1")?
+            .query_row([tenant], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        Ok(row.unwrap_or((0, 0)))
+    }
+
+    fn set_object_use(&mut self, tenant: &str, objects: u64, bytes: u64) -> Result<()> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO object_use (tenant, objects, bytes) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (tenant) DO UPDATE SET objects = ?2, bytes = ?3",
+            )?
+            .execute(params![tenant, objects as i64, bytes as i64])?;
+        Ok(())
+    }
+
+    /// Makes `component` the current version of a task type, and the type where there is none yet.
+    pub fn put_task_type(&mut self, tenant: &str, name: &str, component: Digest, bytes: &[u8]) -> Result<()> {
+        let now = clock::now();
+        self.conn
+            .prepare_cached(
+                "INSERT INTO component (digest, bytes, created_at) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![component, bytes, now])?;
+        self.conn
+            .prepare_cached(
+                "INSERT INTO task_type (tenant, name, component) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (tenant, name) DO UPDATE SET component = ?3",
+            )?
+            .execute(params![tenant, name, component])?;
+        self.conn
+            .prepare_cached(
+                "INSERT INTO task_type_version (tenant, name, component, created_at) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![tenant, name, component, now])?;
+        Ok(())
+    }
+
+    /// All task types.
+    pub fn task_types(&mut self) -> Result<Vec<StoredType>> {
+        let mut statement =
+            self.conn.prepare_cached("SELECT tenant, name, component, limits FROM task_type ORDER BY tenant, name")?;
+        let rows = statement.query_map([], |row| {
+            Ok(StoredType {
+                tenant: row.get::<_, String>(0)?.into(),
+                name: row.get::<_, String>(1)?.into(),
+                component: row.get(2)?,
+                limits: row.get::<_, Json<LimitOverrides>>(3)?.0,
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The versions that tasks which have not ended are pinned to.
+    pub fn components_in_use(&mut self) -> Result<Vec<Digest>> {
+        let mut statement =
+            self.conn.prepare_cached("SELECT DISTINCT component FROM task WHERE status < 2 AND status <> 2")?;
+        let rows = statement.query_map([], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The bytes of a component.
+    pub fn component(&mut self, digest: Digest) -> Result<Option<Vec<u8>>> {
+        Ok(self
+            .conn
+            .prepare_cached("SELECT bytes FROM component WHERE digest = ?1")?
+            .query_row([digest], |row| row.get(0))
+            .optional()?)
+    }
+}

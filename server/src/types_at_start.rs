@@ -1,0 +1,112 @@
+//! The task types a server starts with: the built-in ones, those of `--components`, and what the
+//! store has from before.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use sha2::{Digest as _, Sha256};
+
+use crate::registry::{Registry, SHARED, TaskType, Version};
+use crate::sandbox::Sandbox;
+use crate::store::Writer;
+use crate::task::Digest;
+
+/// The built-in types: name and component.
+const GUESTS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
+
+/// The largest component that is read from `--components`.
+const MAX_COMPONENT_BYTES: u64 = 64 << 20;
+
+/// Puts the built-in types and those of `dir` into the store: their current version is what the
+/// program, or the directory, holds now.
+pub(crate) fn store(writer: &mut Writer, dir: Option<&Path>) -> anyhow::Result<()> {
+    let mut found: Vec<(String, Vec<u8>)> =
+        GUESTS.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+    if let Some(dir) = dir {
+        found.extend(read_dir(dir)?);
+    }
+    writer.begin()?;
+    for (name, bytes) in found {
+        let digest = Digest(Sha256::digest(&bytes).into());
+        writer.put_task_type(SHARED, &name, digest, &bytes)?;
+    }
+    writer.commit()?;
+    Ok(())
+}
+
+fn read_dir(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let mut found = Vec::new();
+    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read --components {}", dir.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "wasm") {
+            continue;
+        }
+        let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
+        anyhow::ensure!(
+            is_type_name(&name),
+            "{}: a task type's name has 1 to 63 lower-case letters, digits and '-', and does not begin with '-'",
+            path.display()
+        );
+        let size = std::fs::metadata(&path)?.len();
+        anyhow::ensure!(size <= MAX_COMPONENT_BYTES, "{} is larger than {MAX_COMPONENT_BYTES} bytes", path.display());
+        found.push((name, std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether the contract allows that name: `[a-z0-9][a-z0-9-]{0,62}`.
+fn is_type_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    name.len() <= 63
+        && name.bytes().next().is_some_and(allowed)
+        && name.bytes().all(|byte| allowed(byte) || byte == b'-')
+}
+
+/// Loads every type's current version, and every version that a task still waits for. One that
+/// cannot be loaded is marked failed; the others are served.
+pub(crate) fn load(writer: &mut Writer, sandbox: &Sandbox, registry: &Registry) -> anyhow::Result<()> {
+    let mut digests = Vec::new();
+    for stored in writer.task_types()? {
+        digests.push((stored.component, stored.name.clone()));
+        let task_type = TaskType { name: stored.name, current: stored.component, limits: stored.limits };
+        registry.put_type(stored.tenant, task_type);
+    }
+    for digest in writer.components_in_use()? {
+        if !digests.iter().any(|(known, _)| *known == digest) {
+            digests.push((digest, "an earlier version".into()));
+        }
+    }
+    for (digest, name) in digests {
+        let version = match writer.component(digest)? {
+            None => Version::Failed("its component is not in the store".into()),
+            Some(bytes) => match sandbox.load(digest, &bytes) {
+                Ok(program) => Version::Ready(Arc::new(program)),
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    tracing::error!(task_type = &*name, %digest, why, "this task type cannot be used");
+                    Version::Failed(why.into())
+                }
+            },
+        };
+        registry.put_version(digest, version);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_type_name;
+
+    #[test]
+    fn names() {
+        for good in ["a", "0", "io", "word-count", &"a".repeat(63)] {
+            assert!(is_type_name(good), "{good}");
+        }
+        for bad in ["", "-a", "A", "a_b", "a.b", "é", &"a".repeat(64)] {
+            assert!(!is_type_name(bad), "{bad}");
+        }
+    }
+}

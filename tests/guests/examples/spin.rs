@@ -1,0 +1,25 @@
+//! Computes for ever and never calls the host.
+
+use std::hint::black_box;
+
+wit_bindgen::generate!({
+    path: "../../wit",
+    world: "task",
+    with: {
+        "taskcell:task/types@0.1.0": guest_tasks::types,
+        "taskcell:task/context@0.1.0": guest_tasks::context,
+    },
+});
+
+struct Spin;
+
+impl Guest for Spin {
+    async fn run(_input: String) -> Result<String, Failure> {
+        let mut rounds = 0u64;
+        loop {
+            rounds = black_box(rounds.wrapping_add(1));
+        }
+    }
+}
+
+export!(Spin);

@@ -1,0 +1,1 @@
+//! The guests are in `examples/`; what they share is the library of `guest-tasks/`.
