@@ -4,13 +4,16 @@ mod check;
 mod connection;
 mod cpu;
 mod enqueue;
+mod guests;
 mod histogram;
 mod http;
+mod in_process;
 mod load;
 mod machine;
 mod report;
 mod request;
 mod rounds;
+mod sandbox;
 mod server;
 mod waited;
 
@@ -48,6 +51,10 @@ enum Command {
     /// Tasks that are only handed over: `POST /task` without waiting, then the time until all of
     /// them have ended
     Enqueue,
+    /// The sandbox alone, in this process: instantiate, run `echo` and drop
+    Sandbox,
+    /// Guests that compute: with all limits, without any, and the same code native
+    Guests,
 }
 
 #[derive(Args)]
@@ -145,6 +152,16 @@ fn run(cli: Cli) -> Result<bool> {
     }
     if matches!(cli.command, None | Some(Command::Enqueue)) {
         good &= enqueue::run(&setup, &mut random)?;
+    }
+    let in_process = setup.program.dir.join("in-process");
+    if matches!(cli.command, None | Some(Command::Sandbox)) {
+        sandbox::measure(&in_process, setup.measured, setup.rounds)?;
+    }
+    if matches!(cli.command, None | Some(Command::Guests)) {
+        guests::measure(&in_process, setup.rounds)?;
+    }
+    if in_process.exists() {
+        std::fs::remove_dir_all(&in_process)?;
     }
     Ok(good)
 }

@@ -43,30 +43,16 @@ pub fn build(package: &Path, others: &[&Path]) -> Result<Vec<Component>, Error> 
     }
     others.iter().copied().for_each(rerun_if_changed);
     // Absolute, because cargo runs in the package.
-    let package = package
-        .canonicalize()
-        .map_err(|error| format!("{}: {error}", package.display()))?;
+    let package = package.canonicalize().map_err(|error| format!("{}: {error}", package.display()))?;
     let target_dir = out_dir()?.join("guests");
 
     ensure_target(&package)?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = run(command(&cargo, &package)
-        .args([
-            "build",
-            "--release",
-            "--examples",
-            "--locked",
-            "--target",
-            TARGET,
-            "--target-dir",
-        ])
+        .args(["build", "--release", "--examples", "--locked", "--target", TARGET, "--target-dir"])
         .arg(&target_dir))?;
     if !output.status.success() {
-        return Err(format!(
-            "building {} failed:\n{}",
-            package.display(),
-            text(&output.stderr)
-        ));
+        return Err(format!("building {} failed:\n{}", package.display(), text(&output.stderr)));
     }
 
     let built = target_dir.join(TARGET).join("release/examples");
@@ -105,9 +91,7 @@ fn tell_cargo(what: &str, value: &str) {
 }
 
 fn out_dir() -> Result<PathBuf, Error> {
-    env::var_os("OUT_DIR")
-        .map(PathBuf::from)
-        .ok_or_else(|| "OUT_DIR is not set: this is for build scripts".to_owned())
+    env::var_os("OUT_DIR").map(PathBuf::from).ok_or_else(|| "OUT_DIR is not set: this is for build scripts".to_owned())
 }
 
 /// The names of the Rust files in `directory`, without `.rs`, in order.
@@ -117,10 +101,7 @@ fn names(directory: &Path) -> Result<Vec<String>, Error> {
     for entry in fs::read_dir(directory).map_err(failure)? {
         let path = entry.map_err(failure)?.path();
         if path.extension() == Some(OsStr::new("rs")) {
-            names.extend(
-                path.file_stem()
-                    .map(|name| name.to_string_lossy().into_owned()),
-            );
+            names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
         }
     }
     names.sort();
@@ -130,10 +111,7 @@ fn names(directory: &Path) -> Result<Vec<String>, Error> {
 fn table(components: &[Component]) -> String {
     let mut table = "&[\n".to_owned();
     for (name, file) in components {
-        _ = writeln!(
-            table,
-            "    ({name:?}, include_bytes!({file:?}).as_slice()),"
-        );
+        _ = writeln!(table, "    ({name:?}, include_bytes!({file:?}).as_slice()),");
     }
     table.push(']');
     table
@@ -167,16 +145,9 @@ fn ensure_target(package: &Path) -> Result<(), Error> {
 fn has_target(package: &Path) -> Result<bool, Error> {
     let output = run(command(OsStr::new("rustc"), package).args(["--print", "sysroot"]))?;
     if !output.status.success() {
-        return Err(format!(
-            "rustc --print sysroot failed:\n{}",
-            text(&output.stderr)
-        ));
+        return Err(format!("rustc --print sysroot failed:\n{}", text(&output.stderr)));
     }
-    Ok(Path::new(text(&output.stdout).trim_end())
-        .join("lib/rustlib")
-        .join(TARGET)
-        .join("lib")
-        .exists())
+    Ok(Path::new(text(&output.stdout).trim_end()).join("lib/rustlib").join(TARGET).join("lib").exists())
 }
 
 /// A command in `package` whose environment is that of the outer build, less what would steer the
@@ -187,9 +158,7 @@ fn command(program: &OsStr, package: &Path) -> Command {
     command.envs(env::vars_os().filter(|(name, _)| is_inherited(name)));
     // Set and empty, they win over a cargo configuration file as well.
     command.env("CARGO_ENCODED_RUSTFLAGS", "");
-    command
-        .env("RUSTC_WRAPPER", "")
-        .env("RUSTC_WORKSPACE_WRAPPER", "");
+    command.env("RUSTC_WRAPPER", "").env("RUSTC_WORKSPACE_WRAPPER", "");
     command
 }
 
@@ -201,32 +170,15 @@ fn is_inherited(name: &OsStr) -> bool {
         return true;
     };
     // Where cargo finds its registry, how it reaches it, and how many jobs all cargos together run.
-    let kept = [
-        "CARGO_HOME",
-        "CARGO_MAKEFLAGS",
-        "CARGO_NET_",
-        "CARGO_HTTP_",
-        "CARGO_REGISTR",
-        "CARGO_SOURCE_",
-        "RUSTUP_",
-    ];
-    let dropped = [
-        "CARGO",
-        "RUST",
-        "__CARGO",
-        "CLIPPY_",
-        "MIRI",
-        "LLVM_PROFILE_FILE",
-    ];
-    kept.iter().any(|prefix| name.starts_with(prefix))
-        || !dropped.iter().any(|prefix| name.starts_with(prefix))
+    let kept =
+        ["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "RUSTUP_"];
+    let dropped = ["CARGO", "RUST", "__CARGO", "CLIPPY_", "MIRI", "LLVM_PROFILE_FILE"];
+    kept.iter().any(|prefix| name.starts_with(prefix)) || !dropped.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn run(command: &mut Command) -> Result<Output, Error> {
     let program: OsString = command.get_program().to_owned();
-    command
-        .output()
-        .map_err(|error| format!("{}: {error}", program.display()))
+    command.output().map_err(|error| format!("{}: {error}", program.display()))
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -292,10 +244,7 @@ mod tests {
     fn the_table_is_an_expression_whatever_the_path() {
         let components = [
             ("echo".to_owned(), PathBuf::from("/out/echo.wasm")),
-            (
-                "word-count".to_owned(),
-                PathBuf::from("/a \"b\"/word_count.wasm"),
-            ),
+            ("word-count".to_owned(), PathBuf::from("/a \"b\"/word_count.wasm")),
         ];
         assert_eq!(
             table(&components),

@@ -43,13 +43,7 @@ struct Input {
 
 impl Default for Input {
     fn default() -> Self {
-        Self {
-            sleep_ms: 500,
-            sleeps: 2,
-            object: None,
-            bytes: 4096,
-            keep: false,
-        }
+        Self { sleep_ms: 500, sleeps: 2, object: None, bytes: 4096, keep: false }
     }
 }
 
@@ -72,15 +66,10 @@ impl Guest for IoBlocking {
         in_range("sleep_ms", sleep_ms, 0..=60_000)?;
         in_range("sleeps", sleeps, 0..=1000)?;
         in_range("bytes", bytes, 0..=16 << 20)?;
-        let object = input
-            .object
-            .unwrap_or_else(|| format!("io/{}", context::id()));
+        let object = input.object.unwrap_or_else(|| format!("io/{}", context::id()));
 
         let mut steps = Steps::start();
-        log(
-            LogLevel::Info,
-            &format!("{sleeps} sleeps of {sleep_ms} ms, one after the other"),
-        );
+        log(LogLevel::Info, &format!("{sleeps} sleeps of {sleep_ms} ms, one after the other"));
         for slept in 0..sleeps {
             progress(0.8 * f64::from(slept) / f64::from(sleeps), "sleeping");
             timer::sleep(sleep_ms);
@@ -94,9 +83,7 @@ impl Guest for IoBlocking {
         objects::write(&object, &data).map_err(failure)?;
         steps.done("write");
         if objects::read(&object).map_err(failure)? != data {
-            return Err(permanent(
-                "the object read back differs from what was written",
-            ));
+            return Err(permanent("the object read back differs from what was written"));
         }
         steps.done("read");
         if !input.keep {
@@ -107,14 +94,7 @@ impl Guest for IoBlocking {
         progress(1.0, "done");
         let attempt = context::attempt();
         let (steps, total_ms) = steps.finish();
-        output(&Output {
-            attempt,
-            steps,
-            total_ms,
-            object,
-            bytes,
-            kept: input.keep,
-        })
+        output(&Output { attempt, steps, total_ms, object, bytes, kept: input.keep })
     }
 }
 

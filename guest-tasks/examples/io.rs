@@ -44,13 +44,7 @@ struct Input {
 
 impl Default for Input {
     fn default() -> Self {
-        Self {
-            sleep_ms: 500,
-            parallel: 5,
-            object: None,
-            bytes: 4096,
-            keep: false,
-        }
+        Self { sleep_ms: 500, parallel: 5, object: None, bytes: 4096, keep: false }
     }
 }
 
@@ -73,9 +67,7 @@ impl Guest for Io {
         in_range("sleep_ms", sleep_ms, 0..=60_000)?;
         in_range("parallel", parallel, 0..=1000)?;
         in_range("bytes", bytes, 0..=16 << 20)?;
-        let object = input
-            .object
-            .unwrap_or_else(|| format!("io/{}", context::id()));
+        let object = input.object.unwrap_or_else(|| format!("io/{}", context::id()));
 
         let mut steps = Steps::start();
         progress(0.0, "sleeping");
@@ -83,10 +75,7 @@ impl Guest for Io {
         steps.done("sleep");
 
         progress(0.4, "sleeping several times at once");
-        log(
-            LogLevel::Info,
-            &format!("{parallel} sleeps of {sleep_ms} ms at once"),
-        );
+        log(LogLevel::Info, &format!("{parallel} sleeps of {sleep_ms} ms at once"));
         join_all((0..parallel).map(|_| timer::sleep(sleep_ms))).await;
         steps.done("parallel sleeps");
 
@@ -94,14 +83,10 @@ impl Guest for Io {
         log(LogLevel::Info, &format!("object {object}: {bytes} bytes"));
         let data = pattern(bytes, &object);
         let failure = |error| object_failure(&object, error);
-        objects::write(object.clone(), data.clone())
-            .await
-            .map_err(failure)?;
+        objects::write(object.clone(), data.clone()).await.map_err(failure)?;
         steps.done("write");
         if objects::read(object.clone()).await.map_err(failure)? != data {
-            return Err(permanent(
-                "the object read back differs from what was written",
-            ));
+            return Err(permanent("the object read back differs from what was written"));
         }
         steps.done("read");
         if !input.keep {
@@ -112,14 +97,7 @@ impl Guest for Io {
         progress(1.0, "done");
         let attempt = context::attempt();
         let (steps, total_ms) = steps.finish();
-        output(&Output {
-            attempt,
-            steps,
-            total_ms,
-            object,
-            bytes,
-            kept: input.keep,
-        })
+        output(&Output { attempt, steps, total_ms, object, bytes, kept: input.keep })
     }
 }
 

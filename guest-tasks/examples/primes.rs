@@ -43,11 +43,7 @@ impl Guest for Primes {
         // The sieve has a bit for every second number: 6 MB at the most.
         in_range("up_to", up_to, 0..=100_000_000)?;
         let (count, largest) = sieve(up_to as usize);
-        output(&Output {
-            up_to,
-            count,
-            largest,
-        })
+        output(&Output { up_to, count, largest })
     }
 }
 

@@ -69,27 +69,19 @@ impl Guest for WordCount {
 }
 
 async fn read(object: String) -> Result<String, Failure> {
-    let bytes = objects::read(object.clone())
-        .await
-        .map_err(|error| object_failure(&object, error))?;
-    String::from_utf8(bytes)
-        .map_err(|error| permanent(format!("object {object} is not text: {error}")))
+    let bytes = objects::read(object.clone()).await.map_err(|error| object_failure(&object, error))?;
+    String::from_utf8(bytes).map_err(|error| permanent(format!("object {object} is not text: {error}")))
 }
 
 fn count(text: &str, top: usize) -> Output {
     let mut counts = BTreeMap::new();
     for word in text.split_whitespace() {
-        let word = word
-            .trim_matches(|c: char| !c.is_alphanumeric())
-            .to_lowercase();
+        let word = word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
         if !word.is_empty() {
             *counts.entry(word).or_insert(0) += 1;
         }
     }
-    let mut most: Vec<Word> = counts
-        .into_iter()
-        .map(|(word, count)| Word { word, count })
-        .collect();
+    let mut most: Vec<Word> = counts.into_iter().map(|(word, count)| Word { word, count }).collect();
     // Stable, so that equals stay in the map's order.
     most.sort_by_key(|word| Reverse(word.count));
     most.truncate(top);

@@ -13,10 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::types::{Failure, ObjectError, Retry};
 
-#[expect(
-    missing_docs,
-    reason = "the WIT package documents what is generated from it"
-)]
+#[expect(missing_docs, reason = "the WIT package documents what is generated from it")]
 mod bindings {
     wit_bindgen::generate!({
         path: "../wit",
@@ -49,8 +46,7 @@ pub fn parse<T: DeserializeOwned>(input: &str) -> Result<T, Failure> {
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json)
         .map_err(|error| permanent(format!("the input does not fit: {error}")))?;
-    json.end()
-        .map_err(|error| permanent(format!("the input is not one JSON value: {error}")))?;
+    json.end().map_err(|error| permanent(format!("the input is not one JSON value: {error}")))?;
     Ok(value)
 }
 
@@ -60,9 +56,7 @@ pub fn in_range(field: &str, value: u32, range: RangeInclusive<u32>) -> Result<(
         return Ok(());
     }
     let (least, most) = range.into_inner();
-    Err(permanent(format!(
-        "{field} must be from {least} to {most}, not {value}"
-    )))
+    Err(permanent(format!("{field} must be from {least} to {most}, not {value}")))
 }
 
 /// A failure that the same input would meet again.
@@ -72,10 +66,7 @@ pub fn permanent(message: impl Into<String>) -> Failure {
 
 /// A failure that another attempt may not meet.
 pub fn transient(message: impl Into<String>) -> Failure {
-    Failure::Transient(Retry {
-        message: message.into(),
-        after_ms: None,
-    })
+    Failure::Transient(Retry { message: message.into(), after_ms: None })
 }
 
 /// What a task that needs the object makes of an error. Only an unavailable store gets better by
@@ -84,9 +75,7 @@ pub fn object_failure(name: &str, error: ObjectError) -> Failure {
     match error {
         ObjectError::Unavailable(why) => transient(format!("object {name}: {why}")),
         ObjectError::NotFound => permanent(format!("object {name} does not exist")),
-        ObjectError::TooLarge(limit) => {
-            permanent(format!("object {name}: more than {limit} bytes"))
-        }
+        ObjectError::TooLarge(limit) => permanent(format!("object {name}: more than {limit} bytes")),
         ObjectError::Denied(why)
         | ObjectError::QuotaExceeded(why)
         | ObjectError::InvalidName(why)
@@ -119,20 +108,13 @@ impl Steps {
     /// Starts the first step.
     pub fn start() -> Self {
         let now = Instant::now();
-        Self {
-            start: now,
-            last: now,
-            steps: Vec::new(),
-        }
+        Self { start: now, last: now, steps: Vec::new() }
     }
 
     /// Ends the step that is under way and starts the next.
     pub fn done(&mut self, name: &'static str) {
         let now = Instant::now();
-        self.steps.push(Step {
-            name,
-            ms: milliseconds(now - self.last),
-        });
+        self.steps.push(Step { name, ms: milliseconds(now - self.last) });
         self.last = now;
     }
 
@@ -150,9 +132,7 @@ fn milliseconds(duration: Duration) -> f64 {
 /// `length` bytes that differ from object to object and from place to place, so that an object
 /// read back shows a mix-up.
 pub fn pattern(length: u32, seed: &str) -> Vec<u8> {
-    let seed = seed
-        .bytes()
-        .fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
+    let seed = seed.bytes().fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
     // A prime period: no two blocks or pages are alike.
     let period = (0..251).map(|byte| byte ^ seed);
     period.cycle().take(length as usize).collect()

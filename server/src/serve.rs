@@ -72,11 +72,11 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let told = manager.clone();
     room.on_room(move || told.room());
     let core_settings = CoreSettings { defaults, ceiling, max_interruptions: config.max_interruptions };
-    let core = Core::new(writer, room, registry, executor, core_settings)?;
+    let core = Core::new(writer, room.clone(), registry, executor, core_settings)?;
     let core_thread =
         std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
 
-    let served = api_threads.block_on(serve_api(&config, manager.clone(), objects));
+    let served = api_threads.block_on(serve_api(&config, manager.clone(), objects, room));
     // Also where serving failed: what runs is put back, and what was said is on the disk.
     manager.drain(Duration::ZERO);
     let _ = core_thread.join();
@@ -85,7 +85,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     served
 }
 
-async fn serve_api(config: &Config, manager: Manager, objects: Objects) -> anyhow::Result<()> {
+async fn serve_api(config: &Config, manager: Manager, objects: Objects, room: Arc<Room>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = tokio::net::TcpListener::bind(config.listen)
@@ -99,7 +99,7 @@ async fn serve_api(config: &Config, manager: Manager, objects: Objects) -> anyho
             max_connections: config.max_connections as usize,
             client_timeout: Duration::from_millis(config.client_timeout),
         },
-        api::App { manager: manager.clone(), objects, max_input_bytes: config.ceilings.max_input_bytes },
+        api::App { manager: manager.clone(), objects, room, max_input_bytes: config.ceilings.max_input_bytes },
         stopped,
     ));
     let mut stdout = std::io::stdout();

@@ -61,7 +61,7 @@ impl fmt::Debug for Digest {
 }
 
 /// The four statuses are all there are; why a task failed is in its [`TaskError`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[repr(u8)]
 pub enum Status {
     /// Waits for its (next) attempt.
@@ -85,7 +85,7 @@ impl Status {
 }
 
 /// Why an attempt, and so perhaps its task, failed: the contract's closed set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// The guest said that the same input would fail again, or exited with a code other than 0.
@@ -160,7 +160,7 @@ impl ErrorKind {
 }
 
 /// Why a task failed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TaskError {
     /// Which of the closed set.
     pub kind: ErrorKind,
@@ -178,7 +178,7 @@ impl TaskError {
 }
 
 /// The receipt of an attempt: what it used.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Usage {
     /// Fuel: about one unit an instruction, and one a byte of a bulk memory operation.
     pub fuel: u64,
@@ -213,7 +213,7 @@ impl Usage {
 }
 
 /// How far a task is, as it said itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Progress {
     /// 0 to 1.
     pub fraction: f64,

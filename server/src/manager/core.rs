@@ -38,8 +38,9 @@ const WINDOW: usize = 10_000;
 /// How long to wait before the disk is tried again.
 const RETRY_STORE: Duration = Duration::from_millis(500);
 
-/// How long to wait before the machine's memory is looked at again.
-const RETRY_MEMORY: Duration = Duration::from_millis(100);
+/// How long to wait before attempts are started again when the machine was short of something that
+/// nobody announces: memory, or address space.
+const RETRY_START: Duration = Duration::from_millis(100);
 
 /// Exit code for a storage of which nothing is known any more (EX_IOERR of sysexits).
 const EXIT_SYNC_FAILED: i32 = 74;
@@ -65,8 +66,8 @@ pub struct Core {
     ready: ReadyWindow,
     running: HashMap<TaskId, Running>,
     ended: EndWaiters,
-    /// Whether starting more has to wait for the machine's memory.
-    short_of_memory: bool,
+    /// No attempt is started before: the machine was short of something.
+    hold_starts: Option<Instant>,
     draining: Option<Instant>,
 }
 
@@ -121,7 +122,7 @@ impl Core {
             ready: ReadyWindow::new(WINDOW),
             running: HashMap::new(),
             ended: EndWaiters::default(),
-            short_of_memory: false,
+            hold_starts: None,
             draining: None,
         })
     }
@@ -149,7 +150,7 @@ impl Core {
                     if full || !kept.is_empty() {
                         Some(Duration::ZERO)
                     } else {
-                        self.short_of_memory.then_some(RETRY_MEMORY)
+                        self.held_for()
                     }
                 }
                 Err(error) => {
@@ -230,6 +231,8 @@ impl Core {
                 self.store.update_task(&task)?;
                 self.store.append_log(task.id, attempt, &report.log)?;
                 if task.status == Status::Pending {
+                    // There was no room for it after all. At once there would be none again.
+                    self.hold_starts = Some(Instant::now() + RETRY_START);
                     self.ready.push(rank(task.created_at, task.priority), task.id);
                 }
                 Ok(Done::Task(task))
@@ -344,10 +347,29 @@ impl Core {
         Ok(starts)
     }
 
+    /// How long starts are still held; zero once, when they are held no longer.
+    fn held_for(&mut self) -> Option<Duration> {
+        let left = self.hold_starts?.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.hold_starts = None;
+        }
+        Some(left)
+    }
+
     fn place(&mut self) -> Option<Place> {
-        let taken = self.room.take();
-        self.short_of_memory = matches!(taken, Err(NoRoom::Memory));
-        taken.ok()
+        if self.hold_starts.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        self.hold_starts = None;
+        match self.room.take() {
+            Ok(place) => Some(place),
+            // The end of an attempt, or one that begins to wait, is told.
+            Err(NoRoom::Slots | NoRoom::Working) => None,
+            Err(NoRoom::Memory) => {
+                self.hold_starts = Some(Instant::now() + RETRY_START);
+                None
+            }
+        }
     }
 
     fn limits(&self, task: &Task) -> Limits {

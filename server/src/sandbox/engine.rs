@@ -21,6 +21,11 @@ const MEMORY_RESERVATION: u64 = 4 << 30;
 
 const MEMORY_GUARD: u64 = 32 << 20;
 
+/// Most core instances, memories and tables of one component.
+const MAX_CORE_INSTANCES: u32 = 16;
+const MAX_MEMORIES: u32 = 8;
+const MAX_TABLES: u32 = 16;
+
 /// What the operator decides.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineSettings {
@@ -30,17 +35,7 @@ pub struct EngineSettings {
     pub max_memory_bytes: u64,
 }
 
-/// What the machine allows.
-#[derive(Clone, Copy, Debug)]
-pub struct PoolReport {
-    /// Whether slots are set up in advance. If not, every attempt maps its memory anew, which is
-    /// several times slower.
-    pub pooling: bool,
-    /// Whether the kernel tells which pages of a slot were written (Linux 6.7).
-    pub pagemap_scan: bool,
-}
-
-fn base(settings: &EngineSettings) -> Config {
+fn base() -> Config {
     let mut config = Config::new();
     config.consume_fuel(true).epoch_interruption(true);
     // The default of 2 MiB for a fiber is mostly room that is never touched; 512 KiB for wasm is
@@ -59,24 +54,25 @@ fn base(settings: &EngineSettings) -> Config {
         .wasm_memory64(false)
         .wasm_tail_call(false);
     config.wasm_component_model_async(true);
-    let _ = settings;
     config
 }
 
 fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
     let slots = u32::try_from(settings.slots).unwrap_or(u32::MAX);
     let mut pool = PoolingAllocationConfig::new();
+    // Most components have one memory and up to four core instances. What is added is for one that
+    // has as many as a component may have, however few slots there are.
     pool.total_component_instances(slots)
-        .total_core_instances(slots.saturating_mul(4))
-        .total_memories(slots)
-        .total_tables(slots.saturating_mul(2))
+        .total_core_instances(slots.saturating_mul(4).saturating_add(MAX_CORE_INSTANCES))
+        .total_memories(slots.saturating_add(MAX_MEMORIES))
+        .total_tables(slots.saturating_mul(2).saturating_add(MAX_TABLES))
         .total_stacks(slots)
         .max_memory_size(usize::try_from(settings.max_memory_bytes).unwrap_or(usize::MAX))
         .max_core_instance_size(64 << 10)
         .max_component_instance_size(64 << 10)
-        .max_core_instances_per_component(16)
-        .max_memories_per_component(8)
-        .max_tables_per_component(8)
+        .max_core_instances_per_component(MAX_CORE_INSTANCES)
+        .max_memories_per_component(MAX_MEMORIES)
+        .max_tables_per_component(MAX_TABLES)
         .table_elements(10_000)
         .max_tables_per_module(2)
         .max_memories_per_module(1)
@@ -90,7 +86,7 @@ fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
 
 /// Makes the engine with a pool, or without one where the machine cannot hold it.
 pub(super) fn engine(settings: &EngineSettings) -> anyhow::Result<Engine> {
-    let mut config = base(settings);
+    let mut config = base();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(settings)));
     match Engine::new(&config) {
         Ok(engine) => {
@@ -105,7 +101,7 @@ pub(super) fn engine(settings: &EngineSettings) -> anyhow::Result<Engine> {
                 "cannot reserve the address space for the slots: every attempt maps its memory anew, which is \
                  several times slower; lower --max-running, or raise the limit of the address space (ulimit -v)"
             );
-            let mut config = base(settings);
+            let mut config = base();
             config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
             Engine::new(&config).map_err(anyhow::Error::from).context("cannot create the WebAssembly engine")
         }

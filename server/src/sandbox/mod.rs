@@ -12,7 +12,7 @@ use wasmtime::Store;
 use wasmtime::component::{Component, InstancePre, Linker};
 
 pub use cache::CodeCache;
-pub use engine::{EngineSettings, MAPS_PER_SLOT, PoolReport};
+pub use engine::{EngineSettings, MAPS_PER_SLOT};
 pub use meter::{Control, Stop};
 
 use crate::host::blocking_world::BlockingTaskPre;
@@ -136,9 +136,9 @@ impl Sandbox {
 
         let usage = Usage {
             fuel: limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0)),
-            cpu_ms: cpu.as_secs_f64() * 1000.0,
-            wall_ms: started.elapsed().as_secs_f64() * 1000.0,
-            queue_ms: queue.as_secs_f64() * 1000.0,
+            cpu_ms: millis(cpu),
+            wall_ms: millis(started.elapsed()),
+            queue_ms: millis(queue),
             peak_memory_bytes: store.data().memory.peak(),
             host_calls: store.data().calls(),
             io_bytes: store.data().io_bytes(),
@@ -155,6 +155,11 @@ impl Sandbox {
         };
         RunEnd::Ended(AttemptEnd { outcome, usage, progress: store.data().progress() })
     }
+}
+
+/// In milliseconds, to the microsecond.
+fn millis(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
 }
 
 fn prepare(store: &mut Store<Host>, limits: &Limits) -> wasmtime::Result<()> {

@@ -87,9 +87,7 @@ async fn act(input: &Input) -> Result<Value, ObjectError> {
         }
         Op::Read => {
             let bytes = objects::read(name).await?;
-            let data = std::str::from_utf8(&bytes)
-                .ok()
-                .filter(|text| text.len() <= 1024);
+            let data = std::str::from_utf8(&bytes).ok().filter(|text| text.len() <= 1024);
             Ok(json!({ "bytes": bytes.len(), "data": data }))
         }
         Op::Remove => {

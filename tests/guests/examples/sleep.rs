@@ -45,10 +45,7 @@ impl Guest for Sleep {
                 timer::sleep(ms).await;
             }
         }
-        Ok(format!(
-            "{{\"elapsed_ms\":{}}}",
-            start.elapsed().as_millis()
-        ))
+        Ok(format!("{{\"elapsed_ms\":{}}}", start.elapsed().as_millis()))
     }
 }
 

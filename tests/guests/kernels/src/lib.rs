@@ -30,9 +30,7 @@ pub fn sort(n: u32) -> u64 {
     let mut numbers: Vec<u64> = (0..n)
         .map(|_| {
             // Knuth's MMIX generator; its high bits are the random ones.
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             state >> 16
         })
         .collect();
@@ -60,7 +58,5 @@ pub fn sha256(n: u32) -> u64 {
 
 /// Depends on the order, too.
 fn checksum(values: impl IntoIterator<Item = u64>) -> u64 {
-    values
-        .into_iter()
-        .fold(0, |sum, value| sum.wrapping_mul(31).wrapping_add(value))
+    values.into_iter().fold(0, |sum, value| sum.wrapping_mul(31).wrapping_add(value))
 }

@@ -1,0 +1,93 @@
+//! The server's sandbox inside this process, without HTTP and without a store on the way.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest as _, Sha256};
+use taskcell_server::host::live::LiveAttempts;
+use taskcell_server::host::log::LogBuffer;
+use taskcell_server::host::{AttemptOf, Services};
+use taskcell_server::limits::Limits;
+use taskcell_server::manager::Manager;
+use taskcell_server::objects::{ObjectLimits, Objects};
+use taskcell_server::registry::Registry;
+use taskcell_server::room::{Memory, Room};
+use taskcell_server::sandbox::{Attempt, CodeCache, Control, EngineSettings, Program, RunEnd, Sandbox};
+use taskcell_server::store::{self, Quota};
+use taskcell_server::task::{Digest, Outcome, TaskId};
+use tokio::runtime::Handle;
+
+const GUESTS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
+
+/// The component of that name.
+pub(crate) fn guest(name: &str) -> Result<&'static [u8]> {
+    let found = GUESTS.iter().find(|(known, _)| *known == name);
+    found.map(|(_, bytes)| *bytes).with_context(|| format!("there is no guest {name}"))
+}
+
+/// A sandbox as the server sets it up.
+pub(crate) struct InProcess {
+    sandbox: Sandbox,
+    room: Arc<Room>,
+    services: Services,
+}
+
+impl InProcess {
+    pub(crate) fn new(dir: &Path, timers: Handle) -> Result<InProcess> {
+        std::fs::create_dir_all(dir)?;
+        let (_writer, readers) = store::open(dir, 1)?;
+        let room = Arc::new(Room::new(1000, 1000, Memory::new(0)));
+        let live = Arc::new(LiveAttempts::default());
+        let registry = Arc::new(Registry::default());
+        // Nothing that is measured here calls the manager.
+        let (manager, _inbox) =
+            Manager::new(readers.clone(), registry, live.clone(), Limits::DEFAULT, Limits::CEILING);
+        let quota = Quota { objects: 0, bytes: 0 };
+        let objects = Objects::new(manager, readers, ObjectLimits { max_bytes: 0, quota });
+        let services = Services { objects, timers, live };
+        let settings = EngineSettings { slots: 1000, max_memory_bytes: Limits::CEILING.memory_bytes };
+        let cache = CodeCache::open(dir.join("compiled"))?;
+        let sandbox = Sandbox::new(&settings, cache, room.clone(), services.clone())?;
+        Ok(InProcess { sandbox, room, services })
+    }
+
+    pub(crate) fn services(&self) -> Services {
+        self.services.clone()
+    }
+
+    pub(crate) fn room(&self) -> Arc<Room> {
+        self.room.clone()
+    }
+
+    pub(crate) fn load(&self, name: &str) -> Result<Program> {
+        let bytes = guest(name)?;
+        self.sandbox.load(Digest(Sha256::digest(bytes).into()), bytes)
+    }
+
+    /// Runs one attempt in a store of its own with all limits on, and returns its output.
+    pub(crate) async fn run(&self, program: &Program, input: &str) -> Result<Arc<str>> {
+        let Ok(place) = self.room.take() else { bail!("there is no room for an attempt") };
+        let control = Control::new(place);
+        let id = TaskId(uuid::Uuid::nil());
+        let attempt = Attempt {
+            of: AttemptOf { id, attempt: 1, tenant: "bench".into() },
+            input,
+            limits: Limits { cpu_ms: 600_000, ..Limits::DEFAULT },
+            log: LogBuffer::new(id, 1, 1024, Arc::new(|_| ())),
+            control: &control,
+            queue: Duration::ZERO,
+        };
+        match self.sandbox.run(program, attempt).await {
+            RunEnd::Ended(end) => match end.outcome {
+                Outcome::Completed(output) => {
+                    ensure!(end.usage.fuel > 0, "an attempt used no fuel: its limits were off");
+                    Ok(output)
+                }
+                Outcome::Failed(error) => bail!("an attempt failed: {}", error.message),
+            },
+            RunEnd::GiveBack => bail!("there was no room for an attempt"),
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! What handlers take from a request. Each of these refuses with a [`Problem`], as axum's own
+//! would not.
+
+use std::time::Duration;
+
+use axum::RequestPartsExt;
+use axum::body::{Body, HttpBody};
+use axum::extract::FromRequestParts;
+use axum::http::header::{CONTENT_TYPE, HeaderMap};
+use axum::http::request::Parts;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::error::Category;
+use serde_path_to_error::Segment;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::problem::{Kind, Problem};
+use crate::manager::FieldError;
+use crate::task::TaskId;
+
+/// A body up to this size is read whenever it comes. Larger ones together have to fit into
+/// [`Uploads`].
+const SMALL_BODY: u64 = 64 << 10;
+
+/// Memory for larger bodies that are being read, in all.
+const UPLOAD_BYTES: u64 = 256 << 20;
+
+/// The id in the path. What is no id never was a task's.
+pub(super) struct IdInPath(pub(super) TaskId);
+
+impl<S: Send + Sync> FromRequestParts<S> for IdInPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<IdInPath, Problem> {
+        let axum::extract::Path(text): axum::extract::Path<String> =
+            parts.extract().await.map_err(|_| Problem::of(Kind::NotFound))?;
+        // The hyphenated form only: a task has one path.
+        match uuid::Uuid::try_parse(&text) {
+            Ok(id) if text.len() == uuid::fmt::Hyphenated::LENGTH => Ok(IdInPath(TaskId(id))),
+            _ => Err(Problem::of(Kind::NotFound)),
+        }
+    }
+}
+
+/// A name in the path, percent-decoded. `None` where it is not UTF-8.
+pub(super) struct NameInPath(pub(super) Option<String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for NameInPath {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<NameInPath, Self::Rejection> {
+        let path: Result<axum::extract::Path<String>, _> = parts.extract().await;
+        Ok(NameInPath(path.ok().map(|axum::extract::Path(name)| name)))
+    }
+}
+
+/// The query's parameters. `T` should refuse those it does not know.
+pub(super) struct Query<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Query<T>, Problem> {
+        match axum::extract::Query::try_from_uri(&parts.uri) {
+            Ok(axum::extract::Query(query)) => Ok(Query(query)),
+            Err(rejection) => Err(Problem::new(Kind::Malformed, rejection.body_text())),
+        }
+    }
+}
+
+/// How many things a page of a list holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PageSize(pub(super) usize);
+
+impl PageSize {
+    /// More is taken as this many.
+    const MOST: usize = 1000;
+}
+
+impl Default for PageSize {
+    fn default() -> PageSize {
+        PageSize(50)
+    }
+}
+
+impl<'de> Deserialize<'de> for PageSize {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<PageSize, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        // A number too large for an integer is above the most all the same.
+        match if digits { text.parse().unwrap_or(usize::MAX) } else { 0 } {
+            0 => Err(serde::de::Error::custom("the limit must be a number above 0")),
+            size => Ok(PageSize(size.min(PageSize::MOST))),
+        }
+    }
+}
+
+/// Room for the bodies that are being read.
+pub(super) struct Uploads {
+    room: Semaphore,
+    in_all: u64,
+    timeout: Duration,
+}
+
+/// A body that was read, and its part of the room.
+pub(super) struct ReadBody<'a> {
+    /// The bytes.
+    pub(super) bytes: Bytes,
+    _room: Option<SemaphorePermit<'a>>,
+}
+
+impl Uploads {
+    /// Room for bodies of which the largest has `largest` bytes, each of which has to arrive within
+    /// `timeout`.
+    pub(super) fn new(largest: u64, timeout: Duration) -> Uploads {
+        let in_all = UPLOAD_BYTES.max(largest);
+        Uploads { room: Semaphore::new(units(in_all) as usize), in_all, timeout }
+    }
+
+    /// Reads a body of at most `most` bytes.
+    pub(super) async fn read(&self, body: Body, most: u64) -> Result<ReadBody<'_>, Problem> {
+        let size = body.size_hint();
+        if size.lower() > most {
+            return Err(too_large(most));
+        }
+        // The room for all of it is taken before the first byte: bodies that each had a part of
+        // what they need could wait for each other.
+        let expected = size.upper().unwrap_or(most).min(most);
+        let room = if expected <= SMALL_BODY {
+            None
+        } else {
+            let room = self.room.acquire_many(units(expected.min(self.in_all)));
+            match tokio::time::timeout(self.timeout, room).await {
+                Ok(Ok(room)) => Some(room),
+                _ => return Err(Problem::of(Kind::Overloaded)),
+            }
+        };
+        match tokio::time::timeout(self.timeout, collect(body, most)).await {
+            Ok(bytes) => Ok(ReadBody { bytes: bytes?, _room: room }),
+            Err(_) => Err(Problem::of(Kind::RequestTimeout)),
+        }
+    }
+}
+
+/// A semaphore counts to less than 2³² at a time, so it counts pieces.
+fn units(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(SMALL_BODY)).unwrap_or(u32::MAX)
+}
+
+fn too_large(most: u64) -> Problem {
+    Problem::new(Kind::TooLarge, format!("the body is larger than {most} bytes"))
+}
+
+async fn collect(mut body: Body, most: u64) -> Result<Bytes, Problem> {
+    // Most bodies come in one piece, which is kept as it is. Others are copied together: a list of
+    // tiny pieces would take many times their size.
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Problem::new(Kind::Malformed, "the body ended early"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if (first.len() + all.len() + data.len()) as u64 > most {
+            return Err(too_large(most));
+        }
+        if first.is_empty() && all.is_empty() {
+            first = data;
+        } else {
+            if all.is_empty() {
+                all.extend_from_slice(&std::mem::take(&mut first));
+            }
+            all.extend_from_slice(&data);
+        }
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+/// Refuses a body that is not sent as JSON.
+///
+/// One without a media type is refused as well: a web page of any origin could send it to a server
+/// on the reader's own machine without being asked whether it may.
+pub(super) fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        Ok(())
+    } else {
+        Err(Problem::new(Kind::UnsupportedMediaType, "the body must be application/json"))
+    }
+}
+
+/// Reads JSON. What is no JSON is malformed; what is JSON and does not fit is told with the place.
+pub(super) fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Problem> {
+    let error = match serde_json::from_slice(bytes) {
+        Ok(value) => return Ok(value),
+        Err(error) => error,
+    };
+    if bytes.trim_ascii().is_empty() {
+        return Err(Problem::new(Kind::Malformed, "the body is empty"));
+    }
+    // The first reading stopped at the first field that does not fit; the rest may be no JSON.
+    let error = match error.classify() {
+        Category::Data => match serde_json::from_slice::<IgnoredAny>(bytes) {
+            Ok(_) => return Err(Problem::fields(vec![place::<T>(bytes, &error)])),
+            Err(error) => error,
+        },
+        Category::Syntax | Category::Eof | Category::Io => error,
+    };
+    Err(Problem::new(Kind::Malformed, format!("the body is no JSON: {error}")))
+}
+
+/// Where in the body `error` is. The path is followed in a second reading, of bad bodies only.
+fn place<'a, T: Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::Error) -> FieldError {
+    let detail = error.to_string();
+    let mut pointer = String::from("#");
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    if let Err(error) = serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
+        for segment in error.path() {
+            match segment {
+                Segment::Seq { index } => add_segment(&mut pointer, &index.to_string()),
+                Segment::Map { key } => add_segment(&mut pointer, key),
+                Segment::Enum { .. } | Segment::Unknown => {}
+            }
+        }
+    }
+    // The path ends at the object where a field is missing or there twice; only the text names it.
+    let named = ["missing field `", "duplicate field `"].iter().find_map(|start| detail.strip_prefix(start));
+    if let Some((field, _)) = named.and_then(|rest| rest.split_once('`')) {
+        add_segment(&mut pointer, field);
+    }
+    FieldError { pointer, detail }
+}
+
+/// Adds a segment to a JSON pointer in a URI fragment (RFC 6901, sections 3 and 6).
+fn add_segment(pointer: &mut String, segment: &str) {
+    pointer.push('/');
+    // A field the client made up may be long.
+    let segment = segment.get(..segment.floor_char_boundary(100)).unwrap_or_default();
+    push_encoded(pointer, &segment.replace('~', "~0").replace('/', "~1"));
+}
+
+/// Appends `text`, percent-encoded but for what RFC 3986 leaves unreserved.
+pub(super) fn push_encoded(out: &mut String, text: &str) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+    use serde_json::value::RawValue;
+
+    use super::*;
+    use crate::limits::LimitOverrides;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Body<'a> {
+        task_type: String,
+        #[serde(borrow, default)]
+        input: Option<&'a RawValue>,
+        #[serde(default)]
+        priority: i32,
+        #[serde(default)]
+        limits: LimitOverrides,
+    }
+
+    async fn refusal(body: &str) -> (u16, String) {
+        let problem = from_json::<Body<'_>>(body.as_bytes()).map(|body| format!("{body:?}")).unwrap_err();
+        let response = problem.into_response();
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        (status, body["errors"][0]["pointer"].as_str().unwrap_or_default().to_owned())
+    }
+
+    #[test]
+    fn a_good_body_keeps_the_bytes_of_its_input() {
+        let body = br#" { "input": {"b" : 1.0, "a":[ 1e2 ]} , "task_type":"io","priority":-3,"limits":{"fuel":5}} "#;
+        let body: Body<'_> = from_json(body).unwrap();
+        assert_eq!(body.input.unwrap().get(), r#"{"b" : 1.0, "a":[ 1e2 ]}"#);
+        assert_eq!((body.task_type.as_str(), body.priority, body.limits.fuel), ("io", -3, Some(5)));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_json_is_malformed() {
+        for body in
+            ["", " \n", "{", "nonsense", r#"{"task_type":"io"}}"#, r#"{"foo":1,"#, r#"{"priority":"x",]"#, "\u{feff}{}"]
+        {
+            assert_eq!(refusal(body).await.0, 400, "{body}");
+        }
+        let invalid_utf8 = b"{\"task_type\":\"io\",\"input\":\"\xff\"}";
+        assert_eq!(from_json::<Body<'_>>(invalid_utf8).unwrap_err().into_response().status(), 400);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_told_with_its_place() {
+        for (body, pointer) in [
+            ("[]", "#"),
+            ("{}", "#/task_type"),
+            (r#"{"task_type":"io","foo":1}"#, "#/foo"),
+            (r#"{"task_type":"io","a/b~ ü":1}"#, "#/a~1b~0%20%C3%BC"),
+            (r#"{"task_type":1}"#, "#/task_type"),
+            (r#"{"task_type":"io","task_type":"io"}"#, "#/task_type"),
+            (r#"{"task_type":"io","priority":1.5}"#, "#/priority"),
+            (r#"{"task_type":"io","priority":99999999999}"#, "#/priority"),
+            (r#"{"task_type":"io","limits":{"fuel":-1}}"#, "#/limits/fuel"),
+            (r#"{"task_type":"io","limits":{"fuel":1,"fuel":2}}"#, "#/limits/fuel"),
+            (r#"{"task_type":"io","limits":{"speed":1}}"#, "#/limits/speed"),
+            (r#"{"task_type":"io","limits":null}"#, "#/limits"),
+        ] {
+            assert_eq!(refusal(body).await, (422, pointer.to_owned()), "{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn depth_does_not_matter() {
+        let deep = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
+        let body = format!(r#"{{"task_type":"io","input":{deep}}}"#);
+        assert_eq!(from_json::<Body<'_>>(body.as_bytes()).unwrap().input.unwrap().get(), deep);
+        assert_eq!(refusal(&format!(r#"{{"foo":{deep}}}"#)).await.0, 422);
+        assert_eq!(refusal(&format!(r#"{{"task_type":{deep}}}"#)).await.0, 422);
+        assert_eq!(refusal(&deep).await.0, 422);
+        assert_eq!(refusal(&deep[..300_000]).await.0, 400);
+    }
+
+    #[test]
+    fn page_sizes() {
+        let of = |text: &str| serde_json::from_value::<PageSize>(text.into()).ok().map(|size| size.0);
+        assert_eq!(
+            [of("1"), of("1000"), of("1001"), of("99999999999999999999999")],
+            [Some(1), Some(1000), Some(1000), Some(1000)]
+        );
+        for bad in ["", "0", "-1", "+1", "1.5", "x"] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn media_types() {
+        let check =
+            |value: &'static str| check_json(&HeaderMap::from_iter([(CONTENT_TYPE, value.parse().unwrap())])).is_ok();
+        assert!(check("application/json") && check("Application/JSON ; charset=utf-8"));
+        assert!(!check("text/plain") && !check("application/jsonl") && !check(""));
+        assert!(check_json(&HeaderMap::new()).is_err());
+    }
+}

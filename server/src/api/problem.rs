@@ -1,0 +1,365 @@
+//! Errors as clients see them: `application/problem+json` (RFC 9457), from one closed list.
+
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use axum::http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder};
+
+use crate::manager::{self, FieldError};
+use crate::objects;
+use crate::task::TaskError;
+
+/// The media type of every error.
+pub(super) const PROBLEM_JSON: &str = "application/problem+json";
+
+/// Most characters of a detail. Some repeat what the client sent, which may be long.
+const DETAIL_CHARS: usize = 500;
+
+/// Declares every kind of problem once: name, path, status, title, and what its page says.
+macro_rules! kinds {
+    ($($name:ident = $slug:literal, $status:ident, $title:literal, $page:literal;)*) => {
+        /// What can be wrong: each kind is a problem type with a page of its own.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Kind { $($name,)* }
+
+        impl Kind {
+            /// All of them.
+            pub(super) const ALL: &'static [Kind] = &[$(Kind::$name,)*];
+
+            /// The problem type, as a reference relative to the server.
+            pub(super) fn uri(self) -> &'static str {
+                match self { $(Kind::$name => concat!("/problems/", $slug),)* }
+            }
+
+            /// The status of the answer.
+            pub(super) fn status(self) -> StatusCode {
+                match self { $(Kind::$name => StatusCode::$status,)* }
+            }
+
+            /// The title, the same every time.
+            pub(super) fn title(self) -> &'static str {
+                match self { $(Kind::$name => $title,)* }
+            }
+
+            /// What it means and what to do, for the page.
+            pub(super) fn page(self) -> &'static str {
+                match self { $(Kind::$name => $page,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    Malformed = "malformed", BAD_REQUEST, "The request is malformed",
+        "The body is no JSON, ended early, or is missing, or a query parameter or header cannot be read. The detail says which.";
+    BadCursor = "bad-cursor", BAD_REQUEST, "The cursor cannot be used here",
+        "A cursor is good for the list that gave it, with the same filters. Begin again without a cursor.";
+    NotFound = "not-found", NOT_FOUND, "There is no such thing",
+        "Nothing is at this path: it never was, it was removed, or it belongs to somebody else.";
+    MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "The method is not allowed here",
+        "The path exists and does not take this method. The Allow header says which it takes.";
+    RequestTimeout = "request-timeout", REQUEST_TIMEOUT, "The request took too long to arrive",
+        "The body did not arrive in time (--client-timeout). Nothing was done; the connection is closed.";
+    TaskEnded = "task-ended", CONFLICT, "The task has ended",
+        "A task that is Completed or Failed cannot be canceled.";
+    TaskFailed = "task-failed", CONFLICT, "The task failed",
+        "The task has no result because it failed. The member 'error' says why: its kind is one of a closed set.";
+    TypeNotReady = "task-type-not-ready", CONFLICT, "The task type has no usable version",
+        "The type's component was not compiled or linked. GET /task-types/{name} says why.";
+    PreconditionFailed = "precondition-failed", PRECONDITION_FAILED, "The precondition does not hold",
+        "If-Match or If-None-Match does not fit what there is. Read it again, then decide.";
+    TooLarge = "too-large", PAYLOAD_TOO_LARGE, "The request is too large",
+        "The body, the input of the task or the object is larger than the limit that the detail names.";
+    UnsupportedMediaType = "unsupported-media-type", UNSUPPORTED_MEDIA_TYPE, "The media type is not supported",
+        "The body must be sent with the Content-Type that the reference at /docs names.";
+    Unacceptable = "unacceptable", UNPROCESSABLE_ENTITY, "The request is not acceptable",
+        "The body is well-formed and says something that cannot be. Each entry of 'errors' points at a field.";
+    BadObjectName = "bad-object-name", UNPROCESSABLE_ENTITY, "The object's name is not allowed",
+        "A name has 1 to 512 bytes of UTF-8 in Unicode normalization form C, in segments separated by '/', none of them empty, '.' or '..', without control characters.";
+    QuotaExceeded = "quota-exceeded", TOO_MANY_REQUESTS, "A quota is used up",
+        "The tenant keeps as many objects, or as many bytes in them, as it may. Remove some.";
+    Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong in the server",
+        "The fault is the server's, and its log says more. Sending the request again may help.";
+    Overloaded = "overloaded", SERVICE_UNAVAILABLE, "The server has too much to do",
+        "Send the request again after the time in Retry-After.";
+    Draining = "draining", SERVICE_UNAVAILABLE, "The server stops",
+        "The server is being stopped and takes no new work. Send the request again after the time in Retry-After.";
+    StorageUnavailable = "storage-unavailable", SERVICE_UNAVAILABLE, "The storage is not available",
+        "The disk is full or does not answer. Nothing was changed. The server goes on by itself once there is room.";
+}
+
+impl Kind {
+    /// When to try again, in seconds.
+    fn retry_after(self) -> Option<&'static str> {
+        match self {
+            Kind::Overloaded => Some("1"),
+            Kind::Draining | Kind::StorageUnavailable => Some("5"),
+            Kind::TypeNotReady => Some("30"),
+            Kind::QuotaExceeded => Some("60"),
+            _ => None,
+        }
+    }
+}
+
+/// An error on its way to the client.
+#[derive(Debug)]
+pub(super) struct Problem {
+    kind: Kind,
+    detail: Option<String>,
+    errors: Vec<FieldError>,
+    task_error: Option<Box<TaskError>>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Problem {
+    /// A problem without a detail.
+    pub(super) fn of(kind: Kind) -> Problem {
+        Problem { kind, detail: None, errors: Vec::new(), task_error: None, headers: Vec::new() }
+    }
+
+    /// A problem with a detail for people.
+    pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Problem {
+        Problem { detail: Some(shortened(detail.into())), ..Problem::of(kind) }
+    }
+
+    /// A body with faults in some fields.
+    pub(super) fn fields(errors: Vec<FieldError>) -> Problem {
+        let errors =
+            errors.into_iter().map(|FieldError { pointer, detail }| FieldError { pointer, detail: shortened(detail) });
+        Problem { errors: errors.collect(), ..Problem::of(Kind::Unacceptable) }
+    }
+
+    /// A task that has no result because it failed.
+    pub(super) fn task_failed(error: TaskError) -> Problem {
+        Problem { task_error: Some(Box::new(error)), ..Problem::of(Kind::TaskFailed) }
+    }
+
+    /// The server's own fault: the log gets the causes, the client none of them.
+    pub(super) fn internal(error: &anyhow::Error) -> Problem {
+        tracing::error!(error = format!("{error:#}"), "a request failed");
+        Problem::of(Kind::Internal)
+    }
+}
+
+fn shortened(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(DETAIL_CHARS) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// The way from what the manager refuses to HTTP: the only one.
+impl From<manager::Refused> for Problem {
+    fn from(refused: manager::Refused) -> Problem {
+        use manager::Refused;
+        match refused {
+            Refused::NotFound => Problem::of(Kind::NotFound),
+            Refused::UnknownTaskType => {
+                let detail = "there is no task type of this name".to_owned();
+                Problem::fields(vec![FieldError { pointer: "#/task_type".into(), detail }])
+            }
+            Refused::TypeNotReady => Problem::of(Kind::TypeNotReady),
+            Refused::Invalid(errors) => Problem::fields(errors),
+            Refused::InputTooLarge { .. } => Problem::new(Kind::TooLarge, refused.to_string()),
+            Refused::Ended => Problem::of(Kind::TaskEnded),
+            Refused::NoRoom => Problem::of(Kind::StorageUnavailable),
+            Refused::Busy | Refused::TooSlow => {
+                tracing::warn!("a request was refused: {refused}");
+                Problem::of(Kind::Overloaded)
+            }
+            Refused::Draining => Problem::of(Kind::Draining),
+            Refused::Internal(error) => Problem::internal(&error),
+        }
+    }
+}
+
+/// The same for objects.
+impl From<objects::Refused> for Problem {
+    fn from(refused: objects::Refused) -> Problem {
+        use objects::Refused;
+        match refused {
+            Refused::NotFound => Problem::of(Kind::NotFound),
+            Refused::InvalidName(why) => Problem::new(Kind::BadObjectName, why),
+            Refused::TooLarge(_) => Problem::new(Kind::TooLarge, refused.to_string()),
+            Refused::QuotaExceeded(quota) => {
+                let policy =
+                    format!("\"object-bytes\";q={};qu=\"content-bytes\", \"objects\";q={}", quota.bytes, quota.objects);
+                let detail = format!("{} objects with {} bytes in all are allowed", quota.objects, quota.bytes);
+                let mut problem = Problem::new(Kind::QuotaExceeded, detail);
+                problem.headers = Vec::from([(
+                    HeaderName::from_static("ratelimit"),
+                    HeaderValue::from_static("\"object-bytes\";r=0, \"objects\";r=0"),
+                )]);
+                problem.headers.extend(
+                    HeaderValue::try_from(policy)
+                        .ok()
+                        .map(|policy| (HeaderName::from_static("ratelimit-policy"), policy)),
+                );
+                problem
+            }
+            Refused::PreconditionFailed => Problem::of(Kind::PreconditionFailed),
+            Refused::Unavailable => Problem::of(Kind::StorageUnavailable),
+        }
+    }
+}
+
+/// The JSON of a problem.
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Problem, title = "Problem", description = "An error (RFC 9457)")]
+pub(super) struct ProblemBody<'a> {
+    /// The problem type: a stable path on this server, with a page that explains it.
+    #[schema(example = "/problems/unacceptable", format = "uri-reference")]
+    r#type: &'static str,
+    /// What kind of problem it is.
+    title: &'static str,
+    /// The HTTP status.
+    status: u16,
+    /// What is wrong this time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    detail: Option<&'a str>,
+    /// The fields of the body that are at fault.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(required = false)]
+    errors: &'a [FieldProblem<'a>],
+    /// Why the task failed; in `/problems/task-failed` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = TaskError)]
+    error: Option<&'a TaskError>,
+}
+
+/// A fault in one field of the body.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct FieldProblem<'a> {
+    /// Where: a JSON pointer as a URI fragment (RFC 6901, section 6).
+    #[schema(example = "#/limits/fuel")]
+    pointer: &'a str,
+    /// What is wrong there.
+    detail: &'a str,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.kind.status();
+        let errors: Vec<FieldProblem<'_>> =
+            self.errors.iter().map(|FieldError { pointer, detail }| FieldProblem { pointer, detail }).collect();
+        let body = ProblemBody {
+            r#type: self.kind.uri(),
+            title: self.kind.title(),
+            status: status.as_u16(),
+            detail: self.detail.as_deref(),
+            errors: &errors,
+            error: self.task_error.as_deref(),
+        };
+        // Strings and numbers only: there is nothing in it that cannot be written as JSON.
+        let mut response = Response::new(Body::from(serde_json::to_vec(&body).unwrap_or_default()));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(seconds) = self.kind.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        if self.kind == Kind::RequestTimeout {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        headers.extend(self.headers);
+        response
+    }
+}
+
+/// What some kinds of problem are in the OpenAPI document: one answer for each status, which names
+/// the problem types it can be. Every call can fail in the server, so `Internal` is always there.
+pub(super) fn documented(kinds: &[Kind]) -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+    let mut by_status: BTreeMap<String, Vec<Kind>> = BTreeMap::new();
+    for kind in kinds.iter().copied().chain([Kind::Internal]) {
+        by_status.entry(kind.status().as_str().to_owned()).or_default().push(kind);
+    }
+    by_status
+        .into_iter()
+        .map(|(status, kinds)| {
+            let types: Vec<String> = kinds.iter().map(|kind| format!("`{}`: {}.", kind.uri(), kind.title())).collect();
+            let content = Content::new(Some(Ref::from_schema_name("Problem")));
+            let mut response = ResponseBuilder::new().description(types.join(" ")).content(PROBLEM_JSON, content);
+            if kinds.iter().any(|kind| kind.retry_after().is_some()) {
+                let header = utoipa::openapi::header::HeaderBuilder::new()
+                    .description(Some("Seconds to wait before the next try."));
+                response = response.header("Retry-After", header.build());
+            }
+            (status, RefOr::T(response.build()))
+        })
+        .collect()
+}
+
+/// Declares the problems of a call, for its documentation.
+macro_rules! problems {
+    ($name:ident: $($kind:ident),* $(,)?) => {
+        struct $name;
+
+        impl utoipa::IntoResponses for $name {
+            fn responses() -> std::collections::BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {
+                crate::api::problem::documented(&[$(crate::api::problem::Kind::$kind,)*])
+            }
+        }
+    };
+}
+pub(super) use problems;
+
+/// The answer for a path that is not there.
+pub(super) async fn not_found() -> Problem {
+    Problem::of(Kind::NotFound)
+}
+
+/// The answer for a method that a path does not take; axum adds `Allow`.
+pub(super) async fn method_not_allowed() -> Problem {
+    Problem::of(Kind::MethodNotAllowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_path_of_its_own_and_an_error_status() {
+        let uris: HashSet<_> = Kind::ALL.iter().map(|kind| kind.uri()).collect();
+        assert_eq!(uris.len(), Kind::ALL.len());
+        for kind in Kind::ALL {
+            assert!(kind.status().is_client_error() || kind.status().is_server_error(), "{kind:?}");
+            assert_eq!(
+                kind.status() == StatusCode::SERVICE_UNAVAILABLE,
+                kind.retry_after().is_some_and(|after| after < "6")
+            );
+            assert!(!kind.title().ends_with('.') && kind.page().ends_with('.'), "{kind:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_written() {
+        let problem = Problem::fields(vec![FieldError { pointer: "#/a~1b".into(), detail: "x".repeat(1000) }]);
+        let response = problem.into_response();
+        assert_eq!(response.status(), 422);
+        assert_eq!(response.headers()[CONTENT_TYPE], PROBLEM_JSON);
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["type"], "/problems/unacceptable");
+        assert_eq!(body["status"], 422);
+        assert_eq!(body["errors"][0]["pointer"], "#/a~1b");
+        assert_eq!(body["errors"][0]["detail"].as_str().unwrap().chars().count(), DETAIL_CHARS + 1);
+        assert!(body.get("detail").is_none() && body.get("error").is_none());
+    }
+
+    #[tokio::test]
+    async fn the_client_learns_nothing_of_a_fault_inside() {
+        let response = Problem::from(manager::Refused::Internal(anyhow::anyhow!("secret path"))).into_response();
+        assert_eq!(response.status(), 500);
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        assert!(!String::from_utf8_lossy(&body).contains("secret"));
+    }
+}

@@ -1,0 +1,164 @@
+//! Task types: what can be run.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header::{ETAG, HeaderMap};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use utoipa::ToSchema;
+
+use super::extract::NameInPath;
+use super::problem::{Kind, Problem, problems};
+use super::wire::{self, Time};
+use super::{Api, conditional};
+use crate::limits::{LimitOverrides, Limits};
+use crate::registry::{self, Version};
+use crate::task::Digest;
+
+problems!(ListProblems:);
+problems!(ReadProblems: NotFound, Overloaded);
+
+/// Every task type.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TaskTypeList {
+    /// The types, by name.
+    task_types: Vec<TaskType>,
+}
+
+/// A task type with all its versions.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TaskTypeWithVersions {
+    #[serde(flatten)]
+    task_type: TaskType,
+    /// Its versions, newest first.
+    versions: Vec<TypeVersion>,
+}
+
+/// A task type.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TaskType {
+    /// Its name.
+    #[schema(example = "io")]
+    name: String,
+    /// Whether tasks of it can be created.
+    state: TypeState,
+    /// Why not.
+    reason: Option<String>,
+    /// The version that new tasks get.
+    #[serde(serialize_with = "wire::digest")]
+    #[schema(value_type = String, example = "sha256:3a7bd3e2360a3d29eea436fcfb7e44c735d117c42d1c1835420b6b9942dd4f1b")]
+    version: Digest,
+    /// What that version imports.
+    imports: Vec<String>,
+    /// What that version exports.
+    exports: Vec<String>,
+    /// The limits of an attempt where the task lowers none.
+    #[schema(value_type = LimitOverrides)]
+    limits: Limits,
+}
+
+/// Whether a type, or a version of it, can run.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum TypeState {
+    /// It can.
+    Ready,
+    /// It does not compile or link.
+    Failed,
+    /// An earlier version that no task waits for, so it was not loaded.
+    Unloaded,
+}
+
+/// A version of a type.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TypeVersion {
+    /// The digest of its component.
+    #[serde(serialize_with = "wire::digest")]
+    #[schema(value_type = String)]
+    version: Digest,
+    /// When it was stored first.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Time,
+    /// Whether it can run.
+    state: TypeState,
+    /// Why not.
+    reason: Option<String>,
+}
+
+/// List task types
+#[utoipa::path(
+    get, path = "/task-types", tag = "task types",
+    responses((status = 200, description = "Every task type", body = TaskTypeList), ListProblems)
+)]
+pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
+    let task_types = api.manager.task_types(&api.tenant);
+    let task_types = task_types.iter().map(|task_type| of(&api, task_type)).collect();
+    wire::json(StatusCode::OK, &TaskTypeList { task_types })
+}
+
+/// Read a task type
+#[utoipa::path(
+    get, path = "/task-types/{name}", tag = "task types",
+    params(
+        ("name" = String, Path, description = "The name of the type"),
+        ("If-None-Match" = Option<String>, Header, description = "Entity tags that the client has"),
+    ),
+    responses(
+        (status = 200, description = "The type", body = TaskTypeWithVersions, headers(
+            ("ETag" = String, description = "The entity tag"))),
+        (status = 304, description = "The client has it"),
+        ReadProblems,
+    )
+)]
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    NameInPath(name): NameInPath,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let task_type = name.and_then(|name| api.manager.task_type(&api.tenant, &name));
+    let task_type = task_type.ok_or_else(|| Problem::of(Kind::NotFound))?;
+    let versions =
+        api.manager.versions(&api.tenant, &task_type.name).await?.into_iter().map(|(version, created_at)| {
+            let loaded = api.manager.version(&registry::TaskType { current: version, ..task_type.clone() });
+            let (state, reason) = state(loaded.as_ref());
+            TypeVersion { version, created_at: Time(created_at), state, reason }
+        });
+    let body = TaskTypeWithVersions { task_type: of(&api, &task_type), versions: versions.collect() };
+    let text = serde_json::to_vec(&body).map_err(|error| Problem::internal(&error.into()))?;
+    // Of the very bytes that are sent: a strong entity tag.
+    let tag = Digest(Sha256::digest(&text).into()).hex();
+    let mut response = if conditional::has(&headers, &tag) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        wire::json_bytes(StatusCode::OK, text)
+    };
+    if let Ok(tag) = HeaderValue::try_from(format!("\"{tag}\"")) {
+        response.headers_mut().insert(ETAG, tag);
+    }
+    Ok(response)
+}
+
+fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
+    let current = api.manager.version(task_type);
+    let (state, reason) = match state(current.as_ref()) {
+        (TypeState::Unloaded, _) => (TypeState::Failed, Some("its current version is not loaded".into())),
+        known => known,
+    };
+    let (imports, exports) = match current {
+        Some(Version::Ready(program)) => (program.imports.clone(), program.exports.clone()),
+        Some(Version::Failed(_)) | None => (Vec::new(), Vec::new()),
+    };
+    let limits = api.manager.limits_of(task_type);
+    TaskType { name: task_type.name.to_string(), state, reason, version: task_type.current, imports, exports, limits }
+}
+
+fn state(version: Option<&Version>) -> (TypeState, Option<String>) {
+    match version {
+        Some(Version::Ready(_)) => (TypeState::Ready, None),
+        Some(Version::Failed(why)) => (TypeState::Failed, Some(why.to_string())),
+        None => (TypeState::Unloaded, None),
+    }
+}

@@ -1,0 +1,460 @@
+//! Tasks: create, list, read, cancel, delete.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_LOCATION, ETAG, HeaderMap, HeaderName, LINK, LOCATION, RETRY_AFTER, VARY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use chrono::DateTime;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::{IntoParams, ToSchema};
+
+use super::extract::{self, IdInPath, PageSize, Query};
+use super::prefer::{self, PREFERENCE_APPLIED};
+use super::problem::{Kind, Problem, problems};
+use super::wire::{self, Deleted, Time};
+use super::{Api, conditional, cursor};
+use crate::clock;
+use crate::host::log::LogLevel;
+use crate::limits::LimitOverrides;
+use crate::manager::NewTask;
+use crate::store::ListFilter;
+use crate::task::{ErrorKind, Status, Task, Timestamp};
+
+/// What the body of `POST /task` may have beside the input.
+const BODY_EXTRA: u64 = 64 << 10;
+
+/// Bytes of a task's JSON without its input, output and error.
+const TASK_BYTES: usize = 800;
+
+problems!(CreateProblems: Malformed, RequestTimeout, TypeNotReady, TooLarge, UnsupportedMediaType, Unacceptable,
+    Overloaded, Draining, StorageUnavailable);
+problems!(ListProblems: Malformed, BadCursor, Overloaded);
+problems!(ReadProblems: NotFound, Overloaded);
+problems!(ResultProblems: NotFound, TaskFailed, Overloaded);
+problems!(LogProblems: Malformed, NotFound, Overloaded);
+problems!(CancelProblems: NotFound, TaskEnded, Overloaded, Draining, StorageUnavailable);
+problems!(DeleteProblems: NotFound, Overloaded, Draining, StorageUnavailable);
+
+/// A task to be created.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateTask<'a> {
+    /// The name of its type.
+    #[schema(example = "io")]
+    task_type: String,
+    /// Any JSON value; it reaches the task byte for byte.
+    #[serde(borrow, default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    input: Option<&'a RawValue>,
+    /// Higher first. What waits gains on what comes later, so nothing waits for ever.
+    #[serde(default)]
+    #[schema(default = 0, minimum = -100, maximum = 100)]
+    priority: i32,
+    /// Limits of its attempts; none may be above what the type allows.
+    #[serde(default)]
+    limits: LimitOverrides,
+}
+
+/// Create a task
+///
+/// It is stored when this answers. With `Prefer: wait=N` the answer is held for up to N seconds and
+/// is the finished task where it has ended by then; a client that hangs up cancels nothing.
+#[utoipa::path(
+    post, path = "/task", tag = "tasks",
+    params(("Prefer" = Option<String>, Header, description = "`wait=N`: hold the answer for up to N seconds, at most 60", example = "wait=10")),
+    request_body = CreateTask,
+    responses(
+        (status = 200, description = "The task has ended", body = wire::Task, headers(
+            ("Content-Location" = String, description = "The path of the task"),
+            ("Preference-Applied" = String, description = "`wait=N`"))),
+        (status = 202, description = "The task is stored and runs as soon as there is room", body = wire::Task, headers(
+            ("Location" = String, description = "The path of the task"),
+            ("Preference-Applied" = String, description = "`wait=N`, where it was asked for"))),
+        CreateProblems,
+    )
+)]
+pub(super) async fn create(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
+    extract::check_json(request.headers())?;
+    let wait = prefer::wait_seconds(request.headers());
+    let body = api.uploads.read(request.into_body(), api.max_input_bytes.saturating_add(BODY_EXTRA)).await?;
+    let CreateTask { task_type, input, priority, limits } = extract::from_json(&body.bytes)?;
+    let new = NewTask { task_type, input: input.map_or("null", RawValue::get).into(), priority, limits };
+    drop(body);
+    let task = match wait {
+        None | Some(0) => api.manager.create(&api.tenant, new).await?,
+        Some(seconds) => api.manager.create_and_wait(&api.tenant, new, Duration::from_secs(seconds)).await?,
+    };
+    let path = HeaderValue::try_from(format!("/task/{}", task.id)).map_err(|error| Problem::internal(&error.into()))?;
+    let (status, place) =
+        if task.status.is_ended() { (StatusCode::OK, CONTENT_LOCATION) } else { (StatusCode::ACCEPTED, LOCATION) };
+    let mut response = task_json(status, &task)?;
+    response.headers_mut().insert(place, path);
+    waited(&mut response, wait);
+    Ok(response)
+}
+
+/// The filters of a list, as its query has them.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// Only of this status.
+    #[param(nullable = false)]
+    status: Option<Status>,
+    /// Only of this type.
+    #[param(nullable = false)]
+    task_type: Option<String>,
+    /// Only those whose last attempt failed in this way.
+    #[param(nullable = false)]
+    error_kind: Option<ErrorKind>,
+    /// Only created after this time (RFC 3339).
+    #[param(value_type = Option<String>, format = DateTime, nullable = false)]
+    created_after: Option<Instant>,
+    /// Only created before this time (RFC 3339).
+    #[param(value_type = Option<String>, format = DateTime, nullable = false)]
+    created_before: Option<Instant>,
+    /// How many at once; more than 1000 is taken as 1000.
+    #[serde(default)]
+    #[param(value_type = u64, minimum = 1, default = 50, required = false)]
+    limit: PageSize,
+    /// Where to go on: `next_cursor` of the page before, with the same filters.
+    #[param(nullable = false)]
+    cursor: Option<String>,
+}
+
+/// A time in a query.
+struct Instant(Timestamp);
+
+impl<'de> Deserialize<'de> for Instant {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Instant, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let time = DateTime::parse_from_rfc3339(&text).map_err(|_| {
+            serde::de::Error::custom(
+                "not a time as RFC 3339 has it, such as 2026-11-23T10:00:00Z (a '+' is written %2B)",
+            )
+        })?;
+        Ok(Instant(Timestamp(time.timestamp_millis())))
+    }
+}
+
+/// A page of tasks.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TaskList<'a> {
+    /// The tasks, newest first.
+    tasks: Vec<wire::TaskSummary<'a>>,
+    /// The cursor of the next page, where there is one.
+    next_cursor: Option<String>,
+}
+
+/// List tasks
+///
+/// Newest first, without their inputs and outputs.
+#[utoipa::path(
+    get, path = "/tasks", tag = "tasks", params(ListQuery),
+    responses(
+        (status = 200, description = "A page of tasks", body = TaskList, headers(
+            ("Link" = String, description = "`rel=\"next\"`: the next page, where there is one (RFC 8288)"))),
+        ListProblems,
+    )
+)]
+pub(super) async fn list(State(api): State<Arc<Api>>, Query(query): Query<ListQuery>) -> Result<Response, Problem> {
+    let ListQuery { status, task_type, error_kind, created_after, created_before, limit, cursor } = query;
+    let filter = ListFilter {
+        status,
+        task_type,
+        error_kind,
+        created_after: created_after.map(|at| at.0),
+        created_before: created_before.map(|at| at.0),
+    };
+    let before = match cursor {
+        None => None,
+        Some(cursor) => {
+            Some(cursor::decode(&cursor, &api.tenant, &filter).ok_or_else(|| Problem::of(Kind::BadCursor))?)
+        }
+    };
+    // One more than asked for tells whether there is a next page.
+    let mut tasks = api.manager.list(&api.tenant, filter.clone(), before, limit.0 + 1).await?;
+    let more = tasks.len() > limit.0;
+    tasks.truncate(limit.0);
+    let next_cursor = tasks.last().filter(|_| more).map(|last| cursor::encode(last.id, &api.tenant, &filter));
+    let link = next_cursor.as_ref().map(|cursor| next_link(&filter, limit, cursor));
+    let now = clock::now();
+    let tasks: Vec<_> = tasks.iter().map(|task| wire::TaskSummary::of(task, now)).collect();
+    let about = (tasks.len() + 1) * TASK_BYTES;
+    let mut response = wire::json_of_about(StatusCode::OK, &TaskList { tasks, next_cursor }, about)?;
+    set(&mut response, CACHE_CONTROL, "no-store");
+    if let Some(link) = link.and_then(|link| HeaderValue::try_from(link).ok()) {
+        response.headers_mut().insert(LINK, link);
+    }
+    Ok(response)
+}
+
+/// The same list from `cursor` on (RFC 8288).
+fn next_link(filter: &ListFilter, limit: PageSize, cursor: &str) -> String {
+    let ListFilter { status, task_type, error_kind, created_after, created_before } = filter;
+    let time = |at: &Timestamp| serde_json::to_value(Time(*at)).ok()?.as_str().map(str::to_owned);
+    let parameters = [
+        ("status", status.map(|status| format!("{status:?}"))),
+        ("task_type", task_type.clone()),
+        ("error_kind", error_kind.map(|kind| kind.name().to_owned())),
+        ("created_after", created_after.as_ref().and_then(time)),
+        ("created_before", created_before.as_ref().and_then(time)),
+        ("limit", Some(limit.0.to_string())),
+        ("cursor", Some(cursor.to_owned())),
+    ];
+    let mut link = String::from("</tasks");
+    let given = parameters.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    for (separator, (name, value)) in std::iter::once('?').chain(std::iter::repeat('&')).zip(given) {
+        link.push(separator);
+        link.push_str(name);
+        link.push('=');
+        extract::push_encoded(&mut link, &value);
+    }
+    link + ">; rel=\"next\""
+}
+
+/// Read a task
+///
+/// With `Prefer: wait=N` the answer is held until the task has ended, for up to N seconds; not
+/// where `If-None-Match` says that the client has an older state of it.
+#[utoipa::path(
+    get, path = "/task/{id}", tag = "tasks",
+    params(
+        ("id" = String, Path, description = "The id of the task", format = Uuid),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: hold the answer for up to N seconds, at most 60", example = "wait=10"),
+        ("If-None-Match" = Option<String>, Header, description = "Entity tags of the states that the client has"),
+    ),
+    responses(
+        (status = 200, description = "The task", body = wire::Task, headers(
+            ("ETag" = String, description = "A weak entity tag of the task's state"),
+            ("Preference-Applied" = String, description = "`wait=N`, where it was asked for"))),
+        (status = 304, description = "The client has this state"),
+        ReadProblems,
+    )
+)]
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    IdInPath(id): IdInPath,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let wait = prefer::wait_seconds(&headers);
+    let mut task = api.manager.get(&api.tenant, id).await?;
+    let has = |task: &Task| conditional::has(&headers, &wire::task_tag(task));
+    let outdated = conditional::if_none_match(&headers).is_some() && !has(&task);
+    if let Some(seconds) = wait.filter(|seconds| *seconds > 0 && !task.status.is_ended() && !outdated) {
+        task = api.manager.get_ended(&api.tenant, id, Duration::from_secs(seconds)).await?;
+    }
+    let mut response =
+        if has(&task) { StatusCode::NOT_MODIFIED.into_response() } else { task_json(StatusCode::OK, &task)? };
+    set(&mut response, CACHE_CONTROL, "no-store");
+    if let Ok(tag) = HeaderValue::try_from(format!("W/\"{}\"", wire::task_tag(&task))) {
+        response.headers_mut().insert(ETAG, tag);
+    }
+    waited(&mut response, wait);
+    Ok(response)
+}
+
+/// Read where a task is
+#[utoipa::path(
+    get, path = "/task/{id}/status", tag = "tasks",
+    params(("id" = String, Path, description = "The id of the task", format = Uuid)),
+    responses((status = 200, description = "Where the task is", body = wire::TaskStatus), ReadProblems)
+)]
+pub(super) async fn status(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> Result<Response, Problem> {
+    let task = api.manager.get(&api.tenant, id).await?;
+    let mut response = wire::json(StatusCode::OK, &wire::TaskStatus::of(&task, clock::now()))?;
+    set(&mut response, CACHE_CONTROL, "no-store");
+    Ok(response)
+}
+
+/// Read a task's result
+///
+/// With `Prefer: wait=N` the answer is held until the task has ended, for up to N seconds.
+#[utoipa::path(
+    get, path = "/task/{id}/result", tag = "tasks",
+    params(
+        ("id" = String, Path, description = "The id of the task", format = Uuid),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: hold the answer for up to N seconds, at most 60", example = "wait=10"),
+    ),
+    responses(
+        (status = 200, description = "Completed: the task's own output, byte for byte", body = serde_json::Value, headers(
+            ("Preference-Applied" = String, description = "`wait=N`, where it was asked for"))),
+        (status = 202, description = "Not ended yet: where the task is", body = wire::TaskStatus, headers(
+            ("Retry-After" = u32, description = "Seconds to wait before the next try"),
+            ("Preference-Applied" = String, description = "`wait=N`, where it was asked for"))),
+        ResultProblems,
+    )
+)]
+pub(super) async fn result(
+    State(api): State<Arc<Api>>,
+    IdInPath(id): IdInPath,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let wait = prefer::wait_seconds(&headers);
+    let task = match wait {
+        None | Some(0) => api.manager.get(&api.tenant, id).await?,
+        Some(seconds) => api.manager.get_ended(&api.tenant, id, Duration::from_secs(seconds)).await?,
+    };
+    let mut response = match (task.status, task.error) {
+        (Status::Completed, _) => {
+            let output = task.output.map_or_else(|| "null".into(), |output| String::from(&*output));
+            let mut response = wire::json_bytes(StatusCode::OK, output);
+            // The bytes are a guest's: no browser is to take them for anything else.
+            set(&mut response, X_CONTENT_TYPE_OPTIONS, "nosniff");
+            response
+        }
+        (Status::Failed, Some(error)) => Problem::task_failed(error).into_response(),
+        (Status::Pending | Status::Running | Status::Failed, error) => {
+            let task = Task { error, output: None, ..task };
+            let mut response = wire::json(StatusCode::ACCEPTED, &wire::TaskStatus::of(&task, clock::now()))?;
+            set(&mut response, RETRY_AFTER, "1");
+            response
+        }
+    };
+    set(&mut response, CACHE_CONTROL, "no-store");
+    waited(&mut response, wait);
+    Ok(response)
+}
+
+/// The part of a log to read.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct LogQuery {
+    /// Only lines after the one with this number.
+    #[serde(default)]
+    #[param(default = 0, required = false)]
+    after: u64,
+    /// How many at once; more than 1000 is taken as 1000.
+    #[serde(default)]
+    #[param(value_type = u64, minimum = 1, default = 50, required = false)]
+    limit: PageSize,
+}
+
+/// A part of a task's log.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Log<'a> {
+    /// The lines, oldest first.
+    lines: Vec<Line<'a>>,
+    /// Where to go on: `after` for the next read. There may be more now, or later while the task runs.
+    next_after: u64,
+}
+
+/// A line of a log.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Line<'a> {
+    /// Its number; the next line's is higher.
+    seq: u64,
+    /// When it was written.
+    #[schema(value_type = String, format = DateTime)]
+    time: Time,
+    /// How serious it is.
+    level: LogLevel,
+    /// The attempt that wrote it.
+    attempt: u32,
+    /// The text.
+    message: &'a str,
+}
+
+/// Read a task's log
+///
+/// Also while the task runs: a line is there within a moment.
+#[utoipa::path(
+    get, path = "/task/{id}/logs", tag = "tasks",
+    params(("id" = String, Path, description = "The id of the task", format = Uuid), LogQuery),
+    responses((status = 200, description = "Lines of the log", body = Log), LogProblems)
+)]
+pub(super) async fn logs(
+    State(api): State<Arc<Api>>,
+    IdInPath(id): IdInPath,
+    Query(LogQuery { after, limit }): Query<LogQuery>,
+) -> Result<Response, Problem> {
+    let lines = api.manager.log(&api.tenant, id, after, limit.0).await?;
+    let next_after = lines.last().map_or(after, |(seq, ..)| *seq);
+    let lines = lines
+        .iter()
+        .map(|(seq, attempt, line)| Line {
+            seq: *seq,
+            time: Time(line.at),
+            level: line.level,
+            attempt: *attempt,
+            message: &line.message,
+        })
+        .collect();
+    let mut response = wire::json(StatusCode::OK, &Log { lines, next_after })?;
+    set(&mut response, CACHE_CONTROL, "no-store");
+    Ok(response)
+}
+
+/// Cancel a task
+///
+/// It is stopped wherever it is, and its record is kept: Failed, with the error kind `canceled`.
+#[utoipa::path(
+    post, path = "/task/{id}/cancel", tag = "tasks",
+    params(("id" = String, Path, description = "The id of the task", format = Uuid)),
+    responses((status = 202, description = "The task, canceled", body = wire::Task), CancelProblems)
+)]
+pub(super) async fn cancel(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> Result<Response, Problem> {
+    let task = api.manager.cancel(&api.tenant, id).await?;
+    task_json(StatusCode::ACCEPTED, &task)
+}
+
+/// Delete a task
+///
+/// It is stopped if need be, and gone when this answers, with its result and its log.
+#[utoipa::path(
+    delete, path = "/task/{id}", tag = "tasks",
+    params(("id" = String, Path, description = "The id of the task", format = Uuid)),
+    responses((status = 200, description = "The task is gone", body = Deleted), DeleteProblems)
+)]
+pub(super) async fn delete(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> Result<Response, Problem> {
+    api.manager.delete(&api.tenant, id).await?;
+    wire::json(StatusCode::OK, &Deleted { id, deleted: true })
+}
+
+fn task_json(status: StatusCode, task: &Task) -> Result<Response, Problem> {
+    let about = TASK_BYTES + task.input.len() + task.output.as_ref().map_or(0, |output| output.len());
+    let mut response = wire::json_of_about(status, &wire::Task::of(task, clock::now())?, about)?;
+    set(&mut response, CACHE_CONTROL, "no-store");
+    Ok(response)
+}
+
+/// Says that the answer depends on the preference, and which was applied (RFC 7240).
+fn waited(response: &mut Response, wait: Option<u64>) {
+    set(response, VARY, "Prefer");
+    if let Some(applied) = wait.and_then(|seconds| HeaderValue::try_from(format!("wait={seconds}")).ok()) {
+        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
+}
+
+fn set(response: &mut Response, name: HeaderName, value: &'static str) {
+    response.headers_mut().insert(name, HeaderValue::from_static(value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_link_to_the_next_page_has_the_same_filters() {
+        let filter = ListFilter {
+            status: Some(Status::Failed),
+            task_type: Some("a b&>".into()),
+            error_kind: Some(ErrorKind::CpuExceeded),
+            created_after: Some(Timestamp(0)),
+            created_before: None,
+        };
+        assert_eq!(
+            next_link(&filter, PageSize(7), "abc"),
+            "</tasks?status=Failed&task_type=a%20b%26%3E&error_kind=cpu_exceeded\
+             &created_after=1970-01-01T00%3A00%3A00.000Z&limit=7&cursor=abc>; rel=\"next\""
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! The command line, the environment and the file; and what the process says on stdout.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use crate::support::server::{Setup, refused, taskcell};
+use crate::support::{server, temp_dir};
+
+/// `serve` on a directory of its own, with nothing else.
+fn serve(directory: &Path) -> std::process::Command {
+    let mut command = taskcell();
+    command.arg("serve").arg("--data-dir").arg(directory.join("data"));
+    command
+}
+
+/// The start must be refused with all of `words` in the message.
+#[track_caller]
+fn refused_with(command: &mut std::process::Command, words: &[&str]) {
+    let message = refused(command);
+    for word in words {
+        assert!(message.contains(word), "{word:?} is not in: {message}");
+    }
+}
+
+/// Where the server listens, started by that command.
+fn address(setup: &Setup, command: std::process::Command) -> String {
+    setup.clone().start_command(command).address.clone()
+}
+
+#[test]
+fn a_flag_wins_over_a_variable_and_a_variable_over_the_file() {
+    let setup = Setup::new(&[]).with_components(None);
+    let file = setup.data_dir().join("taskcell.toml");
+    fs::write(&file, "listen = \"127.0.0.2:0\"\nmax-running = 100\n").unwrap();
+    let start = |variable: bool, flag: bool| {
+        let mut command = serve(setup.data_dir());
+        command.arg("--config").arg(&file);
+        if variable {
+            command.env("TASKCELL_LISTEN", "127.0.0.3:0");
+        }
+        if flag {
+            command.args(["--listen", "127.0.0.4:0"]);
+        }
+        address(&setup, command)
+    };
+    assert!(start(false, false).starts_with("127.0.0.2:"));
+    assert!(start(true, false).starts_with("127.0.0.3:"));
+    assert!(start(true, true).starts_with("127.0.0.4:"));
+    assert!(start(false, true).starts_with("127.0.0.4:"));
+
+    // The file itself can be named by a variable.
+    let mut command = serve(setup.data_dir());
+    command.env("TASKCELL_CONFIG", &file);
+    assert!(address(&setup, command).starts_with("127.0.0.2:"));
+}
+
+/// Settings of the file hold, not only those that can be seen in an address.
+#[test]
+fn settings_of_the_file_hold() {
+    let directory = temp_dir();
+    let file = directory.path().join("c.toml");
+    fs::write(&file, "default-input-bytes = 10\nmax-running = 3\n").unwrap();
+    let server = server(&["--config", file.to_str().unwrap()]);
+    server.client.post_task(r#"{"task_type":"echo","input":"123456789"}"#).problem(413);
+    server.client.post_task(r#"{"task_type":"echo","input":"12345678"}"#).expect(202);
+    assert!(server.client.get("/metrics").expect(200).text().contains("taskcell_task_slots 3\n"));
+}
+
+#[test]
+fn wrong_files_are_refused() {
+    let directory = temp_dir();
+    let file = directory.path().join("c.toml");
+    for (text, words) in [
+        ("max-runing = 5", ["max-runing", "c.toml"]),
+        ("max_running = 5", ["max_running", "c.toml"]),
+        ("config = \"other.toml\"", ["config", "c.toml"]),
+        ("listen = ", ["TOML", "c.toml"]),
+        ("max-running = \"many\"", ["many", "max-running"]),
+        ("max-running = 0", ["0", "max-running"]),
+        ("max-running = [1]", ["max-running", "array"]),
+        ("[limits]\nfuel = 1", ["limits", "c.toml"]),
+        ("listen = \"nowhere\"", ["nowhere", "listen"]),
+    ] {
+        fs::write(&file, text).unwrap();
+        refused_with(serve(directory.path()).arg("--config").arg(&file), &words);
+    }
+    refused_with(serve(directory.path()).args(["--config", "/nonexistent.toml"]), &["/nonexistent.toml"]);
+    assert!(!directory.path().join("data").exists(), "everything is checked before anything is done");
+}
+
+#[test]
+fn wrong_flags_and_variables_are_refused() {
+    let directory = temp_dir();
+    for (flag, value) in [
+        ("--max-running", "0"),
+        ("--max-running", "x"),
+        ("--max-running", "25001"),
+        ("--client-timeout", "0"),
+        ("--default-fuel", "0"),
+        ("--log-format", "xml"),
+        ("--listen", "localhost"),
+        ("--no-such-flag", "1"),
+    ] {
+        refused_with(serve(directory.path()).args([flag, value]), &[flag]);
+    }
+    refused_with(serve(directory.path()).env("TASKCELL_MAX_RUNNING", "-1"), &["-1"]);
+    refused_with(&mut taskcell(), &["serve"]);
+    assert!(!directory.path().join("data").exists());
+}
+
+/// Without keys anybody who reaches the server can run code on it.
+#[test]
+fn only_loopback_is_served() {
+    let directory = temp_dir();
+    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
+        refused_with(serve(directory.path()).args(["--listen", address]), &["loopback", "127.0.0.1"]);
+    }
+    assert!(!directory.path().join("data").exists());
+}
+
+#[test]
+fn a_default_above_its_ceiling_is_refused() {
+    let directory = temp_dir();
+    for limit in
+        ["fuel", "cpu-ms", "timeout-ms", "memory-bytes", "host-memory-bytes", "output-bytes", "log-bytes", "input-bytes"]
+    {
+        let (default, max) = (format!("--default-{limit}"), format!("--max-{limit}"));
+        refused_with(serve(directory.path()).args([&default, "11", &max, "10"]), &[&default, &max, "11", "10"]);
+    }
+}
+
+#[test]
+fn an_address_in_use_is_refused() {
+    let server = server(&[]);
+    let directory = temp_dir();
+    refused_with(serve(directory.path()).args(["--listen", &server.address]), &[&server.address]);
+}
+
+/// One line on stdout, and everything else on stderr.
+#[test]
+fn stdout_has_one_line() {
+    for format in ["text", "json"] {
+        let mut server = server(&["--log-format", format, "--max-running", "25000"]);
+        server.client.get("/nowhere").problem(404);
+        let address = server.address.clone();
+        server.signal(Signal::TERM);
+        assert_eq!(server.wait_for_exit().code(), Some(0));
+        assert_eq!(server.stdout(), format!("taskcell listening on http://{address}\n"));
+        let log = server.log();
+        assert!(!log.is_empty());
+        if format == "json" {
+            for line in log.lines() {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                assert!(line["level"].is_string() && line["timestamp"].is_string(), "{line}");
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Compiled code is kept: a restart compiles nothing again, and runs nothing that is damaged.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::support::server::Setup;
+use crate::support::guest;
+
+/// Every compiled file with what would show that it was written again.
+fn files(setup: &Setup) -> BTreeMap<PathBuf, (SystemTime, u64)> {
+    let entries = fs::read_dir(setup.data_dir().join("compiled")).unwrap();
+    let files = entries.map(|entry| entry.unwrap().path()).map(|path| {
+        let about = fs::metadata(&path).unwrap();
+        (path, (about.modified().unwrap(), about.ino()))
+    });
+    files.collect()
+}
+
+/// The hash in a file's name is that of its content.
+fn is_sound(path: &Path) -> bool {
+    let hash: String = Sha256::digest(fs::read(path).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect();
+    path.file_stem().unwrap().to_str().unwrap().ends_with(&hash)
+}
+
+#[test]
+fn a_restart_compiles_nothing() {
+    let server = Setup::uncompiled(&[]).with_components(None).start();
+    let types = server.client.get("/task-types").expect(200).json()["task_types"].as_array().unwrap().len();
+    let before = files(server.setup());
+    assert_eq!(before.len(), types, "one for each type: {before:?}");
+    let setup = server.stop();
+    let server = setup.start();
+    assert_eq!(files(server.setup()), before);
+    assert_eq!(server.client.output(&json!({"task_type": "echo", "input": 1})), 1);
+}
+
+/// Damaged or foreign code is not run but compiled anew.
+#[test]
+fn damaged_code_is_compiled_again() {
+    let setup = Setup::uncompiled(&[]).with_components(None).start().stop();
+    let before = files(&setup);
+    for (number, path) in before.keys().enumerate() {
+        let mut bytes = fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        match number % 3 {
+            0 => bytes[middle] ^= 1,
+            1 => bytes.truncate(middle),
+            _ => bytes = b"garbage".to_vec(),
+        }
+        assert!(!bytes.is_empty());
+        fs::write(path, bytes).unwrap();
+    }
+    let server = setup.start();
+    assert!(server.log().contains("damaged"), "{}", server.log());
+    for path in files(server.setup()).keys() {
+        assert!(is_sound(path), "{} is still damaged", path.display());
+    }
+    assert_eq!(files(server.setup()).len(), before.len());
+    assert_eq!(server.client.output(&json!({"task_type": "echo", "input": 1})), 1);
+    assert_eq!(server.client.output(&json!({"task_type": "primes", "input": {"up_to": 10}}))["count"], 4);
+}
+
+/// A task waits for its own version of the type, whatever the directory holds later.
+#[test]
+fn a_task_keeps_its_version() {
+    let directory = crate::support::temp_dir();
+    let put = |name: &str| {
+        let component = crate::support::guests::GUESTS.iter().find(|(known, _)| *known == name).unwrap().1;
+        fs::write(directory.path().join("changing.wasm"), component).unwrap();
+    };
+    put(guest("echo-blocking"));
+    let server = Setup::new(&["--max-running", "1"]).with_components(Some(directory.path())).start();
+    let holder = server.client.create(&json!({"task_type": "io", "input": {"sleep_ms": 60_000}}));
+    server.client.wait_for_status(&holder, "Running");
+    let waiting = server.client.create(&json!({"task_type": "changing", "input": {"bytes": 5}}));
+    let setup = server.crash();
+
+    put(guest("output"));
+    let server = setup.start();
+    let client = &server.client;
+    // It holds the one place again.
+    client.delete(&format!("/task/{holder}")).expect(200);
+    let old = client.wait_for_end(&waiting);
+    assert_eq!(old["output"], json!({"bytes": 5}), "{old:#}");
+    let new = client.run(&json!({"task_type": "changing", "input": {"bytes": 5}}));
+    assert_eq!(new["output"], "xxx", "{new:#}");
+    assert_ne!(old["component"], new["component"]);
+    let versions = client.get("/task-types/changing").expect(200).json();
+    assert_eq!(versions["versions"].as_array().unwrap().len(), 2, "{versions:#}");
+}

@@ -1,0 +1,117 @@
+//! The data directory: one server at a time, and no file is touched that cannot be used.
+
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::support::server::{Setup, refused};
+
+/// Bytes of the database file's header (see "Database File Format" of SQLite).
+const USER_VERSION: u64 = 60;
+const APPLICATION_ID: u64 = 68;
+
+/// A directory with a database that has a task in it, and no server.
+fn used() -> (Setup, String) {
+    let server = Setup::new(&[]).with_components(None).start();
+    let task = server.client.run(&json!({"task_type": "echo", "input": "kept"}));
+    (server.stop(), task["id"].as_str().unwrap().to_owned())
+}
+
+fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
+    let mut file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(bytes).unwrap();
+}
+
+/// The start must be refused, with all of `words` in the message, and leave the file as it is.
+#[track_caller]
+fn refused_untouched(setup: &Setup, words: &[&str]) {
+    let before = fs::read(setup.database()).unwrap();
+    let message = setup.refused();
+    for word in words {
+        assert!(message.contains(word), "{word:?} is not in: {message}");
+    }
+    assert!(message.contains("taskcell.db"), "it does not say which file: {message}");
+    assert!(before == fs::read(setup.database()).unwrap(), "the database was changed: {message}");
+}
+
+#[test]
+fn one_server_at_a_time() {
+    let server = Setup::new(&[]).with_components(None).start();
+    let message = server.setup().refused();
+    assert!(message.contains("another taskcell"), "{message}");
+    assert!(message.contains(server.setup().data_dir().to_str().unwrap()), "{message}");
+    server.client.get("/healthz").expect(200);
+    // A crash leaves no lock behind.
+    server.crash().start().client.get("/readyz").expect(200);
+}
+
+#[test]
+fn garbage_is_refused() {
+    let (setup, _) = used();
+    overwrite(&setup.database(), 0, b"this is no database, whatever it is called");
+    refused_untouched(&setup, &["damaged"]);
+    fs::write(setup.database(), "a text file").unwrap();
+    refused_untouched(&setup, &["damaged"]);
+}
+
+#[test]
+fn a_shortened_database_is_refused() {
+    let (setup, _) = used();
+    let length = fs::metadata(setup.database()).unwrap().len();
+    for length in [length - 4096, length / 2, length / 2 + 100, 4096, 512] {
+        let file = fs::OpenOptions::new().write(true).open(setup.database()).unwrap();
+        file.set_len(length).unwrap();
+        refused_untouched(&setup, &["damaged"]);
+    }
+}
+
+#[test]
+fn a_damaged_page_is_refused() {
+    let (setup, _) = used();
+    // The schema's own page, behind the header.
+    overwrite(&setup.database(), 100, &[0xa5; 2000]);
+    refused_untouched(&setup, &["damaged"]);
+}
+
+#[test]
+fn a_newer_database_is_refused() {
+    let (setup, id) = used();
+    overwrite(&setup.database(), USER_VERSION, &1000_u32.to_be_bytes());
+    refused_untouched(&setup, &["newer"]);
+    // Nothing else was wrong with it.
+    overwrite(&setup.database(), USER_VERSION, &1_u32.to_be_bytes());
+    assert_eq!(setup.start().client.task(&id)["output"], "kept");
+}
+
+#[test]
+fn the_database_of_another_program_is_refused() {
+    let (setup, id) = used();
+    let original = fs::read(setup.database()).unwrap();
+    overwrite(&setup.database(), APPLICATION_ID, &0x1234_5678_u32.to_be_bytes());
+    refused_untouched(&setup, &["not a taskcell database"]);
+    fs::write(setup.database(), original).unwrap();
+    assert_eq!(setup.start().client.task(&id)["output"], "kept");
+}
+
+/// An empty file is what is left of a start that ended before its first commit.
+#[test]
+fn an_empty_database_is_a_new_one() {
+    let setup = Setup::new(&[]).with_components(None);
+    fs::write(setup.database(), "").unwrap();
+    let server = setup.start();
+    assert_eq!(server.client.output(&json!({"task_type": "echo", "input": 1})), 1);
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_refused() {
+    let setup = Setup::new(&[]).with_components(None);
+    let file = setup.data_dir().join("a-file");
+    fs::write(&file, "").unwrap();
+    let mut command = crate::support::server::taskcell();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&file);
+    let message = refused(&mut command);
+    assert!(message.contains("a-file"), "{message}");
+}

@@ -1,0 +1,100 @@
+//! SIGTERM and SIGINT: an end in good order.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::setup;
+use crate::support::{Server, guest, server, wait_for};
+
+fn wait_for_log(server: &Server, text: &str) {
+    wait_for(format!("{text:?} in the log"), || server.log().contains(text).then_some(()));
+}
+
+/// What still runs after the grace is put back, and the attempt does not count.
+#[test]
+fn running_tasks_are_put_back() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut server = server(&["--drain-timeout", "300"]);
+        let client = &server.client;
+        let ids = [guest("sleep-forever"), guest("spin"), guest("spin-blocking")].map(|task_type| {
+            let id = client.create(&json!({"task_type": task_type}));
+            client.wait_for_status(&id, "Running");
+            id
+        });
+        let start = Instant::now();
+        server.signal(signal);
+        let status = server.wait_for_exit();
+        assert_eq!(status.code(), Some(0), "{}", server.log());
+        assert!(start.elapsed() >= Duration::from_millis(300), "they had their grace");
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        let setup = server.setup().clone();
+
+        // One place, held by the first: the others show how they were left.
+        let server = setup.with_flags(&["--max-running", "1"]).start();
+        let client = &server.client;
+        client.wait_for_status(&ids[0], "Running");
+        assert_eq!(client.task(&ids[0])["attempt"], 1, "the drained attempt was not counted");
+        for id in &ids[1..] {
+            let task = client.task(id);
+            assert_eq!((&task["status"], &task["attempt"]), (&json!("Pending"), &json!(0)), "{task:#}");
+            assert_eq!((&task["started_at"], &task["error"]), (&Value::Null, &Value::Null), "{task:#}");
+        }
+    }
+}
+
+/// What ends within the grace has ended, and its result is kept.
+#[test]
+fn running_tasks_may_end() {
+    let server = server(&["--drain-timeout", "60000"]);
+    let id = server.client.create(&json!({"task_type": guest("sleep"), "input": {"ms": 1_500}}));
+    server.client.wait_for_status(&id, "Running");
+    let start = Instant::now();
+    let server = server.stop().start();
+    assert!(start.elapsed() < Duration::from_secs(30), "nothing was waited for but the task: {:?}", start.elapsed());
+    let task = server.client.task(&id);
+    assert_eq!((&task["status"], &task["attempt"]), (&json!("Completed"), &json!(1)), "{task:#}");
+}
+
+/// While it drains, the server answers, takes no work, and says so; a second signal ends it at once.
+#[test]
+fn no_work_is_taken_meanwhile() {
+    let mut server = server(&["--drain-timeout", "600000"]);
+    let client = &server.client;
+    let running = client.create(&json!({"task_type": guest("sleep-forever")}));
+    client.wait_for_status(&running, "Running");
+    client.get("/readyz").expect(200);
+    server.signal(Signal::TERM);
+    wait_for_log(&server, "stopping");
+    let refused = wait_for("creates to be refused", || {
+        let answer = client.post_task(r#"{"task_type":"echo"}"#);
+        (answer.status != 202).then_some(answer)
+    });
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    refused.problem(503);
+    client.get("/readyz").problem(503);
+    client.get("/healthz").expect(200);
+    assert_eq!(client.task(&running)["status"], "Running");
+
+    let start = Instant::now();
+    server.signal(Signal::TERM);
+    let status = server.wait_for_exit();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(status.code(), Some(0), "{}", server.log());
+    let server = server.setup().clone().start();
+    server.client.wait_for_status(&running, "Running");
+}
+
+/// A server with nothing to do stops at once, and clients that wait do not hold it up for long.
+#[test]
+fn an_idle_server_stops_at_once() {
+    let server = server(&["--drain-timeout", "600000"]);
+    let client = server.client.clone();
+    let id = client.create(&json!({"task_type": "echo"}));
+    client.wait_for_end(&id);
+    let start = Instant::now();
+    let setup = server.stop();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(!setup.data_dir().join("taskcell.db-wal").exists(), "the log was folded into the database");
+}

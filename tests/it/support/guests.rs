@@ -1,0 +1,52 @@
+//! The guests of `tests/guests/`, as task types.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// Every guest: its name and its component.
+pub const GUESTS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
+
+/// The name of a guest's task type. The name is written at the call, so that it shows which guests
+/// no test uses.
+#[track_caller]
+pub fn guest(name: &'static str) -> &'static str {
+    assert!(GUESTS.iter().any(|(known, _)| *known == name), "there is no guest {name}");
+    name
+}
+
+/// A directory of all guests, for `--components`.
+pub fn directory() -> &'static Path {
+    static WRITTEN: OnceLock<&'static Path> = OnceLock::new();
+    WRITTEN.get_or_init(|| {
+        // One for all runs: nobody would remove it at the end of this one.
+        let directory = Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/components"));
+        if directory.exists() {
+            std::fs::remove_dir_all(directory).unwrap();
+        }
+        std::fs::create_dir_all(directory).unwrap();
+        for (name, bytes) in GUESTS {
+            std::fs::write(directory.join(format!("{name}.wasm")), bytes).unwrap();
+        }
+        directory
+    })
+}
+
+#[test]
+fn every_guest_is_used() {
+    let mut sources = String::new();
+    read_all(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/it")), &mut sources);
+    let unused: Vec<_> =
+        GUESTS.iter().filter(|(name, _)| !sources.contains(&format!("guest({name:?})"))).map(|(name, _)| name).collect();
+    assert!(unused.is_empty(), "no test uses these guests: {unused:?}");
+}
+
+fn read_all(directory: &Path, into: &mut String) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_all(&path, into);
+        } else {
+            into.push_str(&std::fs::read_to_string(path).unwrap());
+        }
+    }
+}

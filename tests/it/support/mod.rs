@@ -1,0 +1,41 @@
+//! What the tests share: the server's process, a client, waiting for conditions.
+
+pub mod client;
+pub mod guests;
+pub mod server;
+mod turns;
+
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+pub use client::{Answer, Client};
+pub use guests::guest;
+pub use server::{Server, server, shared_server};
+pub use turns::alone;
+
+/// How long anything may take that is expected to happen. Generous: only a failing test waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `look` finds something; fails with `what` when that takes too long.
+#[track_caller]
+pub fn wait_for<T>(what: impl Debug, look: impl FnMut() -> Option<T>) -> T {
+    wait_within(PATIENCE, what, look)
+}
+
+/// As [`wait_for`], with a bound of its own.
+#[track_caller]
+pub fn wait_within<T>(bound: Duration, what: impl Debug, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < bound, "waited {bound:?} in vain for {what:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A directory that is removed when it is dropped, on the file system of the build.
+pub fn temp_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
