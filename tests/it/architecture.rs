@@ -18,10 +18,37 @@ const PURE: &[&str] = &["task", "limits", "schedule"];
 
 /// What a pure module does not use: clocks, input and output, threads, async, and the rest of the server.
 const IMPURE: &[&str] = &[
-    "async ", ".await", "tokio", "futures", "rustix", "chrono", "tracing", "std::time", "Instant", "SystemTime",
-    "now_v7", "std::fs", "std::io", "std::net", "std::env", "std::process", "std::thread", "std::sync::Mutex",
-    "std::sync::mpsc", "thread_local", "static mut", "unsafe ", "println", "crate::clock", "crate::store",
-    "crate::manager", "crate::api", "crate::host", "crate::sandbox", "crate::executor", "crate::room",
+    "async ",
+    ".await",
+    "tokio",
+    "futures",
+    "rustix",
+    "chrono",
+    "tracing",
+    "std::time",
+    "Instant",
+    "SystemTime",
+    "now_v7",
+    "std::fs",
+    "std::io",
+    "std::net",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "std::sync::Mutex",
+    "std::sync::mpsc",
+    "thread_local",
+    "static mut",
+    "unsafe ",
+    "println",
+    "crate::clock",
+    "crate::store",
+    "crate::manager",
+    "crate::api",
+    "crate::host",
+    "crate::sandbox",
+    "crate::executor",
+    "crate::room",
 ];
 
 /// Which modules may know which of the server's own: the way of a task goes one way.
@@ -53,7 +80,8 @@ fn read(root: &Path, directory: &Path, into: &mut Vec<Source>) {
             let text = std::fs::read_to_string(&path).unwrap();
             let path = path.strip_prefix(root).unwrap().to_owned();
             let module = path.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
-            let code = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+            let code =
+                text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
             into.push(Source { path, module, text, code });
         }
     }
@@ -109,7 +137,9 @@ fn the_pure_modules_are_pure() {
         assert!(!of_module.is_empty(), "there is no module {module}");
         for source in of_module {
             for impure in IMPURE {
-                assert!(!source.code.contains(impure), "{} uses {impure:?}", source.path.display());
+                // Its tests may do what they like.
+                let code = source.code.split("#[cfg(test)]").next().unwrap_or_default();
+                assert!(!code.contains(impure), "{} uses {impure:?}", source.path.display());
             }
         }
     }

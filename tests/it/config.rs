@@ -8,11 +8,16 @@ use rustix::process::Signal;
 use crate::support::server::{Setup, refused, taskcell};
 use crate::support::{server, temp_dir};
 
-/// `serve` on a directory of its own, with nothing else.
-fn serve(directory: &Path) -> std::process::Command {
+/// `serve` with nothing but its data directory.
+fn serve_on(data_dir: &Path) -> std::process::Command {
     let mut command = taskcell();
-    command.arg("serve").arg("--data-dir").arg(directory.join("data"));
+    command.arg("serve").arg("--data-dir").arg(data_dir);
     command
+}
+
+/// `serve` on a data directory that is not there yet.
+fn serve(directory: &Path) -> std::process::Command {
+    serve_on(&directory.join("data"))
 }
 
 /// The start must be refused with all of `words` in the message.
@@ -35,7 +40,7 @@ fn a_flag_wins_over_a_variable_and_a_variable_over_the_file() {
     let file = setup.data_dir().join("taskcell.toml");
     fs::write(&file, "listen = \"127.0.0.2:0\"\nmax-running = 100\n").unwrap();
     let start = |variable: bool, flag: bool| {
-        let mut command = serve(setup.data_dir());
+        let mut command = serve_on(setup.data_dir());
         command.arg("--config").arg(&file);
         if variable {
             command.env("TASKCELL_LISTEN", "127.0.0.3:0");
@@ -51,7 +56,7 @@ fn a_flag_wins_over_a_variable_and_a_variable_over_the_file() {
     assert!(start(false, true).starts_with("127.0.0.4:"));
 
     // The file itself can be named by a variable.
-    let mut command = serve(setup.data_dir());
+    let mut command = serve_on(setup.data_dir());
     command.env("TASKCELL_CONFIG", &file);
     assert!(address(&setup, command).starts_with("127.0.0.2:"));
 }
@@ -123,9 +128,16 @@ fn only_loopback_is_served() {
 #[test]
 fn a_default_above_its_ceiling_is_refused() {
     let directory = temp_dir();
-    for limit in
-        ["fuel", "cpu-ms", "timeout-ms", "memory-bytes", "host-memory-bytes", "output-bytes", "log-bytes", "input-bytes"]
-    {
+    for limit in [
+        "fuel",
+        "cpu-ms",
+        "timeout-ms",
+        "memory-bytes",
+        "host-memory-bytes",
+        "output-bytes",
+        "log-bytes",
+        "input-bytes",
+    ] {
         let (default, max) = (format!("--default-{limit}"), format!("--max-{limit}"));
         refused_with(serve(directory.path()).args([&default, "11", &max, "10"]), &[&default, &max, "11", "10"]);
     }
@@ -152,7 +164,8 @@ fn stdout_has_one_line() {
         assert!(!log.is_empty());
         if format == "json" {
             for line in log.lines() {
-                let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                let line: serde_json::Value =
+                    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
                 assert!(line["level"].is_string() && line["timestamp"].is_string(), "{line}");
             }
         }

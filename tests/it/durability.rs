@@ -68,7 +68,7 @@ fn what_was_acknowledged_survives_power_cuts() {
     let mut server = on_disk(&disk);
     for cut in 0..9 {
         let unsynced = [Unsynced::Lost, Unsynced::Torn, Unsynced::Scattered][cut % 3];
-        let calls = if cut % 2 == 0 { 100 + random.below(900) } else { 0 };
+        let calls = if cut % 2 == 0 { 100 + random.below(4000) } else { 0 };
         let acknowledgements = 30 + random.below(150);
         let setup = use_until_gone(server, &mut told, |acknowledged, mut server| {
             if calls > 0 {
@@ -78,7 +78,9 @@ fn what_was_acknowledged_survives_power_cuts() {
                 server.setup().clone()
             } else {
                 // Right after it has said something.
-                wait_for("acknowledgements", || (acknowledged.load(Ordering::Relaxed) >= acknowledgements).then_some(()));
+                wait_for("acknowledgements", || {
+                    (acknowledged.load(Ordering::Relaxed) >= acknowledgements).then_some(())
+                });
                 server.crash()
             }
         });
@@ -144,8 +146,6 @@ fn nothing_is_acknowledged_before_its_commit() {
     let ends = sleep(1500);
     client.wait_for_status(&ends, "Running");
 
-    disk.set(Fault::SyncHeld, 1);
-    let held_since = Instant::now();
     let wait = ("prefer", "wait=60");
     let task = json!({"task_type": "echo", "input": 3}).to_string();
     let changes: Vec<(&str, String, Vec<(&str, &str)>, Option<&[u8]>)> = vec![
@@ -158,6 +158,8 @@ fn nothing_is_acknowledged_before_its_commit() {
         ("DELETE", "/objects/removed".into(), vec![], None),
     ];
     thread::scope(|scope| {
+        let held = disk.with(Fault::SyncHeld, 1);
+        let held_since = Instant::now();
         let (answered, answers) = mpsc::channel();
         for (method, path, headers, body) in &changes {
             let answered = answered.clone();
@@ -179,7 +181,7 @@ fn nothing_is_acknowledged_before_its_commit() {
             assert_eq!(client.status(&canceled), "Running", "its end is not on the disk");
         }
         let early = answers.try_recv();
-        disk.set(Fault::SyncHeld, 0);
+        drop(held);
         assert!(early.is_err(), "answered before its commit: {early:?}");
         for _ in &changes {
             let answer = answers.recv().unwrap();
@@ -197,7 +199,7 @@ fn an_acknowledgement_takes_as_long_as_the_disk() {
     let disk = Disk::new();
     let server = on_disk(&disk);
     let one = Duration::from_millis(200);
-    disk.set(Fault::SyncMillis, 200);
+    let _slow = disk.with(Fault::SyncMillis, 200);
     let timed = |request: &dyn Fn() -> Answer| {
         let start = Instant::now();
         let answer = request();
@@ -246,7 +248,7 @@ fn survives_refused_writes(fault: Fault, value: u8) {
             let running = client.get("/tasks?status=Running").expect(200).json();
             (running["tasks"].as_array().unwrap().len() == 6).then_some(())
         });
-        disk.set(fault, value);
+        let full = disk.with(fault, value);
         let full_since = Instant::now();
         let task = r#"{"task_type":"echo"}"#;
         while full_since.elapsed() < Duration::from_secs(1) + A_WHILE {
@@ -265,16 +267,13 @@ fn survives_refused_writes(fault: Fault, value: u8) {
                 client.get(path).expect(200);
             }
             assert_eq!(client.get(&before_path).expect(200).json(), before);
-            assert_eq!(client.get(&format!("{before_path}/result")).expect(200).body, b"[1, 2]".as_slice());
+            assert_eq!(client.get(&format!("{before_path}/result")).expect(200).body, b"[1,2]");
             assert_eq!(client.get("/objects/a").expect(200).body, b"a");
             for id in &known {
                 assert_eq!(client.status(id), "Running", "its end is not on the disk");
             }
         }
-        // A read, also where it would wait.
-        client.get_with(&format!("{before_path}/result"), &[("prefer", "wait=5")]).expect(200);
-        client.get_with(&format!("/task/{}/result", known[0]), &[("prefer", "wait=1")]).expect(202);
-        disk.set(fault, 0);
+        drop(full);
         waited.join().unwrap()
     });
     // By itself, and all that ended meanwhile has its result.
@@ -301,6 +300,31 @@ fn survives_refused_writes(fault: Fault, value: u8) {
     server.client.get("/objects/b").expect(404);
     let all = server.client.get("/tasks?limit=1000").expect(200).json();
     assert_eq!(all["tasks"].as_array().unwrap().len(), known.len() + 2, "a refused task exists: {all:#}");
+}
+
+/// A read goes on also where it would wait, and where results wait to be stored.
+#[test]
+fn reads_that_would_wait_go_on_where_the_disk_is_full() {
+    let disk = Disk::new();
+    let server = disk.under(Setup::new(&[])).start();
+    let client = &server.client;
+    let ended = client.run(&json!({"task_type": "echo", "input": 1}))["id"].as_str().unwrap().to_owned();
+    let sleep = |ms: u32| client.create(&json!({"task_type": guest("sleep"), "input": {"ms": ms}}));
+    let (runs, ends) = (sleep(60_000), sleep(500));
+    for id in [&runs, &ends] {
+        client.wait_for_status(id, "Running");
+    }
+    let full = disk.with(Fault::NoSpace, 1);
+    let full_since = Instant::now();
+    let result = |id: &str| client.get_with(&format!("/task/{id}/result"), &[("prefer", "wait=1")]);
+    while full_since.elapsed() < Duration::from_millis(500) + 2 * A_WHILE {
+        result(&ended).expect(200);
+        result(&runs).expect(202);
+        result(&ends).expect(202);
+    }
+    drop(full);
+    assert_eq!(client.wait_for_end(&ends)["status"], "Completed");
+    client.delete(&format!("/task/{runs}")).expect(200);
 }
 
 /// After a failed sync nobody knows what is on the disk: the server ends, and acknowledges nothing
@@ -333,9 +357,9 @@ fn a_failed_sync_ends_the_server() {
 fn a_start_on_a_disk_that_fails_is_refused() {
     let disk = Disk::new();
     let setup = on_disk(&disk).stop();
-    disk.set(Fault::SyncFails, 1);
+    let failing = disk.with(Fault::SyncFails, 1);
     let said = setup.refused();
     assert!(said.contains("taskcell:"), "{said}");
-    disk.repair();
+    drop(failing);
     setup.start().client.run(&json!({"task_type": "echo"}));
 }

@@ -29,14 +29,17 @@ fn what_was_said_survives_a_crash_byte_for_byte() {
         format!(r#"{{"task_type":"echo","input":"{}"}}"#, "x".repeat(500_000)),
         r#"{"task_type":"io","input":{"sleep_ms":1}, "priority": -7}"#.to_owned(),
         json!({"task_type": guest("trap")}).to_string(),
-        json!({"task_type": guest("fail"), "input": {"transient": "later"}, "limits": {"fuel": 1_000_000_000}}).to_string(),
+        json!({"task_type": guest("fail"), "input": {"transient": "later"}, "limits": {"fuel": 1_000_000_000}})
+            .to_string(),
     ];
     let ids = bodies.map(|body| {
         let task = client.post_task_and_wait(&body, "wait=60").expect(200).json();
         task["id"].as_str().unwrap().to_owned()
     });
-    let etag = client.send("PUT", "/objects/kept/ü", &[], Some(b"\x00\xff")).expect(201).header("etag").unwrap().to_owned();
-    let logged = client.run(&json!({"task_type": guest("log"), "input": {"lines": 100}}))["id"].as_str().unwrap().to_owned();
+    let etag =
+        client.send("PUT", "/objects/kept/ü", &[], Some(b"\x00\xff")).expect(201).header("etag").unwrap().to_owned();
+    let logged =
+        client.run(&json!({"task_type": guest("log"), "input": {"lines": 100}}))["id"].as_str().unwrap().to_owned();
     let log = |client: &Client| client.get(&format!("/task/{logged}/logs?limit=1000")).expect(200).text();
     let (records, log_before) = (ids.each_ref().map(|id| record(client, id)), log(client));
     let list = client.get("/tasks").expect(200).text();
@@ -136,8 +139,12 @@ fn nothing_acknowledged_is_lost_in_a_crash_under_load() {
                         for n in 0.. {
                             let number = creator * 1_000_000 + n;
                             let body = json!({"task_type": "echo", "input": number}).to_string();
-                            let sent =
-                                client.try_send("POST", "/task", &[("content-type", "application/json")], Some(body.as_bytes()));
+                            let sent = client.try_send(
+                                "POST",
+                                "/task",
+                                &[("content-type", "application/json")],
+                                Some(body.as_bytes()),
+                            );
                             // The crash: the client knows nothing of this one.
                             let Ok(answer) = sent else { break };
                             acknowledged.push((answer.expect(202).json()["id"].as_str().unwrap().to_owned(), number));

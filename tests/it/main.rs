@@ -9,6 +9,7 @@ mod durable;
 mod lifecycle;
 mod objects;
 mod outcomes;
+mod readme;
 mod sandbox;
 mod slow_clients;
 mod support;

@@ -56,7 +56,8 @@ fn clients_and_tasks_see_the_same() {
     assert_eq!(names(client, ""), [""; 0]);
 
     // What goes over the wire is on the receipt.
-    let task = client.run(&json!({"task_type": guest("objects"), "input": {"op": "write", "name": "x", "bytes": 5000}}));
+    let task =
+        client.run(&json!({"task_type": guest("objects"), "input": {"op": "write", "name": "x", "bytes": 5000}}));
     assert_eq!((&task["usage"]["io_bytes"], &task["usage"]["host_calls"]), (&json!(5000), &json!(1)), "{task:#}");
 }
 
@@ -223,8 +224,9 @@ fn too_large() {
 fn lists() {
     let server = server(&[]);
     let client = &server.client;
-    let mut all: Vec<String> =
-        ["b", "a/1", "a/2", "a/10", "a", "A", "aa", "a0", "é", "z/é", "z/z", "😀", "\u{ffff}"].map(str::to_owned).into();
+    let mut all: Vec<String> = ["b", "a/1", "a/2", "a/10", "a", "A", "aa", "a0", "é", "z/é", "z/z", "😀", "\u{ffff}"]
+        .map(str::to_owned)
+        .into();
     all.extend((0..25).map(|number| format!("many/{number:02}")));
     for name in &all {
         put(client, &encoded(name), b"x").expect(201);

@@ -58,9 +58,8 @@ fn sleeps_at_once() {
 fn blocking_guests_hold_up_nobody() {
     let server = server(&["--guest-threads", "1"]);
     let client = &server.client;
-    let sleepers: Vec<String> = (0..50)
-        .map(|_| client.create(&json!({"task_type": "io-blocking", "input": {"sleep_ms": 60_000}})))
-        .collect();
+    let sleepers: Vec<String> =
+        (0..50).map(|_| client.create(&json!({"task_type": "io-blocking", "input": {"sleep_ms": 60_000}}))).collect();
     for id in &sleepers {
         client.wait_for_status(id, "Running");
     }

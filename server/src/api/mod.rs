@@ -12,6 +12,7 @@ mod operations;
 mod prefer;
 mod problem;
 mod server;
+mod task_list;
 mod task_types;
 mod tasks;
 mod wire;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use axum::Router;
 use bytes::Bytes;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -57,8 +58,8 @@ pub struct ServerSettings {
 
 /// Serves until `stop` turns true. Requests in flight may go on for a few seconds then.
 pub async fn serve(listener: TcpListener, settings: ServerSettings, app: App, stop: watch::Receiver<bool>) {
-    let (router, api) = router(app, &settings);
-    server::serve(listener, settings.client_timeout, router, api, stop).await;
+    let api = Arc::new(Api::new(app, &settings));
+    server::serve(listener, settings.client_timeout, router(&api), api.traffic.clone(), stop).await;
 }
 
 /// What every handler can use.
@@ -69,29 +70,16 @@ struct Api {
     tenant: Arc<str>,
     max_input_bytes: u64,
     uploads: extract::Uploads,
-    connections: Connections,
-    answered: operations::Answered,
+    traffic: Arc<server::Traffic>,
     openapi: Bytes,
     docs: Arc<utoipa_swagger_ui::Config<'static>>,
-}
-
-/// Places for connections; whoever holds none is not served.
-struct Connections {
-    most: usize,
-    places: Arc<Semaphore>,
-}
-
-impl Connections {
-    fn open(&self) -> usize {
-        self.most.saturating_sub(self.places.available_permits())
-    }
 }
 
 /// Every path. Each route comes with its documentation: [`routes`] takes nothing without.
 fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(tasks::create))
-        .routes(routes!(tasks::list))
+        .routes(routes!(task_list::list))
         .routes(routes!(tasks::get, tasks::delete))
         .routes(routes!(tasks::status))
         .routes(routes!(tasks::result))
@@ -112,10 +100,17 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(operations::problem))
 }
 
+/// What the OpenAPI document says of all calls together.
+const DESCRIPTION: &str = "Runs WASM components as background tasks, sandboxed and durable.\n\n\
+    Every error is a problem (RFC 9457, `application/problem+json`) of one of the types under `/problems`. A path that \
+    is not listed here answers 404 (`/problems/not-found`), a method that a path does not list answers 405 \
+    (`/problems/method-not-allowed`) with `Allow`; `HEAD` works wherever `GET` does. Times are RFC 3339 in UTC with \
+    milliseconds.";
+
 /// What the OpenAPI document says beside its paths.
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "taskcell", description = "Runs WASM components as background tasks, sandboxed and durable."),
+    info(title = "taskcell", description = DESCRIPTION),
     components(schemas(problem::ProblemBody, LimitOverrides)),
     tags(
         (name = "tasks", description = "Create tasks and read what became of them"),
@@ -126,37 +121,80 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
 )]
 struct Document;
 
-fn router(app: App, settings: &ServerSettings) -> (Router, Arc<Api>) {
-    let App { manager, objects, room, max_input_bytes } = app;
-    let (router, openapi) = routes().split_for_parts();
-    let api = Arc::new(Api {
-        tenant: DEFAULT_TENANT.into(),
-        max_input_bytes,
-        uploads: extract::Uploads::new(objects.max_bytes().max(max_input_bytes), settings.client_timeout),
-        connections: Connections {
-            most: settings.max_connections,
-            places: Arc::new(Semaphore::new(settings.max_connections)),
-        },
-        answered: operations::Answered::default(),
-        openapi: document(openapi),
-        // No badge of an online validator: the page must work without the internet, and tell nobody.
-        docs: Arc::new(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none")),
-        manager,
-        objects,
-        room,
-    });
-    let router = router
+impl Api {
+    fn new(app: App, settings: &ServerSettings) -> Api {
+        let App { manager, objects, room, max_input_bytes } = app;
+        Api {
+            tenant: DEFAULT_TENANT.into(),
+            max_input_bytes,
+            uploads: extract::Uploads::new(objects.max_bytes().max(max_input_bytes), settings.client_timeout),
+            traffic: Arc::new(server::Traffic::new(settings.max_connections)),
+            openapi: document(routes().into_openapi()).into(),
+            // No badge of an online validator: the page must work without the internet, and tell nobody.
+            docs: Arc::new(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none")),
+            manager,
+            objects,
+            room,
+        }
+    }
+}
+
+fn router(api: &Arc<Api>) -> Router {
+    Router::from(routes())
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
-        .with_state(api.clone());
-    (router, api)
+        .with_state(api.clone())
 }
 
 /// The OpenAPI document as it is sent. A parameter that takes the rest of a path is written as
 /// others are: OpenAPI knows no other.
-fn document(mut openapi: utoipa::openapi::OpenApi) -> Bytes {
+fn document(mut openapi: utoipa::openapi::OpenApi) -> String {
     let paths = std::mem::take(&mut openapi.paths.paths);
     openapi.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     // Made of strings and maps: there is nothing in it that cannot be written as JSON.
-    openapi.to_json().unwrap_or_default().into()
+    openapi.to_json().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Every string of a member with that name, anywhere in the document.
+    fn strings<'a>(document: &'a Value, member: &str, found: &mut Vec<&'a str>) {
+        match document {
+            Value::Object(object) => {
+                found.extend(object.get(member).and_then(Value::as_str));
+                object.values().for_each(|value| strings(value, member, found));
+            }
+            Value::Array(array) => array.iter().for_each(|value| strings(value, member, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_document_is_whole() {
+        let document: Value = serde_json::from_str(&document(routes().into_openapi())).unwrap();
+        assert!(document["openapi"].as_str().unwrap().starts_with("3.1."));
+        let mut references = Vec::new();
+        strings(&document, "$ref", &mut references);
+        for reference in references {
+            assert!(document.pointer(reference.trim_start_matches('#')).is_some(), "{reference}");
+        }
+        let mut ids = Vec::new();
+        strings(&document, "operationId", &mut ids);
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len(), "{ids:?}");
+        assert!(document["paths"]["/objects/{name}"]["put"]["responses"]["413"].is_object());
+    }
+
+    #[test]
+    fn every_problem_is_documented() {
+        let document = document(routes().into_openapi());
+        for kind in problem::Kind::ALL {
+            assert!(document.contains(&format!("`{}`", kind.uri())), "{kind:?}");
+        }
+    }
 }

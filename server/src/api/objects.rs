@@ -47,6 +47,7 @@ pub(super) struct ObjectList {
     /// The objects, in the byte order of their names.
     objects: Vec<Object>,
     /// `after` for the next page, where there is one.
+    #[schema(required)]
     next_after: Option<String>,
 }
 
@@ -88,7 +89,7 @@ pub(super) struct RemovedObject {
 
 /// List objects
 #[utoipa::path(
-    get, path = "/objects", tag = "objects", params(ListQuery),
+    get, path = "/objects", operation_id = "list_objects", tag = "objects", params(ListQuery),
     responses((status = 200, description = "A page of objects", body = ObjectList), ListProblems)
 )]
 pub(super) async fn list(
@@ -116,7 +117,7 @@ pub(super) async fn list(
 ///
 /// Creates or replaces it. It is stored when this answers.
 #[utoipa::path(
-    put, path = "/objects/{*name}", tag = "objects",
+    put, path = "/objects/{*name}", operation_id = "put_object", tag = "objects",
     params(
         ("name" = String, Path, description = "The name; it may have '/'"),
         ("If-Match" = Option<String>, Header, description = "Only where the object has one of these entity tags, or `*`: only where there is one"),
@@ -149,7 +150,7 @@ pub(super) async fn put(State(api): State<Arc<Api>>, name: NameInPath, request: 
 
 /// Read an object
 #[utoipa::path(
-    get, path = "/objects/{*name}", tag = "objects",
+    get, path = "/objects/{*name}", operation_id = "get_object", tag = "objects",
     params(
         ("name" = String, Path, description = "The name; it may have '/'"),
         ("If-Match" = Option<String>, Header, description = "Only where the object has one of these entity tags"),
@@ -185,7 +186,7 @@ pub(super) async fn get(
 
 /// Look at an object without reading it
 #[utoipa::path(
-    head, path = "/objects/{*name}", tag = "objects",
+    head, path = "/objects/{*name}", operation_id = "head_object", tag = "objects",
     params(
         ("name" = String, Path, description = "The name; it may have '/'"),
         ("If-Match" = Option<String>, Header, description = "Only where the object has one of these entity tags"),
@@ -216,7 +217,7 @@ pub(super) async fn head(
 
 /// Remove an object
 #[utoipa::path(
-    delete, path = "/objects/{*name}", tag = "objects",
+    delete, path = "/objects/{*name}", operation_id = "delete_object", tag = "objects",
     params(
         ("name" = String, Path, description = "The name; it may have '/'"),
         ("If-Match" = Option<String>, Header, description = "Only where the object has one of these entity tags"),

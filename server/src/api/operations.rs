@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
@@ -19,22 +18,6 @@ problems!(ReadyProblems: Overloaded, Draining, StorageUnavailable);
 problems!(PageProblems: NotFound);
 
 const HTML: &str = "text/html; charset=utf-8";
-
-/// How many requests were answered, by the class of the answer's status.
-#[derive(Default)]
-pub(super) struct Answered {
-    classes: [AtomicU64; 5],
-}
-
-impl Answered {
-    /// Counts an answer.
-    pub(super) fn count(&self, status: StatusCode) {
-        let class = usize::from(status.as_u16() / 100).wrapping_sub(1);
-        if let Some(class) = self.classes.get(class) {
-            class.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
 
 /// Is the server alive?
 #[utoipa::path(
@@ -72,21 +55,18 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
             let _ = writeln!(text, "{name}{labels} {value}");
         }
     };
-    let count = |class: usize| api.answered.classes[class].load(Ordering::Relaxed);
-    metric(
-        "taskcell_http_requests_total",
-        "counter",
-        "Requests answered, by the class of the status.",
-        &[
-            ("{status=\"2xx\"}", count(1)),
-            ("{status=\"3xx\"}", count(2)),
-            ("{status=\"4xx\"}", count(3)),
-            ("{status=\"5xx\"}", count(4)),
-        ],
-    );
+    let answered: Vec<(String, u64)> =
+        (2..=5).map(|class| (format!("{{status=\"{class}xx\"}}"), api.traffic.answered(class))).collect();
+    let answered: Vec<(&str, u64)> = answered.iter().map(|(labels, value)| (&**labels, *value)).collect();
+    metric("taskcell_http_requests_total", "counter", "Requests answered, by the class of the status.", &answered);
     let gauge = |number: usize| number as u64;
-    metric("taskcell_http_connections", "gauge", "Open connections.", &[("", gauge(api.connections.open()))]);
-    metric("taskcell_http_connections_max", "gauge", "Connections allowed.", &[("", gauge(api.connections.most))]);
+    metric(
+        "taskcell_http_connections",
+        "gauge",
+        "Open connections, and the place for the next.",
+        &[("", api.traffic.connections())],
+    );
+    metric("taskcell_http_connections_max", "gauge", "Connections allowed.", &[("", api.traffic.max_connections())]);
     metric(
         "taskcell_tasks_running",
         "gauge",

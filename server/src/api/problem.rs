@@ -45,7 +45,7 @@ macro_rules! kinds {
                 match self { $(Kind::$name => $title,)* }
             }
 
-            /// What it means and what to do, for the page.
+            /// What it means and what to do: the page, and the detail where there is no other.
             pub(super) fn page(self) -> &'static str {
                 match self { $(Kind::$name => $page,)* }
             }
@@ -116,7 +116,7 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    /// A problem without a detail.
+    /// A problem of which there is nothing to say but what is always said.
     pub(super) fn of(kind: Kind) -> Problem {
         Problem { kind, detail: None, errors: Vec::new(), task_error: None, headers: Vec::new() }
     }
@@ -219,10 +219,8 @@ pub(super) struct ProblemBody<'a> {
     title: &'static str,
     /// The HTTP status.
     status: u16,
-    /// What is wrong this time.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    detail: Option<&'a str>,
+    /// What is wrong this time, or what it means in general.
+    detail: &'a str,
     /// The fields of the body that are at fault.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
@@ -252,7 +250,7 @@ impl IntoResponse for Problem {
             r#type: self.kind.uri(),
             title: self.kind.title(),
             status: status.as_u16(),
-            detail: self.detail.as_deref(),
+            detail: self.detail.as_deref().unwrap_or(self.kind.page()),
             errors: &errors,
             error: self.task_error.as_deref(),
         };
@@ -332,10 +330,9 @@ mod tests {
         assert_eq!(uris.len(), Kind::ALL.len());
         for kind in Kind::ALL {
             assert!(kind.status().is_client_error() || kind.status().is_server_error(), "{kind:?}");
-            assert_eq!(
-                kind.status() == StatusCode::SERVICE_UNAVAILABLE,
-                kind.retry_after().is_some_and(|after| after < "6")
-            );
+            let tells_when =
+                kind.status() == StatusCode::SERVICE_UNAVAILABLE || kind.status() == StatusCode::TOO_MANY_REQUESTS;
+            assert!(!tells_when || kind.retry_after().is_some(), "{kind:?}");
             assert!(!kind.title().ends_with('.') && kind.page().ends_with('.'), "{kind:?}");
         }
     }
@@ -352,7 +349,8 @@ mod tests {
         assert_eq!(body["status"], 422);
         assert_eq!(body["errors"][0]["pointer"], "#/a~1b");
         assert_eq!(body["errors"][0]["detail"].as_str().unwrap().chars().count(), DETAIL_CHARS + 1);
-        assert!(body.get("detail").is_none() && body.get("error").is_none());
+        assert_eq!(body["detail"], Kind::Unacceptable.page());
+        assert!(body.get("error").is_none());
     }
 
     #[tokio::test]

@@ -9,12 +9,15 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_LENGTH;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use hyper::body::Incoming;
@@ -27,7 +30,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Sleep, sleep, timeout};
 use tower::Service;
 
-use super::Api;
 use super::problem::Problem;
 
 /// How long requests in flight may go on once the server stops.
@@ -43,17 +45,62 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often the same trouble is logged again.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
+/// The connections there may be, and what was answered on them.
+pub(super) struct Traffic {
+    most: u32,
+    /// Places for connections: who holds none is not accepted.
+    places: Arc<Semaphore>,
+    /// Answers by the class of their status, from 1xx on.
+    answered: [AtomicU64; 5],
+}
+
+impl Traffic {
+    /// Traffic of at most that many connections at once.
+    pub(super) fn new(max_connections: usize) -> Traffic {
+        let most = u32::try_from(max_connections).unwrap_or(u32::MAX);
+        Traffic { most, places: Arc::new(Semaphore::new(most as usize)), answered: Default::default() }
+    }
+
+    /// Connections allowed at once.
+    pub(super) fn max_connections(&self) -> u64 {
+        self.most.into()
+    }
+
+    /// Open connections, and the place that is held ready for the next.
+    pub(super) fn connections(&self) -> u64 {
+        self.max_connections().saturating_sub(self.places.available_permits() as u64)
+    }
+
+    /// Answers so far with a status of that class: 2 for 2xx.
+    pub(super) fn answered(&self, class: u16) -> u64 {
+        self.class(class).map_or(0, |answered| answered.load(Ordering::Relaxed))
+    }
+
+    fn count(&self, status: StatusCode) {
+        if let Some(answered) = self.class(status.as_u16() / 100) {
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn class(&self, class: u16) -> Option<&AtomicU64> {
+        self.answered.get(usize::from(class).wrapping_sub(1))
+    }
+}
+
 /// Serves `router` until `stop` turns true. Returns once every connection has ended.
 pub(super) async fn serve(
     listener: TcpListener,
     client_timeout: Duration,
     router: Router,
-    api: Arc<Api>,
+    traffic: Arc<Traffic>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let places = api.connections.places.clone();
+    let places = traffic.places.clone();
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(client_timeout).max_buf_size(BUFFER_BYTES);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(client_timeout)
+        .max_buf_size(BUFFER_BYTES)
+        .max_header_size(BUFFER_BYTES);
     let mut accepting =
         Accepting { listener, places: places.clone(), full: Trouble::default(), refused: Trouble::default() };
     loop {
@@ -61,16 +108,16 @@ pub(super) async fn serve(
             accepted = accepting.next() => accepted,
             () = stopped(&mut stop) => break,
         };
-        let (http, router, api, stop) = (http.clone(), router.clone(), api.clone(), stop.clone());
+        let (http, router, traffic, stop) = (http.clone(), router.clone(), traffic.clone(), stop.clone());
         let io = WriteDeadline::new(stream, client_timeout);
         tokio::spawn(async move {
-            connection(&http, io, router, api, stop).await;
+            connection(&http, io, router, traffic, stop).await;
             drop(place);
         });
     }
     drop(accepting);
     // Every connection holds a place, and none goes on for longer than the grace.
-    let _ = places.acquire_many(u32::try_from(api.connections.most).unwrap_or(u32::MAX)).await;
+    let _ = places.acquire_many(traffic.most).await;
 }
 
 /// Returns when the server is to stop; also when nobody is left who could say so.
@@ -82,10 +129,10 @@ async fn connection(
     http: &http1::Builder,
     io: WriteDeadline<TcpStream>,
     router: Router,
-    api: Arc<Api>,
+    traffic: Arc<Traffic>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let service = service_fn(move |request| answer(router.clone(), api.clone(), request));
+    let service = service_fn(move |request| answer(router.clone(), traffic.clone(), request));
     let mut connection = pin!(http.serve_connection(TokioIo::new(io), service));
     let ended = tokio::select! {
         biased;
@@ -103,9 +150,9 @@ async fn connection(
 }
 
 /// Answers one request. A panic in a handler becomes an answer, too.
-async fn answer(mut router: Router, api: Arc<Api>, request: Request<Incoming>) -> Result<Response, Infallible> {
+async fn answer(mut router: Router, traffic: Arc<Traffic>, request: Request<Incoming>) -> Result<Response, Infallible> {
     let answered = AssertUnwindSafe(async { router.call(request.map(Body::new)).await }).catch_unwind().await;
-    let response = match answered {
+    let mut response = match answered {
         Ok(Ok(response)) => response,
         Ok(Err(never)) => match never {},
         Err(panic) => {
@@ -113,7 +160,12 @@ async fn answer(mut router: Router, api: Arc<Api>, request: Request<Incoming>) -
             Problem::internal(&anyhow::anyhow!("a handler panicked: {}", text.unwrap_or("no message"))).into_response()
         }
     };
-    api.answered.count(response.status());
+    if response.status() == StatusCode::NOT_MODIFIED {
+        // axum counts the bytes of the empty body, and a length here would be that of the full answer
+        // (RFC 9110, section 8.6).
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
+    traffic.count(response.status());
     Ok(response)
 }
 
@@ -231,5 +283,137 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(300);
+    const LONG: Duration = Duration::from_secs(30);
+
+    struct Server {
+        address: std::net::SocketAddr,
+        traffic: Arc<Traffic>,
+        stop: watch::Sender<bool>,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    async fn start(max_connections: usize, client_timeout: Duration) -> Server {
+        let router = Router::new()
+            .route("/", get(|| async { "hello" }))
+            .route(
+                "/panic",
+                get(|| async {
+                    if true {
+                        panic!("secret")
+                    }
+                }),
+            )
+            .route("/slow", get(|| async { sleep(SHORT).await }))
+            .route("/long", get(|| async { sleep(LONG).await }))
+            .route("/large", get(|| async { vec![0; 64 << 20] }));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let traffic = Arc::new(Traffic::new(max_connections));
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(serve(listener, client_timeout, router, traffic.clone(), stopped));
+        Server { address, traffic, stop, task }
+    }
+
+    impl Server {
+        async fn send(&self, request: &str) -> TcpStream {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream
+        }
+
+        /// Sends, and reads until the connection is closed.
+        async fn exchange(&self, request: &str) -> String {
+            rest(self.send(request).await).await
+        }
+    }
+
+    async fn rest(mut stream: TcpStream) -> String {
+        let mut answer = Vec::new();
+        // A reset is an end as well.
+        let _ = timeout(LONG, stream.read_to_end(&mut answer)).await.expect("the connection stays open");
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    fn last(path: &str) -> String {
+        format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer() {
+        let server = start(10, LONG).await;
+        let answer = server.exchange(&format!("GET /panic HTTP/1.1\r\nhost: x\r\n\r\n{}", last("/"))).await;
+        assert!(answer.starts_with("HTTP/1.1 500 ") && answer.contains("/problems/internal"), "{answer}");
+        assert!(!answer.contains("secret") && answer.ends_with("hello"), "{answer}");
+        assert_eq!((server.traffic.answered(5), server.traffic.answered(2)), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn slow_heads_and_idle_connections_end() {
+        let server = start(10, SHORT).await;
+        server.exchange("").await;
+        server.exchange("GET / HTTP/1.1\r\nhost:").await;
+        assert!(server.exchange("GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.ends_with("hello"));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_the_answer_loses_the_connection() {
+        let server = start(10, SHORT).await;
+        let stream = server.send(&last("/large")).await;
+        let ended = timeout(LONG, async {
+            while server.traffic.answered(2) == 0 || server.traffic.connections() > 1 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        ended.await.expect("the connection is held");
+        assert!(rest(stream).await.len() < 64 << 20);
+    }
+
+    #[tokio::test]
+    async fn heads_are_bounded() {
+        let server = start(10, LONG).await;
+        let long = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(BUFFER_BYTES));
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(101));
+        for head in [long, many] {
+            let answer = server.exchange(&head).await;
+            assert!(answer.starts_with("HTTP/1.1 431 ") || answer.is_empty(), "{answer}");
+        }
+        assert!(server.exchange(&last("/")).await.ends_with("hello"));
+    }
+
+    #[tokio::test]
+    async fn connections_over_the_limit_wait() {
+        let server = start(2, LONG).await;
+        let first = server.send(&last("/slow")).await;
+        let second = server.send(&last("/slow")).await;
+        let started = Instant::now();
+        assert!(server.exchange(&last("/")).await.ends_with("hello"));
+        assert!(started.elapsed() >= SHORT / 2);
+        assert!(rest(first).await.starts_with("HTTP/1.1 200 ") && rest(second).await.starts_with("HTTP/1.1 200 "));
+    }
+
+    #[tokio::test]
+    async fn at_the_end_requests_in_flight_may_finish_and_long_ones_are_cut() {
+        let server = start(10, LONG).await;
+        let (idle, slow, long) =
+            (server.send("").await, server.send(&last("/slow")).await, server.send(&last("/long")).await);
+        sleep(SHORT / 3).await;
+        let started = Instant::now();
+        server.stop.send(true).unwrap();
+        assert!(rest(slow).await.starts_with("HTTP/1.1 200 "));
+        timeout(GRACE + LONG / 3, server.task).await.expect("the server goes on").unwrap();
+        assert!(started.elapsed() >= GRACE - SHORT);
+        assert_eq!(rest(idle).await + &rest(long).await, "");
+        assert!(TcpStream::connect(server.address).await.is_err());
     }
 }

@@ -46,6 +46,7 @@ pub(super) struct TaskType {
     /// Whether tasks of it can be created.
     state: TypeState,
     /// Why not.
+    #[schema(required)]
     reason: Option<String>,
     /// The version that new tasks get.
     #[serde(serialize_with = "wire::digest")]
@@ -85,12 +86,13 @@ pub(super) struct TypeVersion {
     /// Whether it can run.
     state: TypeState,
     /// Why not.
+    #[schema(required)]
     reason: Option<String>,
 }
 
 /// List task types
 #[utoipa::path(
-    get, path = "/task-types", tag = "task types",
+    get, path = "/task-types", operation_id = "list_task_types", tag = "task types",
     responses((status = 200, description = "Every task type", body = TaskTypeList), ListProblems)
 )]
 pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
@@ -101,7 +103,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Response, Proble
 
 /// Read a task type
 #[utoipa::path(
-    get, path = "/task-types/{name}", tag = "task types",
+    get, path = "/task-types/{name}", operation_id = "get_task_type", tag = "task types",
     params(
         ("name" = String, Path, description = "The name of the type"),
         ("If-None-Match" = Option<String>, Header, description = "Entity tags that the client has"),

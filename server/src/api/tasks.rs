@@ -1,41 +1,37 @@
-//! Tasks: create, list, read, cancel, delete.
+//! Tasks: create, read, cancel, delete.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_LOCATION, ETAG, HeaderMap, HeaderName, LINK, LOCATION, RETRY_AFTER, VARY,
-    X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_LOCATION, ETAG, HeaderMap, HeaderName, LOCATION, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{self, IdInPath, PageSize, Query};
 use super::prefer::{self, PREFERENCE_APPLIED};
-use super::problem::{Kind, Problem, problems};
+use super::problem::{Problem, problems};
 use super::wire::{self, Deleted, Time};
-use super::{Api, conditional, cursor};
+use super::{Api, conditional};
 use crate::clock;
 use crate::host::log::LogLevel;
 use crate::limits::LimitOverrides;
 use crate::manager::NewTask;
-use crate::store::ListFilter;
-use crate::task::{ErrorKind, Status, Task, Timestamp};
+use crate::task::{Status, Task};
 
 /// What the body of `POST /task` may have beside the input.
 const BODY_EXTRA: u64 = 64 << 10;
 
 /// Bytes of a task's JSON without its input, output and error.
-const TASK_BYTES: usize = 800;
+pub(super) const TASK_BYTES: usize = 800;
 
 problems!(CreateProblems: Malformed, RequestTimeout, TypeNotReady, TooLarge, UnsupportedMediaType, Unacceptable,
     Overloaded, Draining, StorageUnavailable);
-problems!(ListProblems: Malformed, BadCursor, Overloaded);
 problems!(ReadProblems: NotFound, Overloaded);
 problems!(ResultProblems: NotFound, TaskFailed, Overloaded);
 problems!(LogProblems: Malformed, NotFound, Overloaded);
@@ -67,7 +63,7 @@ pub(super) struct CreateTask<'a> {
 /// It is stored when this answers. With `Prefer: wait=N` the answer is held for up to N seconds and
 /// is the finished task where it has ended by then; a client that hangs up cancels nothing.
 #[utoipa::path(
-    post, path = "/task", tag = "tasks",
+    post, path = "/task", operation_id = "create_task", tag = "tasks",
     params(("Prefer" = Option<String>, Header, description = "`wait=N`: hold the answer for up to N seconds, at most 60", example = "wait=10")),
     request_body = CreateTask,
     responses(
@@ -100,132 +96,12 @@ pub(super) async fn create(State(api): State<Arc<Api>>, request: Request) -> Res
     Ok(response)
 }
 
-/// The filters of a list, as its query has them.
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct ListQuery {
-    /// Only of this status.
-    #[param(nullable = false)]
-    status: Option<Status>,
-    /// Only of this type.
-    #[param(nullable = false)]
-    task_type: Option<String>,
-    /// Only those whose last attempt failed in this way.
-    #[param(nullable = false)]
-    error_kind: Option<ErrorKind>,
-    /// Only created after this time (RFC 3339).
-    #[param(value_type = Option<String>, format = DateTime, nullable = false)]
-    created_after: Option<Instant>,
-    /// Only created before this time (RFC 3339).
-    #[param(value_type = Option<String>, format = DateTime, nullable = false)]
-    created_before: Option<Instant>,
-    /// How many at once; more than 1000 is taken as 1000.
-    #[serde(default)]
-    #[param(value_type = u64, minimum = 1, default = 50, required = false)]
-    limit: PageSize,
-    /// Where to go on: `next_cursor` of the page before, with the same filters.
-    #[param(nullable = false)]
-    cursor: Option<String>,
-}
-
-/// A time in a query.
-struct Instant(Timestamp);
-
-impl<'de> Deserialize<'de> for Instant {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Instant, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let time = DateTime::parse_from_rfc3339(&text).map_err(|_| {
-            serde::de::Error::custom(
-                "not a time as RFC 3339 has it, such as 2026-11-23T10:00:00Z (a '+' is written %2B)",
-            )
-        })?;
-        Ok(Instant(Timestamp(time.timestamp_millis())))
-    }
-}
-
-/// A page of tasks.
-#[derive(Serialize, ToSchema)]
-pub(super) struct TaskList<'a> {
-    /// The tasks, newest first.
-    tasks: Vec<wire::TaskSummary<'a>>,
-    /// The cursor of the next page, where there is one.
-    next_cursor: Option<String>,
-}
-
-/// List tasks
-///
-/// Newest first, without their inputs and outputs.
-#[utoipa::path(
-    get, path = "/tasks", tag = "tasks", params(ListQuery),
-    responses(
-        (status = 200, description = "A page of tasks", body = TaskList, headers(
-            ("Link" = String, description = "`rel=\"next\"`: the next page, where there is one (RFC 8288)"))),
-        ListProblems,
-    )
-)]
-pub(super) async fn list(State(api): State<Arc<Api>>, Query(query): Query<ListQuery>) -> Result<Response, Problem> {
-    let ListQuery { status, task_type, error_kind, created_after, created_before, limit, cursor } = query;
-    let filter = ListFilter {
-        status,
-        task_type,
-        error_kind,
-        created_after: created_after.map(|at| at.0),
-        created_before: created_before.map(|at| at.0),
-    };
-    let before = match cursor {
-        None => None,
-        Some(cursor) => {
-            Some(cursor::decode(&cursor, &api.tenant, &filter).ok_or_else(|| Problem::of(Kind::BadCursor))?)
-        }
-    };
-    // One more than asked for tells whether there is a next page.
-    let mut tasks = api.manager.list(&api.tenant, filter.clone(), before, limit.0 + 1).await?;
-    let more = tasks.len() > limit.0;
-    tasks.truncate(limit.0);
-    let next_cursor = tasks.last().filter(|_| more).map(|last| cursor::encode(last.id, &api.tenant, &filter));
-    let link = next_cursor.as_ref().map(|cursor| next_link(&filter, limit, cursor));
-    let now = clock::now();
-    let tasks: Vec<_> = tasks.iter().map(|task| wire::TaskSummary::of(task, now)).collect();
-    let about = (tasks.len() + 1) * TASK_BYTES;
-    let mut response = wire::json_of_about(StatusCode::OK, &TaskList { tasks, next_cursor }, about)?;
-    set(&mut response, CACHE_CONTROL, "no-store");
-    if let Some(link) = link.and_then(|link| HeaderValue::try_from(link).ok()) {
-        response.headers_mut().insert(LINK, link);
-    }
-    Ok(response)
-}
-
-/// The same list from `cursor` on (RFC 8288).
-fn next_link(filter: &ListFilter, limit: PageSize, cursor: &str) -> String {
-    let ListFilter { status, task_type, error_kind, created_after, created_before } = filter;
-    let time = |at: &Timestamp| serde_json::to_value(Time(*at)).ok()?.as_str().map(str::to_owned);
-    let parameters = [
-        ("status", status.map(|status| format!("{status:?}"))),
-        ("task_type", task_type.clone()),
-        ("error_kind", error_kind.map(|kind| kind.name().to_owned())),
-        ("created_after", created_after.as_ref().and_then(time)),
-        ("created_before", created_before.as_ref().and_then(time)),
-        ("limit", Some(limit.0.to_string())),
-        ("cursor", Some(cursor.to_owned())),
-    ];
-    let mut link = String::from("</tasks");
-    let given = parameters.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    for (separator, (name, value)) in std::iter::once('?').chain(std::iter::repeat('&')).zip(given) {
-        link.push(separator);
-        link.push_str(name);
-        link.push('=');
-        extract::push_encoded(&mut link, &value);
-    }
-    link + ">; rel=\"next\""
-}
-
 /// Read a task
 ///
 /// With `Prefer: wait=N` the answer is held until the task has ended, for up to N seconds; not
 /// where `If-None-Match` says that the client has an older state of it.
 #[utoipa::path(
-    get, path = "/task/{id}", tag = "tasks",
+    get, path = "/task/{id}", operation_id = "get_task", tag = "tasks",
     params(
         ("id" = String, Path, description = "The id of the task", format = Uuid),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: hold the answer for up to N seconds, at most 60", example = "wait=10"),
@@ -263,7 +139,7 @@ pub(super) async fn get(
 
 /// Read where a task is
 #[utoipa::path(
-    get, path = "/task/{id}/status", tag = "tasks",
+    get, path = "/task/{id}/status", operation_id = "get_task_status", tag = "tasks",
     params(("id" = String, Path, description = "The id of the task", format = Uuid)),
     responses((status = 200, description = "Where the task is", body = wire::TaskStatus), ReadProblems)
 )]
@@ -278,7 +154,7 @@ pub(super) async fn status(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) 
 ///
 /// With `Prefer: wait=N` the answer is held until the task has ended, for up to N seconds.
 #[utoipa::path(
-    get, path = "/task/{id}/result", tag = "tasks",
+    get, path = "/task/{id}/result", operation_id = "get_task_result", tag = "tasks",
     params(
         ("id" = String, Path, description = "The id of the task", format = Uuid),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: hold the answer for up to N seconds, at most 60", example = "wait=10"),
@@ -367,7 +243,7 @@ pub(super) struct Line<'a> {
 ///
 /// Also while the task runs: a line is there within a moment.
 #[utoipa::path(
-    get, path = "/task/{id}/logs", tag = "tasks",
+    get, path = "/task/{id}/logs", operation_id = "get_task_logs", tag = "tasks",
     params(("id" = String, Path, description = "The id of the task", format = Uuid), LogQuery),
     responses((status = 200, description = "Lines of the log", body = Log), LogProblems)
 )]
@@ -397,7 +273,7 @@ pub(super) async fn logs(
 ///
 /// It is stopped wherever it is, and its record is kept: Failed, with the error kind `canceled`.
 #[utoipa::path(
-    post, path = "/task/{id}/cancel", tag = "tasks",
+    post, path = "/task/{id}/cancel", operation_id = "cancel_task", tag = "tasks",
     params(("id" = String, Path, description = "The id of the task", format = Uuid)),
     responses((status = 202, description = "The task, canceled", body = wire::Task), CancelProblems)
 )]
@@ -410,7 +286,7 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) 
 ///
 /// It is stopped if need be, and gone when this answers, with its result and its log.
 #[utoipa::path(
-    delete, path = "/task/{id}", tag = "tasks",
+    delete, path = "/task/{id}", operation_id = "delete_task", tag = "tasks",
     params(("id" = String, Path, description = "The id of the task", format = Uuid)),
     responses((status = 200, description = "The task is gone", body = Deleted), DeleteProblems)
 )]
@@ -434,27 +310,7 @@ fn waited(response: &mut Response, wait: Option<u64>) {
     }
 }
 
-fn set(response: &mut Response, name: HeaderName, value: &'static str) {
+/// Sets a header to a value that is known beforehand.
+pub(super) fn set(response: &mut Response, name: HeaderName, value: &'static str) {
     response.headers_mut().insert(name, HeaderValue::from_static(value));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_link_to_the_next_page_has_the_same_filters() {
-        let filter = ListFilter {
-            status: Some(Status::Failed),
-            task_type: Some("a b&>".into()),
-            error_kind: Some(ErrorKind::CpuExceeded),
-            created_after: Some(Timestamp(0)),
-            created_before: None,
-        };
-        assert_eq!(
-            next_link(&filter, PageSize(7), "abc"),
-            "</tasks?status=Failed&task_type=a%20b%26%3E&error_kind=cpu_exceeded\
-             &created_after=1970-01-01T00%3A00%3A00.000Z&limit=7&cursor=abc>; rel=\"next\""
-        );
-    }
 }

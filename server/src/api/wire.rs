@@ -23,7 +23,7 @@ pub(super) struct Task<'a> {
     #[schema(value_type = serde_json::Value)]
     input: &'a RawValue,
     /// The output, once Completed: byte for byte as the task wrote it.
-    #[schema(value_type = Option<serde_json::Value>)]
+    #[schema(value_type = Option<serde_json::Value>, required)]
     output: Option<&'a RawValue>,
 }
 
@@ -39,8 +39,10 @@ pub(super) struct TaskSummary<'a> {
     /// −100 … 100, higher first.
     priority: i32,
     /// Why the last attempt failed.
+    #[schema(required)]
     error: Option<&'a TaskError>,
     /// The receipt of the last attempt.
+    #[schema(required)]
     usage: Option<&'a Usage>,
     /// The receipts of all attempts together.
     usage_total: &'a Usage,
@@ -61,18 +63,21 @@ pub(super) struct TaskStatus<'a> {
     #[schema(value_type = String, format = DateTime)]
     created_at: Time,
     /// When its last attempt started.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime, required)]
     started_at: Option<Time>,
     /// When it ended.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime, required)]
     finished_at: Option<Time>,
     /// Execution time of the last attempt in milliseconds, so far while it runs.
+    #[schema(required)]
     duration_ms: Option<u64>,
     /// How many attempts were started.
     attempt: u32,
     /// What it reported last.
+    #[schema(required)]
     progress: Option<&'a Progress>,
     /// What it waits for; only while Pending.
+    #[schema(required)]
     waiting_for: Option<WaitingFor>,
 }
 
@@ -83,7 +88,7 @@ pub(super) struct WaitingFor {
     #[schema(example = "queue")]
     reason: &'static str,
     /// Until when, where that is known.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime, required)]
     until: Option<Time>,
 }
 

@@ -77,6 +77,12 @@ impl ResourceLimiter for TaskMemory {
         self.grow(current as u64 * TABLE_ELEMENT_BYTES, (desired as u64).saturating_mul(TABLE_ELEMENT_BYTES))
     }
 
+    fn table_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        // The pool's own bound on a table's elements is lower than what the limit may allow.
+        self.refused = true;
+        Ok(())
+    }
+
     // The pool bounds how many instances, memories and tables a component has. The counts here are
     // for each store, and a store holds one component.
     fn instances(&self) -> usize {

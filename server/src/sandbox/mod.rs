@@ -171,8 +171,10 @@ fn prepare(store: &mut Store<Host>, limits: &Limits) -> wasmtime::Result<()> {
     store.epoch_deadline_async_yield_and_update(1);
     // One call's arguments or results can be no larger than the memory they lie in.
     store.set_hostcall_fuel(usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX));
+    // A backstop: what the host counts itself (pending calls, WASI resources) is refused before, with an
+    // error of its own type. What only the engine counts ends in an error that has none: a trap.
     let handles = store.data().max_handles();
-    store.set_max_component_handles(handles);
+    store.set_max_component_handles(handles.saturating_mul(2));
     Ok(())
 }
 

@@ -77,14 +77,16 @@ impl Disk {
             .with_env("DISK_SHIM_CONTROL", self.files.path().join("control"))
     }
 
-    /// Sets a fault; 0 ends it.
-    pub(super) fn set(&self, fault: Fault, value: u8) {
-        self.control.write_all_at(&[value], fault as u64).unwrap();
+    /// The disk has this fault until what is returned is dropped.
+    #[must_use]
+    pub(super) fn with(&self, fault: Fault, value: u8) -> Faulty<'_> {
+        self.set(fault, value);
+        Faulty(self, fault)
     }
 
-    /// Ends all faults.
-    pub(super) fn repair(&self) {
-        self.control.write_all_at(&[0; 12], 0).unwrap();
+    /// The disk has this fault from now on, until it lost power.
+    pub(super) fn set(&self, fault: Fault, value: u8) {
+        self.control.write_all_at(&[value], fault as u64).unwrap();
     }
 
     /// Kills the server at that many writes, truncates and syncs from now.
@@ -142,8 +144,19 @@ impl Disk {
         }
         fs::remove_dir_all(self.undo_dir()).unwrap();
         fs::create_dir(self.undo_dir()).unwrap();
-        self.repair();
+        // All faults, the count to the next cut, and the number of syncs that are held.
+        self.control.write_all_at(&[0; 16], 0).unwrap();
         happened
+    }
+}
+
+/// A fault of a disk, which ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Faulty<'a>(&'a Disk, Fault);
+
+impl Drop for Faulty<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.1, 0);
     }
 }
 

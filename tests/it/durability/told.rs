@@ -95,7 +95,7 @@ impl Told {
     fn put(&mut self, client: &Client) -> Result<bool, Gone> {
         let name = self.object_name();
         // Some are large, so that the write-ahead log is moved into the database now and then.
-        let length = if self.random.chance(25) { 400_000 } else { self.random.below(9000) };
+        let length = if self.random.chance(25) { 1_500_000 } else { self.random.below(9000) };
         let mut bytes = Vec::with_capacity(length as usize + 8);
         while (bytes.len() as u64) < length {
             bytes.extend(self.random.next().to_ne_bytes());

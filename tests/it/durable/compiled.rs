@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::support::server::Setup;
 use crate::support::guest;
+use crate::support::server::Setup;
 
 /// Every compiled file with what would show that it was written again.
 fn files(setup: &Setup) -> BTreeMap<PathBuf, (SystemTime, u64)> {

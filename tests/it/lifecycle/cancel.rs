@@ -39,7 +39,7 @@ fn running_tasks_are_canceled() {
         assert!(asked.elapsed() < SOON, "{body}: {:?}", asked.elapsed());
         assert_eq!((&task["id"], &task["status"]), (&json!(id), &json!("Failed")), "{task:#}");
         assert_eq!((&task["error"]["kind"], &task["error"]["retryable"]), (&json!("canceled"), &json!(false)));
-        assert!(task["usage"]["fuel"].as_u64().is_some_and(|fuel| fuel > 0), "its receipt: {task:#}");
+        assert!(task["usage"]["wall_ms"].as_f64().is_some_and(|wall| wall > 0.0), "its receipt: {task:#}");
         assert_eq!(client.task(&id)["error"]["kind"], "canceled", "the record is kept");
         client.get(&format!("/task/{id}/result")).problem(409);
         client.post(&format!("/task/{id}/cancel")).problem(409);

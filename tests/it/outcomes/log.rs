@@ -60,9 +60,7 @@ fn many_lines() {
 fn the_limit() {
     let server = shared_server();
     let client = &server.client;
-    let run = |limit: u64| {
-        json!({"task_type": guest("log"), "input": {"lines": 50, "bytes": 1000}, "limits": {"log_bytes": limit}})
-    };
+    let run = |limit: u64| json!({"task_type": guest("log"), "input": {"lines": 50, "bytes": 1000}, "limits": {"log_bytes": limit}});
     let task = completes(client, &run(5_000));
     let lines = log(client, id(&task));
     let (marker, kept) = lines.split_last().unwrap();
@@ -79,7 +77,8 @@ fn the_limit() {
     assert_eq!(log(client, id(&task)).len(), 50);
 
     // Lines without text are not free, or there could be any number of them.
-    let body = json!({"task_type": guest("log"), "input": {"lines": 100_000, "stdio": true}, "limits": {"log_bytes": 10_000}});
+    let body =
+        json!({"task_type": guest("log"), "input": {"lines": 100_000, "stdio": true}, "limits": {"log_bytes": 10_000}});
     let task = completes(client, &body);
     assert!(log(client, id(&task)).len() < 1000);
 }

@@ -94,9 +94,7 @@ fn pending_calls() {
 fn handles() {
     let server = shared_server();
     let client = &server.client;
-    let run = |count: u32, host_memory: u64| {
-        json!({"task_type": guest("handles"), "input": {"count": count}, "limits": {"host_memory_bytes": host_memory}})
-    };
+    let run = |count: u32, host_memory: u64| json!({"task_type": guest("handles"), "input": {"count": count}, "limits": {"host_memory_bytes": host_memory}});
     fails(client, &run(5_000, MIB), "memory_exceeded");
     completes(client, &run(5_000, 16 * MIB));
     fails(client, &json!({"task_type": guest("handles"), "input": {"count": 10_000_000}}), "memory_exceeded");

@@ -25,7 +25,8 @@ fn timeouts_of_guests_that_wait() {
         ("io-blocking", json!({"sleep_ms": 60_000})),
     ];
     for (task_type, input) in waiting {
-        let task = fails(client, &json!({"task_type": task_type, "input": input, "limits": {"timeout_ms": 300}}), "timeout");
+        let task =
+            fails(client, &json!({"task_type": task_type, "input": input, "limits": {"timeout_ms": 300}}), "timeout");
         let wall = wall_ms(&task);
         assert!((300.0..300.0 + LATE_MS).contains(&wall), "{task_type} {input}: {wall}");
     }
@@ -53,9 +54,7 @@ fn cpu_time() {
         // Time on the processor, which others cannot take away.
         assert!((200.0..300.0).contains(&cpu), "{spin}: {cpu}");
     }
-    let sort = |cpu_ms: u32| {
-        json!({"task_type": guest("compute"), "input": {"work": "sort", "n": 1_000_000}, "limits": {"cpu_ms": cpu_ms}})
-    };
+    let sort = |cpu_ms: u32| json!({"task_type": guest("compute"), "input": {"work": "sort", "n": 1_000_000}, "limits": {"cpu_ms": cpu_ms}});
     fails(client, &sort(10), "cpu_exceeded");
     completes(client, &sort(10_000));
 }
@@ -64,7 +63,8 @@ fn cpu_time() {
 #[test]
 fn waiting_is_no_cpu_time() {
     let server = shared_server();
-    let body = json!({"task_type": guest("sleep"), "input": {"ms": 800}, "limits": {"cpu_ms": 100, "fuel": 10_000_000}});
+    let body =
+        json!({"task_type": guest("sleep"), "input": {"ms": 800}, "limits": {"cpu_ms": 100, "fuel": 10_000_000}});
     let task = completes(&server.client, &body);
     assert!(wall_ms(&task) >= 800.0, "{task:#}");
     assert!(task["usage"]["cpu_ms"].as_f64().unwrap() < 100.0, "{task:#}");

@@ -57,7 +57,11 @@ fn ten_thousand_sleep_on_a_handful_of_threads() {
     let _alone = alone();
     let server = server(&["--max-running", &SLEEPERS.to_string(), "--drain-timeout", "0"]);
     let client = &server.client;
-    create_many(&server, SLEEPERS, &json!({"task_type": guest("sleep"), "input": {"ms": 3_000_000}, "limits": {"timeout_ms": 300_000}}));
+    create_many(
+        &server,
+        SLEEPERS,
+        &json!({"task_type": guest("sleep"), "input": {"ms": 3_000_000}, "limits": {"timeout_ms": 300_000}}),
+    );
     wait_for("all of them to sleep", || (running(client) == SLEEPERS).then_some(()));
     let (now, most, threads) = (memory_kb(&server, "VmRSS"), memory_kb(&server, "VmHWM"), threads(&server));
     eprintln!("{SLEEPERS} sleeping tasks: {now} kB resident, {most} kB at most, {threads} threads");

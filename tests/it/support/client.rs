@@ -10,32 +10,32 @@ use super::wait_for;
 
 /// Sends requests to one server over connections that it keeps.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub(crate) struct Client {
     agent: ureq::Agent,
     base: String,
 }
 
 /// What came back.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The request, for messages.
-    pub of: String,
+    pub(crate) of: String,
     /// The status code.
-    pub status: u16,
+    pub(crate) status: u16,
     /// The headers.
-    pub headers: HeaderMap,
+    pub(crate) headers: HeaderMap,
     /// The body.
-    pub body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 /// A request's headers.
-pub type Headers<'a> = &'a [(&'a str, &'a str)];
+pub(crate) type Headers<'a> = &'a [(&'a str, &'a str)];
 
 const JSON: Headers<'static> = &[("content-type", "application/json")];
 
 impl Client {
     /// A client of the server at `base`, as `http://127.0.0.1:1234`.
-    pub fn new(base: &str) -> Client {
+    pub(crate) fn new(base: &str) -> Client {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .allow_non_standard_methods(true)
@@ -48,12 +48,12 @@ impl Client {
 
     /// Sends any request.
     #[track_caller]
-    pub fn send(&self, method: &str, path: &str, headers: Headers<'_>, body: Option<&[u8]>) -> Answer {
+    pub(crate) fn send(&self, method: &str, path: &str, headers: Headers<'_>, body: Option<&[u8]>) -> Answer {
         self.try_send(method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
 
     /// Sends any request; the connection may fail.
-    pub fn try_send(
+    pub(crate) fn try_send(
         &self,
         method: &str,
         path: &str,
@@ -75,69 +75,69 @@ impl Client {
 
     /// `GET`.
     #[track_caller]
-    pub fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &[], None)
     }
 
     /// `GET` with headers.
     #[track_caller]
-    pub fn get_with(&self, path: &str, headers: Headers<'_>) -> Answer {
+    pub(crate) fn get_with(&self, path: &str, headers: Headers<'_>) -> Answer {
         self.send("GET", path, headers, None)
     }
 
     /// `DELETE`.
     #[track_caller]
-    pub fn delete(&self, path: &str) -> Answer {
+    pub(crate) fn delete(&self, path: &str) -> Answer {
         self.send("DELETE", path, &[], None)
     }
 
     /// `POST` without a body.
     #[track_caller]
-    pub fn post(&self, path: &str) -> Answer {
+    pub(crate) fn post(&self, path: &str) -> Answer {
         self.send("POST", path, &[], Some(b""))
     }
 
     /// `POST /task` with that body, byte for byte.
     #[track_caller]
-    pub fn post_task(&self, body: &str) -> Answer {
+    pub(crate) fn post_task(&self, body: &str) -> Answer {
         self.send("POST", "/task", JSON, Some(body.as_bytes()))
     }
 
     /// `POST /task` that waits for the task's end.
     #[track_caller]
-    pub fn post_task_and_wait(&self, body: &str, prefer: &str) -> Answer {
+    pub(crate) fn post_task_and_wait(&self, body: &str, prefer: &str) -> Answer {
         self.send("POST", "/task", &[JSON[0], ("prefer", prefer)], Some(body.as_bytes()))
     }
 
     /// Creates a task and returns its id.
     #[track_caller]
-    pub fn create(&self, body: &Value) -> String {
+    pub(crate) fn create(&self, body: &Value) -> String {
         let task = self.post_task(&body.to_string()).expect(202).json();
         task["id"].as_str().unwrap_or_else(|| panic!("no id in {task}")).to_owned()
     }
 
     /// The task now.
     #[track_caller]
-    pub fn task(&self, id: &str) -> Value {
+    pub(crate) fn task(&self, id: &str) -> Value {
         self.get(&format!("/task/{id}")).expect(200).json()
     }
 
     /// The task's status now.
     #[track_caller]
-    pub fn status(&self, id: &str) -> String {
+    pub(crate) fn status(&self, id: &str) -> String {
         let status = self.get(&format!("/task/{id}/status")).expect(200).json();
         status["status"].as_str().unwrap_or_else(|| panic!("no status in {status}")).to_owned()
     }
 
     /// Waits until the task has that status.
     #[track_caller]
-    pub fn wait_for_status(&self, id: &str, status: &str) {
+    pub(crate) fn wait_for_status(&self, id: &str, status: &str) {
         wait_for(format!("task {id} to be {status}"), || (self.status(id) == status).then_some(()));
     }
 
     /// Waits until the task has ended, and returns it.
     #[track_caller]
-    pub fn wait_for_end(&self, id: &str) -> Value {
+    pub(crate) fn wait_for_end(&self, id: &str) -> Value {
         wait_for(format!("the end of task {id}"), || {
             let task = self.task(id);
             matches!(task["status"].as_str(), Some("Completed" | "Failed")).then_some(task)
@@ -146,7 +146,7 @@ impl Client {
 
     /// Runs a task to its end and returns it.
     #[track_caller]
-    pub fn run(&self, body: &Value) -> Value {
+    pub(crate) fn run(&self, body: &Value) -> Value {
         let answer = self.post_task_and_wait(&body.to_string(), "wait=60");
         match answer.status {
             200 => answer.json(),
@@ -157,7 +157,7 @@ impl Client {
 
     /// Runs a task that must complete and returns its output.
     #[track_caller]
-    pub fn output(&self, body: &Value) -> Value {
+    pub(crate) fn output(&self, body: &Value) -> Value {
         let task = self.run(body);
         assert_eq!(task["status"], "Completed", "{task:#}");
         task["output"].clone()
@@ -165,7 +165,7 @@ impl Client {
 
     /// Runs a task that must fail, and returns it.
     #[track_caller]
-    pub fn failure(&self, body: &Value) -> Value {
+    pub(crate) fn failure(&self, body: &Value) -> Value {
         let task = self.run(body);
         assert_eq!(task["status"], "Failed", "{task:#}");
         task
@@ -175,20 +175,20 @@ impl Client {
 impl Answer {
     /// This answer, which must have that status.
     #[track_caller]
-    pub fn expect(self, status: u16) -> Answer {
+    pub(crate) fn expect(self, status: u16) -> Answer {
         assert_eq!(self.status, status, "{}: {:?} {}", self.of, self.headers, self.shown());
         self
     }
 
     /// The body as JSON.
     #[track_caller]
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{}: {error}: {}", self.of, self.shown()))
     }
 
     /// A member of the JSON body, byte for byte.
     #[track_caller]
-    pub fn raw(&self, member: &str) -> String {
+    pub(crate) fn raw(&self, member: &str) -> String {
         let body: std::collections::HashMap<String, Box<RawValue>> =
             serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{}: {error}: {}", self.of, self.shown()));
         body.get(member).unwrap_or_else(|| panic!("{}: no {member}", self.of)).get().to_owned()
@@ -196,20 +196,26 @@ impl Answer {
 
     /// The body as text.
     #[track_caller]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body.clone()).unwrap()
     }
 
     /// A header.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
     /// This answer, which must be a problem with that status (RFC 9457).
     #[track_caller]
-    pub fn problem(self, status: u16) -> Value {
+    pub(crate) fn problem(self, status: u16) -> Value {
         let answer = self.expect(status);
-        assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{}: {}", answer.of, answer.shown());
+        assert_eq!(
+            answer.header("content-type"),
+            Some("application/problem+json"),
+            "{}: {}",
+            answer.of,
+            answer.shown()
+        );
         let problem = answer.json();
         let of_type = problem["type"].as_str().unwrap_or_default();
         assert!(of_type.starts_with("/problems/"), "{}: {problem}", answer.of);

@@ -4,18 +4,18 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 /// Every guest: its name and its component.
-pub const GUESTS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
+pub(crate) const GUESTS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 
 /// The name of a guest's task type. The name is written at the call, so that it shows which guests
 /// no test uses.
 #[track_caller]
-pub fn guest(name: &'static str) -> &'static str {
+pub(crate) fn guest(name: &'static str) -> &'static str {
     assert!(GUESTS.iter().any(|(known, _)| *known == name), "there is no guest {name}");
     name
 }
 
 /// A directory of all guests, for `--components`.
-pub fn directory() -> &'static Path {
+pub(crate) fn directory() -> &'static Path {
     static WRITTEN: OnceLock<&'static Path> = OnceLock::new();
     WRITTEN.get_or_init(|| {
         // One for all runs: nobody would remove it at the end of this one.
@@ -35,8 +35,11 @@ pub fn directory() -> &'static Path {
 fn every_guest_is_used() {
     let mut sources = String::new();
     read_all(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/it")), &mut sources);
-    let unused: Vec<_> =
-        GUESTS.iter().filter(|(name, _)| !sources.contains(&format!("guest({name:?})"))).map(|(name, _)| name).collect();
+    let unused: Vec<_> = GUESTS
+        .iter()
+        .filter(|(name, _)| !sources.contains(&format!("guest({name:?})")))
+        .map(|(name, _)| name)
+        .collect();
     assert!(unused.is_empty(), "no test uses these guests: {unused:?}");
 }
 

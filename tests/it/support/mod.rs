@@ -1,30 +1,30 @@
 //! What the tests share: the server's process, a client, waiting for conditions.
 
-pub mod client;
-pub mod guests;
-pub mod server;
+pub(crate) mod client;
+pub(crate) mod guests;
+pub(crate) mod server;
 mod turns;
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-pub use client::{Answer, Client};
-pub use guests::guest;
-pub use server::{Server, server, shared_server};
-pub use turns::alone;
+pub(crate) use client::{Answer, Client};
+pub(crate) use guests::guest;
+pub(crate) use server::{Server, server, shared_server};
+pub(crate) use turns::alone;
 
 /// How long anything may take that is expected to happen. Generous: only a failing test waits so long.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `look` finds something; fails with `what` when that takes too long.
 #[track_caller]
-pub fn wait_for<T>(what: impl Debug, look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: impl Debug, look: impl FnMut() -> Option<T>) -> T {
     wait_within(PATIENCE, what, look)
 }
 
 /// As [`wait_for`], with a bound of its own.
 #[track_caller]
-pub fn wait_within<T>(bound: Duration, what: impl Debug, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_within<T>(bound: Duration, what: impl Debug, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
@@ -36,6 +36,6 @@ pub fn wait_within<T>(bound: Duration, what: impl Debug, mut look: impl FnMut() 
 }
 
 /// A directory that is removed when it is dropped, on the file system of the build.
-pub fn temp_dir() -> tempfile::TempDir {
+pub(crate) fn temp_dir() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }

@@ -24,7 +24,7 @@ const SHOWN_LINES: usize = 60;
 
 /// How a server is started; clones start one on the same data directory.
 #[derive(Clone, Debug)]
-pub struct Setup {
+pub(crate) struct Setup {
     data: Arc<TempDir>,
     components: Option<PathBuf>,
     flags: Vec<String>,
@@ -33,11 +33,11 @@ pub struct Setup {
 
 /// A server that runs, until it is dropped.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     /// A client of it.
-    pub client: Client,
+    pub(crate) client: Client,
     /// Where it listens, as `127.0.0.1:1234`.
-    pub address: String,
+    pub(crate) address: String,
     process: Process,
     setup: Setup,
     _turn: Option<Turn>,
@@ -45,20 +45,20 @@ pub struct Server {
 
 /// A server that tests share which leave it as they found it.
 #[derive(Debug)]
-pub struct Shared {
+pub(crate) struct Shared {
     server: Arc<Server>,
     _turn: Turn,
 }
 
 /// A server of this test's own, with all guests as task types.
 #[track_caller]
-pub fn server(flags: &[&str]) -> Server {
+pub(crate) fn server(flags: &[&str]) -> Server {
     Setup::new(flags).start()
 }
 
 /// The server with the guests and the default settings. Its tasks and objects are everybody's, so
 /// a test looks only at those it made, and ends them.
-pub fn shared_server() -> Shared {
+pub(crate) fn shared_server() -> Shared {
     static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
     // First the turn: a test that wants to be alone waits for the turns of all who share.
     let turn = Turn::take();
@@ -89,14 +89,14 @@ impl Drop for Shared {
 
 impl Setup {
     /// An empty data directory, all guests as task types, their code compiled already.
-    pub fn new(flags: &[&str]) -> Setup {
+    pub(crate) fn new(flags: &[&str]) -> Setup {
         let setup = Setup::uncompiled(flags);
         link_all(compiled(), &setup.data_dir().join("compiled"));
         setup
     }
 
     /// An empty data directory, and all guests as task types.
-    pub fn uncompiled(flags: &[&str]) -> Setup {
+    pub(crate) fn uncompiled(flags: &[&str]) -> Setup {
         Setup {
             data: Arc::new(temp_dir()),
             components: Some(guests::directory().to_owned()),
@@ -106,33 +106,33 @@ impl Setup {
     }
 
     /// The same with other components, or only the built-in ones.
-    pub fn with_components(self, components: Option<&Path>) -> Setup {
+    pub(crate) fn with_components(self, components: Option<&Path>) -> Setup {
         Setup { components: components.map(Path::to_owned), ..self }
     }
 
     /// The same with other flags.
-    pub fn with_flags(self, flags: &[&str]) -> Setup {
+    pub(crate) fn with_flags(self, flags: &[&str]) -> Setup {
         Setup { flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), ..self }
     }
 
     /// The same with an environment variable.
-    pub fn with_env(mut self, name: &str, value: impl Into<OsString>) -> Setup {
+    pub(crate) fn with_env(mut self, name: &str, value: impl Into<OsString>) -> Setup {
         self.environment.push((name.to_owned(), value.into()));
         self
     }
 
     /// The data directory.
-    pub fn data_dir(&self) -> &Path {
+    pub(crate) fn data_dir(&self) -> &Path {
         self.data.path()
     }
 
     /// The database.
-    pub fn database(&self) -> PathBuf {
+    pub(crate) fn database(&self) -> PathBuf {
         self.data_dir().join("taskcell.db")
     }
 
     /// The command that starts it.
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = taskcell();
         command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(self.data_dir());
         if let Some(components) = &self.components {
@@ -145,14 +145,14 @@ impl Setup {
 
     /// Starts it.
     #[track_caller]
-    pub fn start(self) -> Server {
+    pub(crate) fn start(self) -> Server {
         let turn = Turn::take();
         self.start_with(Some(turn))
     }
 
     /// Starts it by a command that is like its own.
     #[track_caller]
-    pub fn start_command(self, command: Command) -> Server {
+    pub(crate) fn start_command(self, command: Command) -> Server {
         let turn = Turn::take();
         self.start_process(command, Some(turn))
     }
@@ -173,13 +173,13 @@ impl Setup {
 
     /// Starts it where it must end by itself, without serving; returns what it wrote to stderr.
     #[track_caller]
-    pub fn refused(&self) -> String {
+    pub(crate) fn refused(&self) -> String {
         refused(&mut self.command())
     }
 }
 
 /// The binary, in an environment without settings.
-pub fn taskcell() -> Command {
+pub(crate) fn taskcell() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_taskcell-under-test"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TASKCELL_") || name == "RUST_LOG" {
@@ -192,7 +192,7 @@ pub fn taskcell() -> Command {
 
 /// Runs a command that must fail by itself, saying nothing on stdout; returns its stderr.
 #[track_caller]
-pub fn refused(command: &mut Command) -> String {
+pub(crate) fn refused(command: &mut Command) -> String {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_child(&child);
     let (done, ended) = mpsc::channel();
@@ -217,39 +217,39 @@ pub fn refused(command: &mut Command) -> String {
 
 impl Server {
     /// The process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.process.child.id()
     }
 
     /// How it was started.
-    pub fn setup(&self) -> &Setup {
+    pub(crate) fn setup(&self) -> &Setup {
         &self.setup
     }
 
     /// What it has logged so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.process.log().iter().fold(String::new(), |text, line| text + line + "\n")
     }
 
     /// Everything it has written to stdout, once it has ended.
-    pub fn stdout(&mut self) -> String {
+    pub(crate) fn stdout(&mut self) -> String {
         self.process.stdout()
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.process.child), signal).unwrap();
     }
 
     /// Waits for its end.
     #[track_caller]
-    pub fn wait_for_exit(&mut self) -> ExitStatus {
+    pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
         wait_for("the server's end", || self.process.child.try_wait().unwrap())
     }
 
     /// Stops it in good order: SIGTERM, exit code 0.
     #[track_caller]
-    pub fn stop(mut self) -> Setup {
+    pub(crate) fn stop(mut self) -> Setup {
         self.signal(Signal::TERM);
         let status = self.wait_for_exit();
         assert_eq!(status.code(), Some(0), "{status}: {}", self.log());
@@ -258,7 +258,7 @@ impl Server {
 
     /// Ends it as a crash would: SIGKILL.
     #[track_caller]
-    pub fn crash(mut self) -> Setup {
+    pub(crate) fn crash(mut self) -> Setup {
         self.signal(Signal::KILL);
         self.wait_for_exit();
         self.setup.clone()
@@ -268,7 +268,7 @@ impl Server {
 #[derive(Debug)]
 struct Process {
     child: Child,
-    first_line: Receiver<String>,
+    first_line: Mutex<Receiver<String>>,
     stdout: Option<JoinHandle<String>>,
     log: Arc<Mutex<VecDeque<String>>>,
 }
@@ -294,12 +294,13 @@ impl Process {
                 lines.lock().unwrap_or_else(PoisonError::into_inner).push_back(line);
             }
         });
-        Process { child, first_line, stdout: Some(stdout), log }
+        Process { child, first_line: Mutex::new(first_line), stdout: Some(stdout), log }
     }
 
     #[track_caller]
     fn address(&self) -> String {
-        let line = self.first_line.recv_timeout(START).unwrap_or_default();
+        let line =
+            self.first_line.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(START).unwrap_or_default();
         let address = line.strip_prefix("taskcell listening on http://").and_then(|rest| rest.strip_suffix('\n'));
         address.unwrap_or_else(|| panic!("the first line on stdout is {line:?}")).to_owned()
     }

@@ -18,11 +18,11 @@ static CHANGED: Condvar = Condvar::new();
 
 /// Held by every server: a test that has one runs beside others.
 #[derive(Debug)]
-pub struct Turn(ThreadId);
+pub(crate) struct Turn(ThreadId);
 
 /// Held by a test that has the machine for itself.
 #[derive(Debug)]
-pub struct Alone(());
+pub(crate) struct Alone(());
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -30,7 +30,7 @@ fn state() -> MutexGuard<'static, State> {
 
 /// Waits for the other tests' servers to be gone and keeps new ones from being started.
 #[must_use]
-pub fn alone() -> Alone {
+pub(crate) fn alone() -> Alone {
     let mut state = state();
     state.waiting_to_be_alone += 1;
     while state.alone.is_some() || state.side_by_side.as_ref().is_some_and(|others| !others.is_empty()) {
@@ -43,7 +43,7 @@ pub fn alone() -> Alone {
 
 impl Turn {
     /// Waits while a test is, or wants to be, alone; unless it is this one, or this one runs already.
-    pub fn take() -> Turn {
+    pub(crate) fn take() -> Turn {
         let me = thread::current().id();
         let mut state = state();
         loop {

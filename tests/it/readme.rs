@@ -1,0 +1,143 @@
+//! What the README tells people to type works, and answers what it shows.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::server::Setup;
+use crate::support::{Server, wait_for};
+
+/// A fenced block: its language and its text.
+struct Block {
+    language: String,
+    text: String,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn blocks() -> Vec<Block> {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let mut blocks = Vec::new();
+    let mut open: Option<Block> = None;
+    for line in readme.lines() {
+        match (line.strip_prefix("```"), &mut open) {
+            (Some(language), None) => {
+                open = Some(Block { language: language.to_owned(), text: String::new() });
+            }
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (None, Some(block)) => {
+                block.text.push_str(line);
+                block.text.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    assert!(open.is_none(), "the README has a block that does not end");
+    blocks
+}
+
+/// Every command is run in its order against a real server, and its answer compared with the block
+/// that follows it. The two commands that build are known by their words: the one is what runs this
+/// test, the other is run by the test below.
+#[test]
+fn every_command_answers_what_the_readme_shows() {
+    let server = Setup::new(&[]).with_components(None).start();
+    let mut id = String::new();
+    let mut seen = BTreeMap::<&str, u32>::new();
+    let blocks = blocks();
+    for (index, block) in blocks.iter().enumerate().filter(|(_, block)| block.language == "sh") {
+        let command = block.text.trim();
+        match command {
+            "cargo run --release -- serve" => *seen.entry("serve").or_default() += 1,
+            "cargo test --release --workspace" => *seen.entry("test").or_default() += 1,
+            _ => {
+                assert!(command.starts_with("curl -s "), "nothing runs this command of the README: {command}");
+                *seen.entry("curl").or_default() += 1;
+                if command.contains("/result") {
+                    server.client.wait_for_status(&id, "Completed");
+                }
+                let answer = shell(command, &server, &id);
+                if id.is_empty() {
+                    id = answer["id"].as_str().unwrap().to_owned();
+                }
+                let shown = blocks.get(index + 1).filter(|next| next.language == "json");
+                let shown = shown.unwrap_or_else(|| panic!("the README shows no answer to {command}"));
+                let shown: Value = serde_json::from_str(&shown.text).unwrap();
+                assert_eq!(shape("", &shown), shape("", &answer), "the answer to {command}");
+            }
+        }
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [("curl", 6), ("serve", 1), ("test", 1)]);
+}
+
+/// The first command of a newcomer: cargo starts the server, and it serves.
+#[test]
+fn the_first_command_serves() {
+    let data = crate::support::temp_dir();
+    let setup = Setup::new(&[]);
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root()).args(["run", "--release", "--", "serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+    command.arg(data.path()).stdin(Stdio::null());
+    // What cargo sets for a test is not what a newcomer's shell has.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        let of_cargo = name.starts_with("CARGO_") && !matches!(&*name, "CARGO_HOME" | "CARGO_TARGET_DIR");
+        if of_cargo || name.starts_with("TASKCELL_") {
+            command.env_remove(name);
+        }
+    }
+    let server = setup.start_command(command);
+    let id = server.client.create(&serde_json::json!({"task_type": "io"}));
+    wait_for("the result of io", || (server.client.status(&id) == "Completed").then_some(()));
+}
+
+/// The test command of `.ci/run` is the README's: it takes it from there.
+#[test]
+fn the_test_command_is_the_one_of_ci() {
+    let ci = std::fs::read_to_string(root().join(".ci/run")).unwrap();
+    assert!(ci.contains("README.md"), "`.ci/run` reads its test command from the README");
+}
+
+/// The configuration file of the README is one that the server takes.
+#[test]
+fn the_configuration_file_is_taken() {
+    let toml = blocks().into_iter().find(|block| block.language == "toml").unwrap();
+    let dir = crate::support::temp_dir();
+    let file = dir.path().join("taskcell.toml");
+    std::fs::write(&file, toml.text).unwrap();
+    // Flags win over the file where the file names what only its reader has.
+    let server = Setup::new(&["--config", file.to_str().unwrap()]).start();
+    server.client.get("/healthz").expect(200);
+}
+
+/// The example of a task type is the file it says it is.
+#[test]
+fn the_example_is_the_real_one() {
+    let rust = blocks().into_iter().find(|block| block.language == "rust").unwrap();
+    let file = std::fs::read_to_string(root().join("guest-tasks/examples/echo.rs")).unwrap();
+    assert_eq!(rust.text.trim(), file.trim());
+}
+
+fn shell(command: &str, server: &Server, id: &str) -> Value {
+    let command = command.replace("127.0.0.1:8080", &server.address);
+    let output = Command::new("sh").arg("-ec").arg(&command).env("ID", id).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A value with what differs from run to run left out: numbers, times and ids.
+fn shape(name: &str, value: &Value) -> Value {
+    match value {
+        Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), shape(name, value))).collect(),
+        Value::Array(items) => items.iter().map(|item| shape(name, item)).collect(),
+        Value::Number(_) if name != "status" => "a number".into(),
+        Value::String(_) if name.ends_with("_at") || matches!(name, "id" | "component" | "object") => "a text".into(),
+        // The create is answered while the task may or may not run already.
+        Value::String(status) if name == "status" && matches!(&**status, "Running" | "Pending") => "open".into(),
+        other => other.clone(),
+    }
+}

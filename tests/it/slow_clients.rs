@@ -1,0 +1,218 @@
+//! Clients that are slow, silent, many or too much: cut off, while others are served.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::{Client, Server, guest, server, wait_for, wait_within};
+
+/// How long the server waits for a client here.
+const TIMEOUT_MS: &str = "500";
+
+/// Within this it must have noticed.
+const CUT_OFF: Duration = Duration::from_secs(10);
+
+fn connect(server: &Server) -> TcpStream {
+    let stream = TcpStream::connect(&server.address).unwrap();
+    stream.set_read_timeout(Some(CUT_OFF)).unwrap();
+    stream
+}
+
+/// Everything the server sends until it closes the connection, which it must do in time.
+#[track_caller]
+fn read_to_close(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    let mut piece = [0; 4096];
+    let start = Instant::now();
+    loop {
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(length) => text.extend_from_slice(&piece[..length]),
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => break,
+            Err(error) => panic!("still open after {CUT_OFF:?}: {error}"),
+        }
+        assert!(start.elapsed() < CUT_OFF, "it goes on and on");
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[track_caller]
+fn status(answer: &str) -> u16 {
+    let line = answer.lines().next().unwrap_or_default();
+    line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status in {answer:?}"))
+}
+
+/// Others are served meanwhile.
+#[track_caller]
+fn is_alive(server: &Server) {
+    let client = Client::new(&format!("http://{}", server.address));
+    client.get("/healthz").expect(200);
+    assert_eq!(client.output(&json!({"task_type": "echo", "input": 1})), 1);
+}
+
+#[test]
+fn half_a_request_is_cut_off() {
+    let server = server(&["--client-timeout", TIMEOUT_MS]);
+    let halves = [
+        "",
+        "G",
+        "GET /healthz HTTP/1.1\r\nhost: x\r\nx-part:",
+        "POST /task HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n",
+        "POST /task HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"task_type\":",
+        "POST /task HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"tas\r\n",
+        "PUT /objects/half HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\nhalf",
+    ];
+    let mut streams: Vec<(&str, TcpStream)> = Vec::new();
+    for half in halves {
+        let mut stream = connect(&server);
+        stream.write_all(half.as_bytes()).unwrap();
+        streams.push((half, stream));
+    }
+    is_alive(&server);
+    for (half, mut stream) in streams {
+        let answer = read_to_close(&mut stream);
+        // Told, where there was a head to answer.
+        if half.contains("\r\n\r\n") {
+            assert_eq!(status(&answer), 408, "{half}: {answer}");
+            assert!(answer.contains("application/problem+json"), "{half}: {answer}");
+        }
+    }
+    server.client.get("/objects/half").problem(404);
+    assert_eq!(server.client.get("/tasks").expect(200).json()["tasks"].as_array().unwrap().len(), 1);
+}
+
+/// A client that sends a byte now and then is no quicker than one that sends none.
+#[test]
+fn dripping_is_no_way_around() {
+    let server = server(&["--client-timeout", TIMEOUT_MS]);
+    let beginnings = [
+        "GET /healthz HTTP/1.1\r\nx-drip: ",
+        "POST /task HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n\"",
+    ];
+    for beginning in beginnings {
+        let mut stream = connect(&server);
+        stream.write_all(beginning.as_bytes()).unwrap();
+        let start = Instant::now();
+        // The write fails, or the read finds the end, once the server has closed.
+        stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let mut piece = [0; 4096];
+        loop {
+            let closed = match stream.read(&mut piece) {
+                Ok(length) => length == 0,
+                Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+            };
+            if closed || stream.write_all(b"x").is_err() {
+                break;
+            }
+            assert!(start.elapsed() < CUT_OFF, "it is still listened to: {beginning}");
+        }
+    }
+    is_alive(&server);
+}
+
+/// Between two requests of a connection nobody waits for ever, and a wait is no idle time.
+#[test]
+fn idle_connections_end_and_waits_do_not() {
+    let server = server(&["--client-timeout", TIMEOUT_MS]);
+    let mut stream = connect(&server);
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let answer = read_to_close(&mut stream);
+    assert_eq!(status(&answer), 200);
+
+    let body = json!({"task_type": guest("sleep"), "input": {"ms": 2_000}}).to_string();
+    let answer = server.client.post_task_and_wait(&body, "wait=30").expect(200);
+    assert_eq!(answer.json()["status"], "Completed");
+}
+
+/// Who takes no answers does not keep them in the server's memory for ever.
+#[test]
+fn a_client_that_does_not_read_is_cut_off() {
+    let server = server(&["--client-timeout", TIMEOUT_MS]);
+    server.client.send("PUT", "/objects/large", &[], Some(&vec![7; 16 << 20])).expect(201);
+    let open = || {
+        let metrics = server.client.get("/metrics").expect(200).text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("taskcell_http_connections ")).unwrap();
+        line.parse::<usize>().unwrap()
+    };
+    let before = open();
+    let mut stream = connect(&server);
+    for _ in 0..4 {
+        stream.write_all(b"GET /objects/large HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    }
+    wait_for("the connection to be open", || (open() > before).then_some(()));
+    wait_within(CUT_OFF, "the connection to be closed", || (open() <= before).then_some(()));
+    is_alive(&server);
+    drop(stream);
+}
+
+/// No more connections than allowed are served; the next is served when one of them ends.
+#[test]
+fn connections_are_bounded() {
+    let server = server(&["--max-connections", "3"]);
+    let request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+    let served = |stream: &mut TcpStream, patience: Duration| {
+        stream.set_read_timeout(Some(patience)).unwrap();
+        let mut piece = [0; 4096];
+        stream.read(&mut piece).is_ok_and(|length| piece[..length].starts_with(b"HTTP/1.1 200"))
+    };
+    let mut held: Vec<TcpStream> = (0..3)
+        .map(|_| {
+            let mut stream = connect(&server);
+            stream.write_all(request).unwrap();
+            assert!(served(&mut stream, CUT_OFF));
+            stream
+        })
+        .collect();
+    let mut next = connect(&server);
+    next.write_all(request).unwrap();
+    assert!(!served(&mut next, Duration::from_millis(500)), "a fourth connection is served");
+    held.pop();
+    assert!(served(&mut next, CUT_OFF), "there is room, and it is not served");
+}
+
+#[test]
+fn huge_heads_are_refused() {
+    let server = server(&["--client-timeout", "5000"]);
+    let large = "x".repeat(1 << 20);
+    let many: String = (0..20_000).map(|number| format!("x-{number}: {number}\r\n")).collect();
+    for head in [
+        format!("GET /{large} HTTP/1.1\r\nhost: x\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nhost: x\r\nx-large: {large}\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nhost: x\r\n{many}\r\n"),
+        format!("{large} / HTTP/1.1\r\n\r\n"),
+    ] {
+        let mut stream = connect(&server);
+        // The server need not read all of it.
+        let _ = stream.write_all(head.as_bytes());
+        let answer = read_to_close(&mut stream);
+        if !answer.is_empty() {
+            assert!((400..500).contains(&status(&answer)), "{answer}");
+        }
+        is_alive(&server);
+    }
+}
+
+#[test]
+fn what_is_no_http_is_refused() {
+    let server = server(&["--client-timeout", TIMEOUT_MS]);
+    for bytes in [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello, TLS here".as_slice(),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\0\0\0\0\r\n\r\n",
+        b"POST /task HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
+        b"POST /task HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+        b"POST /task HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-type: application/json\r\n\r\nzz\r\n",
+    ] {
+        let mut stream = connect(&server);
+        stream.write_all(bytes).unwrap();
+        let answer = read_to_close(&mut stream);
+        if !answer.is_empty() {
+            assert!((400..600).contains(&status(&answer)) && status(&answer) != 500, "{answer}");
+        }
+    }
+    is_alive(&server);
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
