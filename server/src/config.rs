@@ -170,7 +170,9 @@ impl Config {
         for ((name, default), (_, ceiling)) in defaults.iter().zip(self.ceilings.limits().iter()) {
             if default > ceiling {
                 let flag = name.replace('_', "-");
-                bail!("--default-{flag} is {default}, above --max-{flag}, which is {ceiling}: lower the one or raise the other");
+                bail!(
+                    "--default-{flag} is {default}, above --max-{flag}, which is {ceiling}: lower the one or raise the other"
+                );
             }
         }
         if self.ceilings.max_memory_bytes > 4 << 30 {
@@ -213,9 +215,9 @@ fn with_file(command: Command, path: &Path) -> anyhow::Result<Command> {
         }
     }
     Ok(command.mut_subcommand("serve", |serve| {
-        settings.into_iter().fold(serve, |serve, (key, value)| {
-            serve.mut_arg(key.replace('-', "_"), |arg| arg.default_value(value))
-        })
+        settings
+            .into_iter()
+            .fold(serve, |serve, (key, value)| serve.mut_arg(key.replace('-', "_"), |arg| arg.default_value(value)))
     }))
 }
 

@@ -129,12 +129,8 @@ mod tests {
         let of_type = Limits::DEFAULT;
         let lower = LimitOverrides { fuel: Some(5), ..Default::default() };
         assert_eq!(of_type.with(&lower, &of_type).unwrap().fuel, 5);
-        let higher = LimitOverrides {
-            fuel: Some(of_type.fuel + 1),
-            cpu_ms: Some(0),
-            timeout_ms: Some(1),
-            ..Default::default()
-        };
+        let higher =
+            LimitOverrides { fuel: Some(of_type.fuel + 1), cpu_ms: Some(0), timeout_ms: Some(1), ..Default::default() };
         let bad = of_type.with(&higher, &of_type).unwrap_err();
         assert_eq!(bad.iter().map(|bad| bad.name).collect::<Vec<_>>(), ["fuel", "cpu_ms"]);
     }

@@ -83,12 +83,7 @@ impl Objects {
     }
 
     /// An object's data. At most `max_bytes`: a larger one is refused.
-    pub async fn get(
-        &self,
-        tenant: &Arc<str>,
-        name: String,
-        max_bytes: u64,
-    ) -> Result<(ObjectMeta, Vec<u8>), Refused> {
+    pub async fn get(&self, tenant: &Arc<str>, name: String, max_bytes: u64) -> Result<(ObjectMeta, Vec<u8>), Refused> {
         check_name(&name)?;
         match self.readers.object(tenant.clone(), name, max_bytes).await {
             Ok(Some(Ok(found))) => Ok(found),
@@ -132,13 +127,12 @@ impl Objects {
         }
         // The same bytes have the same tag: strong in the sense of RFC 9110, section 8.8.1.
         let etag = crate::task::Digest(Sha256::digest(&data).into()).hex();
-        let written =
-            self.manager.put_object(tenant, name, etag.clone(), data, precondition, self.limits.quota).await;
+        let written = self.manager.put_object(tenant, name, etag.clone(), data, precondition, self.limits.quota).await;
         match written {
             Ok(ObjectWrite::Created) => Ok((etag, true)),
             Ok(ObjectWrite::Replaced) => Ok((etag, false)),
             Ok(other) => Err(refused(other)),
-            Err(_) => Err(Refused::Unavailable),
+            Err(why) => Err(unavailable(&why)),
         }
     }
 
@@ -148,17 +142,12 @@ impl Objects {
     }
 
     /// Removes an object where the precondition holds.
-    pub async fn remove_if(
-        &self,
-        tenant: &Arc<str>,
-        name: String,
-        precondition: Precondition,
-    ) -> Result<(), Refused> {
+    pub async fn remove_if(&self, tenant: &Arc<str>, name: String, precondition: Precondition) -> Result<(), Refused> {
         check_name(&name)?;
         match self.manager.remove_object(tenant, name, precondition).await {
             Ok(ObjectWrite::Removed) => Ok(()),
             Ok(other) => Err(refused(other)),
-            Err(_) => Err(Refused::Unavailable),
+            Err(why) => Err(unavailable(&why)),
         }
     }
 
@@ -170,10 +159,7 @@ impl Objects {
         after: Option<String>,
         limit: usize,
     ) -> Result<Vec<ObjectMeta>, Refused> {
-        self.readers
-            .objects(tenant.clone(), prefix, after, limit)
-            .await
-            .map_err(|error| unavailable(&error))
+        self.readers.objects(tenant.clone(), prefix, after, limit).await.map_err(|error| unavailable(&error))
     }
 }
 
@@ -186,8 +172,8 @@ fn refused(write: ObjectWrite) -> Refused {
     }
 }
 
-fn unavailable(error: &crate::store::StoreError) -> Refused {
-    tracing::error!(error = error as &dyn std::error::Error, "reading an object failed");
+fn unavailable(error: &(dyn std::error::Error + 'static)) -> Refused {
+    tracing::error!(error, "an object was not read or written");
     Refused::Unavailable
 }
 

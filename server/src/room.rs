@@ -225,12 +225,7 @@ fn cgroup_available(self_cgroup: &str, read: impl Fn(&Path) -> Option<String>) -
         let (root, limit, used, reclaimable) = if controllers.is_empty() {
             ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file ")
         } else if controllers.split(',').any(|controller| controller == "memory") {
-            (
-                "/sys/fs/cgroup/memory",
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file ",
-            )
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
         } else {
             continue;
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
@@ -39,8 +39,14 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let (defaults, ceiling) = (config.defaults.limits(), config.ceilings.limits());
 
     // Two runtimes: what a guest does to the one cannot delay a request or a timer on the other.
-    let api_threads = runtime("api", cores, 61)?;
-    let guest_threads = runtime("guest", config.guest_threads.map_or(cores, |threads| threads as usize), 1)?;
+    let api_threads = threads("api", cores).enable_all().build().context("cannot start the api threads")?;
+    let guest_threads = threads("guest", config.guest_threads.map_or(cores, |threads| threads as usize))
+        // Guests have no sockets, and WASI's timers only: looking at them costs more than most polls,
+        // and not looking delays them by as many slices.
+        .enable_time()
+        .event_interval(8)
+        .build()
+        .context("cannot start the guest threads")?;
 
     let slots = slots(config.max_running as usize);
     let working = config.max_working.map_or(cores * WORKING_PER_CORE, |working| working as usize);
@@ -51,8 +57,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let live = Arc::new(LiveAttempts::default());
     let (manager, inbox) = Manager::new(readers.clone(), registry.clone(), live.clone(), defaults, ceiling);
     let quota = Quota { objects: config.object_quota_count, bytes: config.object_quota_bytes };
-    let objects =
-        Objects::new(manager.clone(), readers, ObjectLimits { max_bytes: config.max_object_bytes, quota });
+    let objects = Objects::new(manager.clone(), readers, ObjectLimits { max_bytes: config.max_object_bytes, quota });
     let services = Services { objects: objects.clone(), timers: api_threads.handle().clone(), live };
 
     let settings = EngineSettings { slots, max_memory_bytes: ceiling.memory_bytes };
@@ -73,8 +78,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     room.on_room(move || told.room());
     let core_settings = CoreSettings { defaults, ceiling, max_interruptions: config.max_interruptions };
     let core = Core::new(writer, room.clone(), registry, executor, core_settings)?;
-    let core_thread =
-        std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
+    let core_thread = std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
 
     let served = api_threads.block_on(serve_api(&config, manager.clone(), objects, room));
     // Also where serving failed: what runs is put back, and what was said is on the disk.
@@ -127,21 +131,16 @@ async fn serve_api(config: &Config, manager: Manager, objects: Objects, room: Ar
     }
 }
 
-fn runtime(name: &'static str, threads: usize, event_interval: u32) -> anyhow::Result<Runtime> {
-    Builder::new_multi_thread()
-        .worker_threads(threads)
-        .thread_name(name)
-        .event_interval(event_interval)
-        .enable_all()
-        .build()
-        .with_context(|| format!("cannot start the {name} threads"))
+fn threads(name: &'static str, count: usize) -> Builder {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(count).thread_name(name);
+    builder
 }
 
 /// How many attempts the kernel's limit of memory maps allows, if that is less than asked for.
 fn slots(asked: usize) -> usize {
-    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count")
-        .ok()
-        .and_then(|text| text.trim().parse::<usize>().ok());
+    let limit =
+        std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|text| text.trim().parse::<usize>().ok());
     let Some(limit) = limit else { return asked };
     let allowed = (limit.saturating_sub(MAPS_RESERVED) / MAPS_PER_SLOT).max(1);
     if allowed < asked {

@@ -471,14 +471,18 @@ mod tests {
         let table: [(Status, [Result<Status, Rejected>; 8]); 4] = [
             (
                 Pending,
-                [
-                    Ok(Running), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Ok(Failed),
-                ],
+                [Ok(Running), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Ok(Failed)],
             ),
             (
                 Running,
                 [
-                    Err(IsRunning), Ok(Completed), Err(Stale), Ok(Pending), Err(Stale), Ok(Pending), Ok(Failed),
+                    Err(IsRunning),
+                    Ok(Completed),
+                    Err(Stale),
+                    Ok(Pending),
+                    Err(Stale),
+                    Ok(Pending),
+                    Ok(Failed),
                     Err(IsRunning),
                 ],
             ),

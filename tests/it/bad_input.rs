@@ -44,10 +44,8 @@ fn bad_requests_are_told_what_is_wrong() {
         }
         if status == 405 {
             assert!(answer.header("allow").is_some_and(|allow| !allow.is_empty()), "{shown}: {answer:?}");
-        } else if status != 404 || path.contains("0000-") {
-            if !is_documented(&document, method, &path, status) {
-                wrong.push(format!("{shown}: {status} is not in the document"));
-            }
+        } else if (status != 404 || path.contains("0000-")) && !is_documented(&document, method, &path, status) {
+            wrong.push(format!("{shown}: {status} is not in the document"));
         }
         let problem = answer.problem(status);
         match pointer {
@@ -79,20 +77,13 @@ fn bad_requests_are_told_what_is_wrong() {
 
 /// Whether the OpenAPI document names that answer.
 fn is_documented(document: &Value, method: &str, path: &str, status: u16) -> bool {
-    let path = path.split('?').next().unwrap();
-    let paths = document["paths"].as_object().unwrap();
+    let path: Vec<&str> = path.split('?').next().unwrap().split('/').collect();
     let matches = |template: &str| {
-        let (mut template, mut path) = (template.split('/').peekable(), path.split('/'));
-        while let Some(part) = template.next() {
-            // The last parameter may take the rest of the path.
-            match path.next() {
-                Some(_) if part.starts_with('{') && template.peek().is_none() => return true,
-                Some(found) if part.starts_with('{') || part == found => {}
-                _ => return false,
-            }
-        }
-        path.next().is_none()
+        let template: Vec<&str> = template.split('/').collect();
+        template.len() == path.len()
+            && template.iter().zip(&path).all(|(part, found)| part.starts_with('{') || part == found)
     };
+    let paths = document["paths"].as_object().unwrap();
     let operation = paths.iter().find(|(template, _)| matches(template)).map(|(_, item)| &item[method.to_lowercase()]);
     operation.is_some_and(|operation| operation["responses"].get(status.to_string()).is_some())
 }

@@ -25,6 +25,9 @@ const A_WHILE: Duration = Duration::from_millis(700);
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
+/// Method, path, headers and body.
+type Request<'a> = (&'a str, String, Vec<(&'a str, &'a str)>, Option<&'a [u8]>);
+
 fn clients(random: &mut Random) -> Vec<Told> {
     (0..CLIENTS).map(|client| Told::new(client, random.fork())).collect()
 }
@@ -148,7 +151,7 @@ fn nothing_is_acknowledged_before_its_commit() {
 
     let wait = ("prefer", "wait=60");
     let task = json!({"task_type": "echo", "input": 3}).to_string();
-    let changes: Vec<(&str, String, Vec<(&str, &str)>, Option<&[u8]>)> = vec![
+    let changes: [Request<'_>; 7] = [
         ("POST", "/task".into(), vec![JSON], Some(task.as_bytes())),
         ("POST", "/task".into(), vec![JSON, wait], Some(task.as_bytes())),
         ("POST", format!("/task/{canceled}/cancel"), vec![], Some(b"")),
@@ -163,7 +166,9 @@ fn nothing_is_acknowledged_before_its_commit() {
         let (answered, answers) = mpsc::channel();
         for (method, path, headers, body) in &changes {
             let answered = answered.clone();
-            scope.spawn(move || answered.send(client.send(method, path, headers, *body)));
+            scope.spawn(move || {
+                let _ = answered.send(client.send(method, path, headers, *body));
+            });
         }
         wait_for("a sync", || (disk.held() > 0).then_some(()));
         // Until long after the task has slept enough.

@@ -5,6 +5,7 @@
 mod architecture;
 mod bad_input;
 mod config;
+mod durability;
 mod durable;
 mod lifecycle;
 mod objects;

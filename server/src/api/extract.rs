@@ -1,17 +1,20 @@
 //! What handlers take from a request. Each of these refuses with a [`Problem`], as axum's own
 //! would not.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use axum::RequestPartsExt;
 use axum::body::{Body, HttpBody};
-use axum::extract::FromRequestParts;
-use axum::http::header::{CONTENT_TYPE, HeaderMap};
+use axum::extract::{FromRequestParts, Request};
+use axum::http::header::{CONTENT_TYPE, EXPECT, HeaderMap};
 use axum::http::request::Parts;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
 use serde_path_to_error::Segment;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -23,6 +26,10 @@ use crate::task::TaskId;
 /// A body up to this size is read whenever it comes. Larger ones together have to fit into
 /// [`Uploads`].
 const SMALL_BODY: u64 = 64 << 10;
+
+/// What is read of a body that is too large, beyond its limit, and for how long.
+const DISCARD_BYTES: u64 = 64 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// Memory for larger bodies that are being read, in all.
 const UPLOAD_BYTES: u64 = 256 << 20;
@@ -119,10 +126,16 @@ impl Uploads {
         Uploads { room: Semaphore::new(units(in_all) as usize), in_all, timeout }
     }
 
-    /// Reads a body of at most `most` bytes.
-    pub(super) async fn read(&self, body: Body, most: u64) -> Result<ReadBody<'_>, Problem> {
+    /// Reads a request's body of at most `most` bytes.
+    pub(super) async fn read(&self, request: Request, most: u64) -> Result<ReadBody<'_>, Problem> {
+        // Such a client sends nothing before it is asked to (RFC 9110, section 10.1.1).
+        let sends_already = !request.headers().contains_key(EXPECT);
+        let mut body = request.into_body();
         let size = body.size_hint();
         if size.lower() > most {
+            if sends_already {
+                self.discard(&mut body).await;
+            }
             return Err(too_large(most));
         }
         // The room for all of it is taken before the first byte: bodies that each had a part of
@@ -137,10 +150,32 @@ impl Uploads {
                 _ => return Err(Problem::of(Kind::Overloaded)),
             }
         };
-        match tokio::time::timeout(self.timeout, collect(body, most)).await {
-            Ok(bytes) => Ok(ReadBody { bytes: bytes?, _room: room }),
+        match tokio::time::timeout(self.timeout, collect(&mut body, most)).await {
+            Ok(Ok(Some(bytes))) => Ok(ReadBody { bytes, _room: room }),
+            Ok(Ok(None)) => {
+                drop(room);
+                self.discard(&mut body).await;
+                Err(too_large(most))
+            }
+            Ok(Err(problem)) => Err(problem),
             Err(_) => Err(Problem::of(Kind::RequestTimeout)),
         }
+    }
+
+    /// Reads on for a while without keeping anything. The connection is closed after an answer to a
+    /// body that was not read to its end, and a client that is still sending then may lose the
+    /// answer with it (RFC 9112, section 9.6).
+    async fn discard(&self, body: &mut Body) {
+        let mut left = DISCARD_BYTES;
+        let reading = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+                if left == 0 {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(self.timeout.min(DISCARD_TIME), reading).await;
     }
 }
 
@@ -153,7 +188,8 @@ fn too_large(most: u64) -> Problem {
     Problem::new(Kind::TooLarge, format!("the body is larger than {most} bytes"))
 }
 
-async fn collect(mut body: Body, most: u64) -> Result<Bytes, Problem> {
+/// All of a body; `None` where it is larger than `most` bytes.
+async fn collect(body: &mut Body, most: u64) -> Result<Option<Bytes>, Problem> {
     // Most bodies come in one piece, which is kept as it is. Others are copied together: a list of
     // tiny pieces would take many times their size.
     let mut first = Bytes::new();
@@ -162,7 +198,7 @@ async fn collect(mut body: Body, most: u64) -> Result<Bytes, Problem> {
         let frame = frame.map_err(|_| Problem::new(Kind::Malformed, "the body ended early"))?;
         let Ok(data) = frame.into_data() else { continue };
         if (first.len() + all.len() + data.len()) as u64 > most {
-            return Err(too_large(most));
+            return Ok(None);
         }
         if first.is_empty() && all.is_empty() {
             first = data;
@@ -173,7 +209,7 @@ async fn collect(mut body: Body, most: u64) -> Result<Bytes, Problem> {
             all.extend_from_slice(&data);
         }
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    Ok(Some(if all.is_empty() { first } else { all.freeze() }))
 }
 
 /// Refuses a body that is not sent as JSON.
@@ -192,7 +228,8 @@ pub(super) fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// Reads JSON. What is no JSON is malformed; what is JSON and does not fit is told with the place.
 pub(super) fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Problem> {
-    let error = match serde_json::from_slice(bytes) {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let error = match object(&mut deserializer).and_then(|value| deserializer.end().map(|()| value)) {
         Ok(value) => return Ok(value),
         Err(error) => error,
     };
@@ -210,13 +247,35 @@ pub(super) fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Pr
     Err(Problem::new(Kind::Malformed, format!("the body is no JSON: {error}")))
 }
 
+/// Reads a `T` that is written as an object. By itself serde takes an array for a struct, too, and
+/// reads the fields by their position.
+pub(super) fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct FromMap<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for FromMap<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+
+    deserializer.deserialize_map(FromMap(PhantomData))
+}
+
 /// Where in the body `error` is. The path is followed in a second reading, of bad bodies only.
 fn place<'a, T: Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::Error) -> FieldError {
     let detail = error.to_string();
     let mut pointer = String::from("#");
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    if let Err(error) = serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
-        for segment in error.path() {
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
+    if object::<T, _>(tracked).is_err() {
+        for segment in &track.path() {
             match segment {
                 Segment::Seq { index } => add_segment(&mut pointer, &index.to_string()),
                 Segment::Map { key } => add_segment(&mut pointer, key),
@@ -267,7 +326,7 @@ mod tests {
         input: Option<&'a RawValue>,
         #[serde(default)]
         priority: i32,
-        #[serde(default)]
+        #[serde(default, deserialize_with = "object")]
         limits: LimitOverrides,
     }
 
@@ -303,6 +362,8 @@ mod tests {
     async fn what_does_not_fit_is_told_with_its_place() {
         for (body, pointer) in [
             ("[]", "#"),
+            (r#"["io"]"#, "#"),
+            (r#"{"task_type":"io","limits":[1]}"#, "#/limits"),
             ("{}", "#/task_type"),
             (r#"{"task_type":"io","foo":1}"#, "#/foo"),
             (r#"{"task_type":"io","a/b~ ü":1}"#, "#/a~1b~0%20%C3%BC"),

@@ -1,8 +1,8 @@
 //! HTTP: the way in. The only module that knows axum.
 //!
-//! A request passes through [`server`] (connections and their bounds), the router below,
-//! [`extract`] (what handlers take from it) and one handler, which asks the manager or the objects
-//! and writes the answer ([`wire`]) or a [`problem`].
+//! A request passes through `server` (connections and their bounds), the router below,
+//! `extract` (what handlers take from it) and one handler, which asks the manager or the objects
+//! and writes the answer (`wire`) or a `problem`.
 
 mod conditional;
 mod cursor;

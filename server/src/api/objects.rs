@@ -135,7 +135,7 @@ pub(super) async fn put(State(api): State<Arc<Api>>, name: NameInPath, request: 
     let name = checked(name)?;
     let precondition = precondition(request.headers())?;
     let path = HeaderValue::try_from(request.uri().path()).map_err(|error| Problem::internal(&error.into()))?;
-    let body = api.uploads.read(request.into_body(), api.objects.max_bytes()).await?;
+    let body = api.uploads.read(request, api.objects.max_bytes()).await?;
     let size = body.bytes.len() as u64;
     let (etag, created) = api.objects.put_if(&api.tenant, name.clone(), body.bytes.clone(), precondition).await?;
     let etag = quoted(&etag);

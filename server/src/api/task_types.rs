@@ -124,7 +124,7 @@ pub(super) async fn get(
     let task_type = task_type.ok_or_else(|| Problem::of(Kind::NotFound))?;
     let versions =
         api.manager.versions(&api.tenant, &task_type.name).await?.into_iter().map(|(version, created_at)| {
-            let loaded = api.manager.version(&registry::TaskType { current: version, ..task_type.clone() });
+            let loaded = api.manager.version(version);
             let (state, reason) = state(loaded.as_ref());
             TypeVersion { version, created_at: Time(created_at), state, reason }
         });
@@ -144,7 +144,7 @@ pub(super) async fn get(
 }
 
 fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
-    let current = api.manager.version(task_type);
+    let current = api.manager.version(task_type.current);
     let (state, reason) = match state(current.as_ref()) {
         (TypeState::Unloaded, _) => (TypeState::Failed, Some("its current version is not loaded".into())),
         known => known,

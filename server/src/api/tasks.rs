@@ -54,7 +54,7 @@ pub(super) struct CreateTask<'a> {
     #[schema(default = 0, minimum = -100, maximum = 100)]
     priority: i32,
     /// Limits of its attempts; none may be above what the type allows.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "extract::object")]
     limits: LimitOverrides,
 }
 
@@ -79,7 +79,7 @@ pub(super) struct CreateTask<'a> {
 pub(super) async fn create(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
     extract::check_json(request.headers())?;
     let wait = prefer::wait_seconds(request.headers());
-    let body = api.uploads.read(request.into_body(), api.max_input_bytes.saturating_add(BODY_EXTRA)).await?;
+    let body = api.uploads.read(request, api.max_input_bytes.saturating_add(BODY_EXTRA)).await?;
     let CreateTask { task_type, input, priority, limits } = extract::from_json(&body.bytes)?;
     let new = NewTask { task_type, input: input.map_or("null", RawValue::get).into(), priority, limits };
     drop(body);

@@ -167,7 +167,7 @@ impl HasData for HasHost {
 /// Puts everything a component may import into a linker.
 pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     use blocking_world::taskcell::task as blocking;
-    use task_world::taskcell::task as task;
+    use task_world::taskcell::task;
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
     task::types::add_to_linker::<_, HasSelf<_>>(linker, |host: &mut Host| host)?;
     task::context::add_to_linker::<_, HasSelf<_>>(linker, |host: &mut Host| host)?;

@@ -21,11 +21,7 @@ struct Call {
 impl Host {
     fn begin(&mut self) -> Call {
         self.calls += 1;
-        Call {
-            objects: self.services.objects.clone(),
-            tenant: self.tenant.clone(),
-            memory: self.host_memory.clone(),
-        }
+        Call { objects: self.services.objects.clone(), tenant: self.tenant.clone(), memory: self.host_memory.clone() }
     }
 }
 

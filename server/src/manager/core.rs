@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::{Command, Created, Inbox, Refused, Reply};
@@ -34,6 +34,12 @@ const MAX_STARTS: usize = 256;
 
 /// Queued tasks whose place is kept in memory.
 const WINDOW: usize = 10_000;
+
+/// How much longer than the grace a store that takes no writes is given when the server stops.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a store that goes on taking no writes is logged.
+const LOG_STORE_EVERY: Duration = Duration::from_secs(60);
 
 /// How long to wait before the disk is tried again.
 const RETRY_STORE: Duration = Duration::from_millis(500);
@@ -69,6 +75,8 @@ pub struct Core {
     /// No attempt is started before: the machine was short of something.
     hold_starts: Option<Instant>,
     draining: Option<Instant>,
+    /// When it was last logged that the store takes no writes; `None` while it does.
+    failure_logged: Option<Instant>,
 }
 
 /// An attempt that runs.
@@ -124,6 +132,7 @@ impl Core {
             ended: EndWaiters::default(),
             hold_starts: None,
             draining: None,
+            failure_logged: None,
         })
     }
 
@@ -147,15 +156,12 @@ impl Core {
                     self.tell(commands, done, &mut kept);
                     starts.into_iter().for_each(|start| self.start(start));
                     self.after_commit();
-                    if full || !kept.is_empty() {
-                        Some(Duration::ZERO)
-                    } else {
-                        self.held_for()
-                    }
+                    if full || !kept.is_empty() { Some(Duration::ZERO) } else { self.held_for() }
                 }
                 Err(error) => {
                     self.store.rollback();
                     self.ready.reset();
+                    self.log_failure(&error);
                     kept = refuse(commands, &error);
                     Some(RETRY_STORE)
                 }
@@ -164,16 +170,27 @@ impl Core {
                 if self.running.is_empty() && kept.is_empty() {
                     break;
                 }
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    self.running.values().for_each(|running| running.control.stop(Stop::Drain));
-                } else {
-                    again = Some(again.unwrap_or(left).min(left));
+                let now = Instant::now();
+                if now >= deadline + STORE_PATIENCE {
+                    tracing::error!(
+                        "the store takes no writes: what ended meanwhile is not stored, and is attempted again after \
+                         the next start"
+                    );
+                    break;
                 }
+                let next = if now < deadline { deadline } else { deadline + STORE_PATIENCE };
+                if now >= deadline {
+                    self.running.values().for_each(|running| running.control.stop(Stop::Drain));
+                }
+                again = Some(again.unwrap_or(Duration::MAX).min(next - now));
             }
         }
-        if let Err(error) = self.store.checkpoint_all() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot empty the write-ahead log");
+        match self.store.checkpoint_all() {
+            Ok(()) => {}
+            Err(error @ StoreError::SyncFailed(_)) => sync_failed(&error),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot empty the write-ahead log");
+            }
         }
         inbox.drained.store(true, Ordering::Release);
     }
@@ -191,11 +208,7 @@ impl Core {
                 Err(_) => return false,
             },
         };
-        let rest = std::iter::from_fn(|| match inbox.commands.try_recv() {
-            Ok(command) => Some(command),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        });
-        batch.extend(first.into_iter().chain(rest).take(MAX_BATCH));
+        batch.extend(first.into_iter().chain(inbox.commands.try_iter()).take(MAX_BATCH));
         let asked = batch.iter().filter(|command| command.is_asked()).count();
         inbox.waiting.fetch_sub(asked, Ordering::AcqRel);
         true
@@ -403,12 +416,13 @@ impl Core {
                     answer(reply, Err(why));
                 }
                 (Command::Report(report), Done::Task(task)) => {
-                    if let Some(running) = self.running.remove(&report.id) {
-                        again.extend(running.then);
-                    }
-                    if task.status.is_ended() {
+                    let then = self.running.remove(&report.id).map(|running| running.then).unwrap_or_default();
+                    // Who waits for a task that is being deleted is told that it is gone, in a moment.
+                    let deleted = then.iter().any(|command| matches!(command, Command::Delete { .. }));
+                    if task.status.is_ended() && !deleted {
                         self.ended.tell(task);
                     }
+                    again.extend(then);
                 }
                 (Command::Cancel { reply, .. }, Done::Task(task)) => {
                     self.ended.tell(task.clone());
@@ -456,7 +470,24 @@ impl Core {
         self.executor.start(Job { task, program, limits, control });
     }
 
+    /// Logs why the store did not take a transaction, now and then.
+    fn log_failure(&mut self, error: &StoreError) {
+        if matches!(error, StoreError::SyncFailed(_)) {
+            sync_failed(error);
+        }
+        if self.failure_logged.is_none_or(|logged| logged.elapsed() >= LOG_STORE_EVERY) {
+            self.failure_logged = Some(Instant::now());
+            tracing::error!(
+                error = error as &dyn std::error::Error,
+                "the store takes no writes; what has to be stored is kept and tried again"
+            );
+        }
+    }
+
     fn after_commit(&mut self) {
+        if self.failure_logged.take().is_some() {
+            tracing::info!("the store takes writes again");
+        }
         match self.store.checkpoint_if_due() {
             Ok(()) => {}
             Err(error @ StoreError::SyncFailed(_)) => sync_failed(&error),
@@ -476,10 +507,6 @@ impl Command {
 
 /// Tells everybody who asked that nothing was done, and keeps what nobody would ask for again.
 fn refuse(commands: Vec<Command>, error: &StoreError) -> Vec<Command> {
-    if matches!(error, StoreError::SyncFailed(_)) {
-        sync_failed(error);
-    }
-    tracing::error!(error = error as &dyn std::error::Error, "the store did not take a transaction; it is tried again");
     let refusal = || match error {
         StoreError::NoRoom(_) | StoreError::TooSlow => Refused::NoRoom,
         StoreError::SyncFailed(_) | StoreError::Failed(_) => Refused::Internal(anyhow::anyhow!("{error}")),
@@ -488,8 +515,10 @@ fn refuse(commands: Vec<Command>, error: &StoreError) -> Vec<Command> {
     for command in commands {
         match command {
             Command::Create { reply: Created::Stored(reply) | Created::Ended(reply), .. }
-            | Command::Cancel { reply, .. }
-            | Command::AwaitEnd { reply, .. } => answer(reply, Err(refusal())),
+            | Command::Cancel { reply, .. } => answer(reply, Err(refusal())),
+            // A read, which only looks in turn with the writes: it goes on waiting.
+            Command::AwaitEnd { ref reply, .. } if reply.is_closed() => {}
+            Command::AwaitEnd { .. } => kept.push(command),
             Command::Delete { reply, .. } | Command::Flush { reply } => answer(reply, Err(refusal())),
             Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. } => answer(reply, Err(refusal())),
             Command::Report(_) | Command::Log { .. } | Command::Drain { .. } => kept.push(command),

@@ -20,7 +20,7 @@ use crate::host::log::{LogBuffer, LogLine};
 use crate::limits::{LimitOverrides, Limits};
 use crate::registry::{Registry, TaskType, Version};
 use crate::store::{ListFilter, ObjectWrite, Precondition, Quota, Readers, StoreError, TaskSummary};
-use crate::task::{Status, Task, TaskId, Timestamp, Usage};
+use crate::task::{Digest, Status, Task, TaskId, Timestamp, Usage};
 
 /// Requests that may wait for the manager's thread. More are refused: they would only wait longer.
 const MAX_WAITING: usize = 8192;
@@ -38,22 +38,56 @@ enum Created {
 
 /// What the manager's thread is asked to do.
 enum Command {
-    Create { task: Task, limits: Limits, reply: Created },
+    Create {
+        task: Box<Task>,
+        limits: Limits,
+        reply: Created,
+    },
     Report(Report),
-    Log { id: TaskId, attempt: u32, lines: Vec<LogLine> },
+    Log {
+        id: TaskId,
+        attempt: u32,
+        lines: Vec<LogLine>,
+    },
     /// `stopped`: its attempt was stopped for it.
-    Cancel { tenant: Arc<str>, id: TaskId, stopped: bool, reply: Reply<Task> },
-    Delete { tenant: Arc<str>, id: TaskId, reply: Reply<()> },
+    Cancel {
+        tenant: Arc<str>,
+        id: TaskId,
+        stopped: bool,
+        reply: Reply<Task>,
+    },
+    Delete {
+        tenant: Arc<str>,
+        id: TaskId,
+        reply: Reply<()>,
+    },
     /// Answered with the task once it has ended.
-    AwaitEnd { tenant: Arc<str>, id: TaskId, reply: Reply<Task> },
-    PutObject { tenant: Arc<str>, put: PutObject, reply: Reply<ObjectWrite> },
-    RemoveObject { tenant: Arc<str>, name: String, precondition: Precondition, reply: Reply<ObjectWrite> },
+    AwaitEnd {
+        tenant: Arc<str>,
+        id: TaskId,
+        reply: Reply<Task>,
+    },
+    PutObject {
+        tenant: Arc<str>,
+        put: PutObject,
+        reply: Reply<ObjectWrite>,
+    },
+    RemoveObject {
+        tenant: Arc<str>,
+        name: String,
+        precondition: Precondition,
+        reply: Reply<ObjectWrite>,
+    },
     /// Answered once everything before it was done.
-    Flush { reply: Reply<()> },
+    Flush {
+        reply: Reply<()>,
+    },
     /// There may be room again.
     Room,
     /// Stop: no new attempts, and those that run may take that long.
-    Drain { grace: Duration },
+    Drain {
+        grace: Duration,
+    },
 }
 
 struct PutObject {
@@ -138,18 +172,23 @@ impl Manager {
         let id = task.id;
         let ended = self.ask(|reply| Command::Create { task, limits, reply: Created::Ended(reply) });
         match tokio::time::timeout(wait, ended).await {
+            // The server stopped over it. Whether the task was stored before, the store knows.
+            Ok(Err(Refused::Draining)) => self.get(tenant, id).await.map_err(|refused| match refused {
+                Refused::NotFound => Refused::Draining,
+                other => other,
+            }),
             Ok(ended) => ended,
             // It may still be on its way to the disk: only its end or the store can tell.
             Err(_) => self.await_stored(tenant, id).await,
         }
     }
 
-    fn check(&self, tenant: &Arc<str>, new: NewTask) -> Result<(Task, Limits), Refused> {
+    fn check(&self, tenant: &Arc<str>, new: NewTask) -> Result<(Box<Task>, Limits), Refused> {
         if self.is_draining() {
             return Err(Refused::Draining);
         }
         let task_type = self.task_type(tenant, &new.task_type).ok_or(Refused::UnknownTaskType)?;
-        if !matches!(self.version(&task_type), Some(Version::Ready(_))) {
+        if !matches!(self.version(task_type.current), Some(Version::Ready(_))) {
             return Err(Refused::TypeNotReady);
         }
         let of_type = self.limits_of(&task_type);
@@ -188,7 +227,7 @@ impl Manager {
             usage: None,
             usage_total: Usage::default(),
         };
-        Ok((task, limits))
+        Ok((Box::new(task), limits))
     }
 
     /// A task, as far as it is now.
@@ -201,10 +240,14 @@ impl Manager {
 
     /// A task once it has ended, or as it is after `wait`.
     pub async fn get_ended(&self, tenant: &Arc<str>, id: TaskId, wait: Duration) -> Result<Task, Refused> {
+        let task = self.get(tenant, id).await?;
+        if task.status.is_ended() {
+            return Ok(task);
+        }
         let ended = self.ask(|reply| Command::AwaitEnd { tenant: tenant.clone(), id, reply });
         match tokio::time::timeout(wait, ended).await {
+            Ok(Err(Refused::Draining)) | Err(_) => self.get(tenant, id).await,
             Ok(ended) => ended,
-            Err(_) => self.get(tenant, id).await,
         }
     }
 
@@ -261,13 +304,13 @@ impl Manager {
         self.0.registry.all(tenant)
     }
 
-    /// The current version of a type.
-    pub fn version(&self, task_type: &TaskType) -> Option<Version> {
-        self.0.registry.version(task_type.current)
+    /// A version of a type, where it is loaded.
+    pub fn version(&self, component: Digest) -> Option<Version> {
+        self.0.registry.version(component)
     }
 
     /// The versions of a type with the time of their storing, newest first.
-    pub async fn versions(&self, tenant: &Arc<str>, name: &str) -> Result<Vec<(crate::task::Digest, Timestamp)>, Refused> {
+    pub async fn versions(&self, tenant: &Arc<str>, name: &str) -> Result<Vec<(Digest, Timestamp)>, Refused> {
         let mut versions = self.0.readers.versions(tenant.clone(), name.to_owned()).await?;
         if versions.is_empty() {
             versions = self.0.readers.versions(crate::registry::SHARED.into(), name.to_owned()).await?;

@@ -47,5 +47,5 @@ pub enum Refused {
     TooSlow,
     /// The host's own fault; for the log only.
     #[error("internal error")]
-    Internal(anyhow::Error),
+    Internal(#[source] anyhow::Error),
 }

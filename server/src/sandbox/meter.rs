@@ -39,12 +39,7 @@ pub struct Control {
 impl Control {
     /// A handle for the attempt that holds `place`.
     pub fn new(place: Place) -> Arc<Control> {
-        Arc::new(Control {
-            stop: AtomicU8::new(0),
-            woken: AtomicBool::new(false),
-            task: AtomicWaker::new(),
-            place,
-        })
+        Arc::new(Control { stop: AtomicU8::new(0), woken: AtomicBool::new(false), task: AtomicWaker::new(), place })
     }
 
     /// Stops the attempt wherever it is. The first reason stays.
@@ -93,8 +88,7 @@ pub(super) enum StoppedBy {
 
 /// Polls an attempt's future and ends it at the first of: its end, its limits, a stop, a panic.
 pub(super) struct Metered<'a, F> {
-    // Dropped as soon as it is done or stopped, so that nothing of it runs on.
-    future: Pin<Box<F>>,
+    future: Pin<&'a mut F>,
     control: &'a Arc<Control>,
     waker: Waker,
     timers: &'a Handle,
@@ -106,15 +100,16 @@ pub(super) struct Metered<'a, F> {
 }
 
 impl<'a, F: Future> Metered<'a, F> {
+    /// The caller drops the future when this is done, so that nothing of it runs on.
     pub(super) fn new(
-        future: F,
+        future: Pin<&'a mut F>,
         control: &'a Arc<Control>,
         timers: &'a Handle,
         deadline: Instant,
         limits: &Limits,
     ) -> Metered<'a, F> {
         Metered {
-            future: Box::pin(future),
+            future,
             control,
             waker: Waker::from(control.clone()),
             timers,
@@ -132,8 +127,7 @@ impl<'a, F: Future> Metered<'a, F> {
         let before = thread_cpu_time();
         let future = self.future.as_mut();
         let waker = &self.waker;
-        let polled =
-            std::panic::catch_unwind(AssertUnwindSafe(|| future.poll(&mut Context::from_waker(waker))));
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| future.poll(&mut Context::from_waker(waker))));
         self.cpu += thread_cpu_time().saturating_sub(before);
         match polled {
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),

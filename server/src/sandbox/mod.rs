@@ -5,6 +5,7 @@ mod engine;
 mod meter;
 mod outcome;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -131,8 +132,10 @@ impl Sandbox {
             return RunEnd::Ended(outcome::host_failure(&error, Usage::default()));
         }
 
-        let metered = Metered::new(call(program, &mut store, input), control, &self.services.timers, deadline, &limits);
-        let (result, cpu) = metered.await;
+        let (result, cpu) = {
+            let running = pin!(call(program, &mut store, input));
+            Metered::new(running, control, &self.services.timers, deadline, &limits).await
+        };
 
         let usage = Usage {
             fuel: limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0)),

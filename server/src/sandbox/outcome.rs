@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use serde::de::IgnoredAny;
+use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
-use wasmtime::component::ResourceTableError;
 
 use super::meter::StoppedBy;
 use crate::host::task_world::taskcell::task::types;
@@ -70,14 +70,12 @@ pub(super) fn of_error(error: &wasmtime::Error, refused_memory: bool, limits: &L
 pub(super) fn of_stop(stopped: StoppedBy, limits: &Limits) -> TaskError {
     match stopped {
         StoppedBy::Cancel | StoppedBy::Drain => TaskError::new(ErrorKind::Canceled, "canceled while it ran"),
-        StoppedBy::Timeout => TaskError::new(
-            ErrorKind::Timeout,
-            format!("its time of {} ms was over", limits.timeout_ms),
-        ),
-        StoppedBy::Cpu => TaskError::new(
-            ErrorKind::CpuExceeded,
-            format!("its CPU time of {} ms is used up", limits.cpu_ms),
-        ),
+        StoppedBy::Timeout => {
+            TaskError::new(ErrorKind::Timeout, format!("its time of {} ms was over", limits.timeout_ms))
+        }
+        StoppedBy::Cpu => {
+            TaskError::new(ErrorKind::CpuExceeded, format!("its CPU time of {} ms is used up", limits.cpu_ms))
+        }
         StoppedBy::Panic(message) => {
             tracing::error!(message, "host code panicked under a task");
             TaskError::new(ErrorKind::Host, "the host failed under it")

@@ -79,8 +79,9 @@ fn inspect(path: &Path) -> anyhow::Result<()> {
              with an empty one"
         )
     };
-    let mut conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-        .with_context(|| format!("cannot read {shown}"))?;
+    let mut conn =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+            .with_context(|| format!("cannot read {shown}"))?;
     let length = std::fs::metadata(path)?.len();
     let version: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0)).with_context(damaged)?;
     let application: i64 = conn.query_row("PRAGMA application_id", [], |row| row.get(0)).with_context(damaged)?;

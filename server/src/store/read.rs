@@ -181,7 +181,6 @@ impl Readers {
     }
 
     /// An object with its data. One that is larger than `max_bytes` comes without: `Err` of its size.
-    #[expect(clippy::type_complexity, reason = "absent, too large and present are three different answers")]
     pub async fn object(
         &self,
         tenant: Arc<str>,
