@@ -17,8 +17,11 @@ use crate::in_process::{InProcess, guest};
 use crate::report::Table;
 use crate::sandbox::sorted;
 
+/// A kernel's native function.
+type Native = fn(u32) -> u64;
+
 /// A kernel, its size, and its native function. Sizes are for 10 to 100 ms.
-const WORK: [(&str, u32, fn(u32) -> u64); 4] = [
+const WORK: [(&str, u32, Native); 4] = [
     ("json", 10_000, kernels::json),
     ("sort", 1_000_000, kernels::sort),
     ("fib", 33, kernels::fib),

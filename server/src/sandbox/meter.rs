@@ -17,6 +17,9 @@ use tokio::time::Sleep;
 use crate::limits::Limits;
 use crate::room::Place;
 
+/// A poll below this is short: less than a slice of a guest that computes.
+const SHORT_POLL: Duration = Duration::from_micros(50);
+
 /// Why an attempt is stopped from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -97,6 +100,7 @@ pub(super) struct Metered<'a, F> {
     timer: Option<Pin<Box<Sleep>>>,
     cpu: Duration,
     max_cpu: Duration,
+    last_poll: Duration,
 }
 
 impl<'a, F: Future> Metered<'a, F> {
@@ -117,6 +121,7 @@ impl<'a, F: Future> Metered<'a, F> {
             timer: None,
             cpu: Duration::ZERO,
             max_cpu: Duration::from_millis(limits.cpu_ms),
+            last_poll: Duration::ZERO,
         }
     }
 
@@ -124,11 +129,18 @@ impl<'a, F: Future> Metered<'a, F> {
         if let Some(stopped) = self.control.stopped() {
             return Poll::Ready(Err(stopped));
         }
-        let before = thread_cpu_time();
+        // The thread's CPU clock costs two system calls. A poll is expected to be as short, or as long,
+        // as the one before it, and a short one is taken at its wall-clock time.
+        let cpu_clock = (self.last_poll >= SHORT_POLL).then(thread_cpu_time);
+        let started = Instant::now();
         let future = self.future.as_mut();
         let waker = &self.waker;
         let polled = std::panic::catch_unwind(AssertUnwindSafe(|| future.poll(&mut Context::from_waker(waker))));
-        self.cpu += thread_cpu_time().saturating_sub(before);
+        self.last_poll = started.elapsed();
+        self.cpu += match cpu_clock {
+            Some(before) => thread_cpu_time().saturating_sub(before),
+            None => self.last_poll,
+        };
         match polled {
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
             Ok(Poll::Pending) if self.cpu > self.max_cpu => Poll::Ready(Err(StoppedBy::Cpu)),
