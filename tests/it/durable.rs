@@ -89,7 +89,7 @@ fn tasks_that_a_crash_cut_off_are_attempted_again() {
 
     let server = server.crash().start();
     let client = &server.client;
-    assert!(server.log().contains("went down"), "{}", server.log());
+    wait_for("the log to say so", || server.log().contains("went down").then_some(()));
     let slept = client.wait_for_end(&sleeping);
     assert_eq!((&slept["status"], &slept["attempt"]), (&json!("Completed"), &json!(2)), "{slept:#}");
     assert!(slept["error"].is_null(), "{slept:#}");

@@ -75,7 +75,7 @@ struct Api {
     docs: Arc<utoipa_swagger_ui::Config<'static>>,
 }
 
-/// Every path. Each route comes with its documentation: [`routes`] takes nothing without.
+/// Every path. Each route comes with its documentation: [`routes!`] takes nothing without.
 fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(tasks::create))

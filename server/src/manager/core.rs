@@ -14,7 +14,8 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use super::{Command, Created, Inbox, Refused, Reply};
+use super::waiters::EndWaiters;
+use super::{Command, Created, Inbox, Refused, answer};
 use crate::clock;
 use crate::executor::{Executor, Job};
 use crate::limits::Limits;
@@ -565,49 +566,4 @@ fn recover(store: &mut Writer, max_interruptions: u32) -> Result<(), StoreError>
 
 fn is_canceled(task: &Task) -> bool {
     task.error.as_ref().is_some_and(|error| error.kind == ErrorKind::Canceled)
-}
-
-fn answer<T>(reply: Reply<T>, result: Result<T, Refused>) {
-    // Whoever hung up cancels nothing.
-    let _ = reply.send(result);
-}
-
-/// Who waits for the end of which task.
-#[derive(Default)]
-struct EndWaiters {
-    waiters: HashMap<TaskId, Vec<Reply<Task>>>,
-    sweep_at: usize,
-}
-
-impl EndWaiters {
-    fn add(&mut self, id: TaskId, reply: Reply<Task>) {
-        // Those who hung up are forgotten now and then, so that they cannot pile up.
-        if self.waiters.len() >= self.sweep_at.max(1024) {
-            self.waiters.retain(|_, replies| {
-                replies.retain(|reply| !reply.is_closed());
-                !replies.is_empty()
-            });
-            self.sweep_at = self.waiters.len() * 2;
-        }
-        let replies = self.waiters.entry(id).or_default();
-        if replies.len() >= 64 {
-            replies.retain(|reply| !reply.is_closed());
-        }
-        replies.push(reply);
-    }
-
-    fn tell(&mut self, task: Task) {
-        let Some(mut replies) = self.waiters.remove(&task.id) else { return };
-        let last = replies.pop();
-        replies.into_iter().for_each(|reply| answer(reply, Ok(task.clone())));
-        if let Some(reply) = last {
-            answer(reply, Ok(task));
-        }
-    }
-
-    fn gone(&mut self, id: TaskId) {
-        for reply in self.waiters.remove(&id).into_iter().flatten() {
-            answer(reply, Err(Refused::NotFound));
-        }
-    }
 }

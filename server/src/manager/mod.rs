@@ -1,8 +1,9 @@
 //! The manager: everything that can be done with tasks. Requests become commands to its one thread
-//! ([`core`]), which alone changes state; reads go to the store beside it.
+//! (`core`), which alone changes state; reads go to the store beside it.
 
 mod core;
 mod refused;
+mod waiters;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -29,6 +30,11 @@ const MAX_WAITING: usize = 8192;
 const LOG_DELAY: Duration = Duration::from_millis(100);
 
 type Reply<T> = oneshot::Sender<Result<T, Refused>>;
+
+fn answer<T>(reply: Reply<T>, result: Result<T, Refused>) {
+    // Whoever hung up cancels nothing.
+    let _ = reply.send(result);
+}
 
 /// Whether a create is answered when the task is stored or when it has ended.
 enum Created {
