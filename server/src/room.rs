@@ -80,6 +80,11 @@ impl Room {
         self.memory.may_grow(bytes)
     }
 
+    /// Takes back what a guest had grown by.
+    pub fn shrunk(&self, bytes: u64) {
+        self.memory.give_back(bytes);
+    }
+
     /// Attempts that hold a place.
     pub fn started(&self) -> usize {
         self.started.load(Ordering::Relaxed)
@@ -133,6 +138,7 @@ impl Place {
     /// Gives the place back.
     pub fn leave(&self) {
         if self.held.swap(false, Ordering::AcqRel) {
+            self.room.memory.give_back(BYTES_PER_START);
             self.room.started.fetch_sub(1, Ordering::AcqRel);
             self.parked();
         }
@@ -148,8 +154,10 @@ impl Drop for Place {
 /// The machine's memory, as far as this process may use it.
 pub struct Memory {
     reserve: u64,
-    measured: Mutex<Instant>,
-    /// What was available at the last measurement, less what was given out since.
+    measured_at: Mutex<Instant>,
+    /// What was available at the last measurement.
+    measured: AtomicU64,
+    /// The same, less what was given out since and not given back.
     left: AtomicU64,
     measure: fn() -> Option<u64>,
 }
@@ -162,8 +170,9 @@ impl Memory {
     }
 
     fn with(reserve: u64, measure: fn() -> Option<u64>) -> Memory {
-        let left = AtomicU64::new(measure().unwrap_or(u64::MAX));
-        Memory { reserve, measured: Mutex::new(Instant::now()), left, measure }
+        let available = measure().unwrap_or(u64::MAX);
+        let (measured, left) = (AtomicU64::new(available), AtomicU64::new(available));
+        Memory { reserve, measured_at: Mutex::new(Instant::now()), measured, left, measure }
     }
 
     fn take_for_start(&self) -> bool {
@@ -184,12 +193,23 @@ impl Memory {
 
     fn refresh(&self) {
         // Whoever finds the lock taken goes on with the figure there is.
-        if let Ok(mut measured) = self.measured.try_lock()
-            && measured.elapsed() >= MEASURE_EVERY
+        if let Ok(mut measured_at) = self.measured_at.try_lock()
+            && measured_at.elapsed() >= MEASURE_EVERY
         {
-            *measured = Instant::now();
-            self.left.store((self.measure)().unwrap_or(u64::MAX), Ordering::Relaxed);
+            *measured_at = Instant::now();
+            let available = (self.measure)().unwrap_or(u64::MAX);
+            self.measured.store(available, Ordering::Relaxed);
+            self.left.store(available, Ordering::Relaxed);
         }
+    }
+
+    /// Takes back what an attempt that has ended was given. Never more than was measured: of what was
+    /// taken before the measurement, nobody knows how much was really used.
+    fn give_back(&self, bytes: u64) {
+        let measured = self.measured.load(Ordering::Relaxed);
+        let _ = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_add(bytes).min(measured)));
     }
 }
 
@@ -298,6 +318,23 @@ mod tests {
         assert!(!memory.take_for_start());
         assert!(memory.may_grow(5));
         assert!(!memory.may_grow(1));
+        memory.give_back(3);
+        assert!(memory.may_grow(3));
+        assert!(!memory.may_grow(1));
+        memory.give_back(u64::MAX);
+        assert!(!memory.take(3 * BYTES_PER_START), "never more than was measured");
+    }
+
+    /// Short attempts, many of them between two measurements, do not use up what they gave back.
+    #[test]
+    fn attempts_that_end_give_their_memory_back() {
+        let room = Arc::new(Room::new(10, 10, Memory::with(0, || Some(2 * BYTES_PER_START))));
+        for _ in 0..100 {
+            let place = room.take().ok().unwrap();
+            assert!(room.may_grow(BYTES_PER_START));
+            room.shrunk(BYTES_PER_START);
+            drop(place);
+        }
     }
 
     #[test]

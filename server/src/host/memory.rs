@@ -68,6 +68,12 @@ impl TaskMemory {
     }
 }
 
+impl Drop for TaskMemory {
+    fn drop(&mut self) {
+        self.room.shrunk(self.used);
+    }
+}
+
 impl ResourceLimiter for TaskMemory {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         self.grow(current as u64, desired as u64)

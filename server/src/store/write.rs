@@ -9,8 +9,9 @@ use crate::host::log::LogLine;
 use crate::limits::LimitOverrides;
 use crate::task::{Digest, Status, Task, TaskId};
 
-/// Pages the write-ahead log may have before the writer moves them into the database: 16 MiB.
-const CHECKPOINT_PAGES: u64 = 4096;
+/// Pages the write-ahead log may have before the writer moves them into the database: 64 MiB. A page
+/// that many tasks change is moved once, so fewer moves are less work, and a longer log at a start.
+const CHECKPOINT_PAGES: u64 = 16_384;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
