@@ -194,3 +194,67 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "panic".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, poll_fn};
+    use std::pin::pin;
+
+    use super::*;
+    use crate::room::{Memory, Room};
+
+    fn run<F: Future>(future: F, limits: Limits, stop: Option<Stop>) -> Result<F::Output, StoppedBy> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+        let room = Arc::new(Room::new(1, 1, Memory::new(0)));
+        let control = Control::new(room.take().ok().unwrap());
+        if let Some(stop) = stop {
+            control.stop(stop);
+        }
+        let deadline = Instant::now() + Duration::from_millis(limits.timeout_ms);
+        let running = pin!(future);
+        let (result, _) = runtime.block_on(Metered::new(running, &control, runtime.handle(), deadline, &limits));
+        control.leave();
+        assert_eq!((room.started(), room.working()), (0, 0));
+        result
+    }
+
+    /// What a guest that computes looks like from outside: it yields, and wants to go on.
+    async fn spin() {
+        poll_fn::<(), _>(|cx| {
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_millis(1) {}
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    #[test]
+    fn a_panic_of_host_code_ends_the_attempt_and_nothing_else() {
+        let panics = async {
+            if true {
+                panic!("a host function failed")
+            }
+        };
+        let panicked = StoppedBy::Panic("a host function failed".into());
+        assert_eq!(run(panics, Limits::DEFAULT, None), Err(panicked.clone()));
+        let later = async {
+            tokio::task::yield_now().await;
+            if true {
+                panic!("a host function failed")
+            }
+        };
+        assert_eq!(run(later, Limits::DEFAULT, None), Err(panicked));
+    }
+
+    #[test]
+    fn every_way_to_end() {
+        let short = Limits { timeout_ms: 30, ..Limits::DEFAULT };
+        assert_eq!(run(async { 7 }, short, None), Ok(7));
+        assert_eq!(run(pending::<()>(), short, None), Err(StoppedBy::Timeout));
+        assert_eq!(run(spin(), short, None), Err(StoppedBy::Timeout));
+        assert_eq!(run(spin(), Limits { cpu_ms: 10, ..Limits::DEFAULT }, None), Err(StoppedBy::Cpu));
+        assert_eq!(run(pending::<()>(), Limits::DEFAULT, Some(Stop::Cancel)), Err(StoppedBy::Cancel));
+        assert_eq!(run(spin(), Limits::DEFAULT, Some(Stop::Drain)), Err(StoppedBy::Drain));
+    }
+}
