@@ -171,3 +171,42 @@ fn stdout_has_one_line() {
         }
     }
 }
+
+/// The limits by the names of their flags.
+const LIMITS: [&str; 8] =
+    ["fuel", "cpu-ms", "timeout-ms", "memory-bytes", "host-memory-bytes", "output-bytes", "log-bytes", "input-bytes"];
+
+/// Each default reaches the limit of its own name.
+#[test]
+fn every_default_is_the_limit_of_its_name() {
+    let mut flags = Vec::new();
+    for (value, name) in (1_001..).zip(LIMITS) {
+        flags.extend([format!("--default-{name}"), value.to_string()]);
+    }
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let server = Setup::new(&flags).with_components(None).start();
+    let limits = server.client.get("/task-types/echo").expect(200).json()["limits"].clone();
+    assert_eq!(limits.as_object().unwrap().len(), LIMITS.len(), "{limits}");
+    for (value, name) in (1_001..).zip(LIMITS) {
+        assert_eq!(limits[name.replace('-', "_")], value, "{limits}");
+    }
+}
+
+/// Each ceiling bounds the default of its own name.
+#[test]
+fn no_default_is_above_its_ceiling() {
+    let directory = temp_dir();
+    for name in LIMITS {
+        let (default, most) = (format!("--default-{name}"), format!("--max-{name}"));
+        refused_with(serve(directory.path()).args([&*default, "6", &*most, "5"]), &[&*default, &*most, "6", "5"]);
+    }
+}
+
+/// As many threads run guests as were asked for.
+#[test]
+fn guest_threads() {
+    let server = Setup::new(&["--guest-threads", "3"]).with_components(None).start();
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+    assert_eq!(names.filter(|name| name == "guest\n").count(), 3);
+}

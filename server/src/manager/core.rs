@@ -174,8 +174,7 @@ impl Core {
                 let now = Instant::now();
                 if now >= deadline + STORE_PATIENCE {
                     tracing::error!(
-                        "the store takes no writes: what ended meanwhile is not stored, and is attempted again after \
-                         the next start"
+                        "not everything could be stored in time: those tasks are attempted again after the next start"
                     );
                     break;
                 }
