@@ -25,8 +25,9 @@ use crate::types_at_start;
 /// Kernel memory maps left for everything that is not an attempt.
 const MAPS_RESERVED: usize = 4_000;
 
-/// Attempts that may work at once, for each core.
-const WORKING_PER_CORE: usize = 16;
+/// Attempts that may work at once, for each core. As many as a commit may start: fewer, and short tasks
+/// pass through the queue though there is a core for them.
+const WORKING_PER_CORE: usize = 64;
 
 /// Connections that read the database.
 const READERS: usize = 4;

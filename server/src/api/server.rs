@@ -20,6 +20,8 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_LENGTH;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -30,7 +32,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Sleep, sleep, timeout};
 use tower::Service;
 
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
 
 /// How long requests in flight may go on once the server stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -38,6 +40,11 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The largest head of a request: a longer one is answered with 431. Bodies pass through a buffer
 /// of this size, too.
 const BUFFER_BYTES: usize = 64 << 10;
+
+/// An answer up to this size is sent whenever it is ready. Larger ones that clients have not read yet
+/// have together at most [`LARGE_ANSWERS`].
+const LARGE_ANSWER: usize = 64 << 10;
+const LARGE_ANSWERS: usize = 512 << 20;
 
 /// How long to wait after the system refused a connection: it is out of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -50,6 +57,8 @@ pub(super) struct Traffic {
     most: u32,
     /// Places for connections: who holds none is not accepted.
     places: Arc<Semaphore>,
+    /// Room for large answers that clients have not yet read, in pieces of [`LARGE_ANSWER`].
+    large: Arc<Semaphore>,
     /// Answers by the class of their status, from 1xx on.
     answered: [AtomicU64; 5],
 }
@@ -58,7 +67,31 @@ impl Traffic {
     /// Traffic of at most that many connections at once.
     pub(super) fn new(max_connections: usize) -> Traffic {
         let most = u32::try_from(max_connections).unwrap_or(u32::MAX);
-        Traffic { most, places: Arc::new(Semaphore::new(most as usize)), answered: Default::default() }
+        let large = Arc::new(Semaphore::new(LARGE_ANSWERS / LARGE_ANSWER));
+        Traffic { most, places: Arc::new(Semaphore::new(most as usize)), large, answered: Default::default() }
+    }
+
+    /// An answer that is held in memory until the client has read it needs room, if it is large. Where
+    /// there is none it is dropped, and the client is asked to come again.
+    fn bounded(&self, response: Response) -> Response {
+        let bytes = usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX);
+        if bytes <= LARGE_ANSWER {
+            return response;
+        }
+        // One that is larger than all the room takes all of it.
+        let pieces = bytes.div_ceil(LARGE_ANSWER).min(LARGE_ANSWERS / LARGE_ANSWER);
+        match self.large.clone().try_acquire_many_owned(u32::try_from(pieces).unwrap_or(u32::MAX)) {
+            Ok(room) => response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    // Given back when the body is dropped.
+                    let _ = &room;
+                    frame
+                }))
+            }),
+            Err(_) => {
+                Problem::new(Kind::Overloaded, "too many large answers are being read at the moment").into_response()
+            }
+        }
     }
 
     /// Connections allowed at once.
@@ -165,6 +198,7 @@ async fn answer(mut router: Router, traffic: Arc<Traffic>, request: Request<Inco
         // (RFC 9110, section 8.6).
         response.headers_mut().remove(CONTENT_LENGTH);
     }
+    let response = traffic.bounded(response);
     traffic.count(response.status());
     Ok(response)
 }
@@ -377,6 +411,30 @@ mod tests {
         });
         ended.await.expect("the connection is held");
         assert!(rest(stream).await.len() < 64 << 20);
+    }
+
+    #[tokio::test]
+    async fn large_answers_that_nobody_reads_are_bounded() {
+        let server = start(100, LONG).await;
+        let mut unread = Vec::new();
+        for _ in 0..LARGE_ANSWERS / (64 << 20) {
+            unread.push(server.send(&last("/large")).await);
+        }
+        while server.traffic.answered(2) < unread.len() as u64 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let answer = server.exchange(&last("/large")).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.contains("retry-after"),
+            "{}",
+            answer.get(..200).unwrap_or(&answer)
+        );
+        assert!(server.exchange(&last("/")).await.ends_with("hello"), "small answers need no room");
+        drop(unread);
+        while server.traffic.large.available_permits() < 64 << 20 >> 16 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert!(server.exchange(&last("/large")).await.starts_with("HTTP/1.1 200 "));
     }
 
     #[tokio::test]
