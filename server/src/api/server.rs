@@ -19,6 +19,7 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_LENGTH;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures::FutureExt;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
@@ -81,13 +82,14 @@ impl Traffic {
         // One that is larger than all the room takes all of it.
         let pieces = bytes.div_ceil(LARGE_ANSWER).min(LARGE_ANSWERS / LARGE_ANSWER);
         match self.large.clone().try_acquire_many_owned(u32::try_from(pieces).unwrap_or(u32::MAX)) {
-            Ok(room) => response.map(|body| {
-                Body::new(body.map_frame(move |frame| {
-                    // Given back when the body is dropped.
-                    let _ = &room;
-                    frame
-                }))
-            }),
+            Ok(room) => {
+                let room = Arc::new(room);
+                response.map(|body| {
+                    Body::new(body.map_frame(move |frame| {
+                        frame.map_data(|bytes| Bytes::from_owner(Held { bytes, _room: room.clone() }))
+                    }))
+                })
+            }
             Err(_) => {
                 Problem::new(Kind::Overloaded, "too many large answers are being read at the moment").into_response()
             }
@@ -117,6 +119,18 @@ impl Traffic {
 
     fn class(&self, class: u16) -> Option<&AtomicU64> {
         self.answered.get(usize::from(class).wrapping_sub(1))
+    }
+}
+
+/// A part of a large answer, with the room that it takes until it is sent.
+struct Held {
+    bytes: Bytes,
+    _room: Arc<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
