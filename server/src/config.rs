@@ -178,6 +178,15 @@ impl Config {
         if self.ceilings.max_memory_bytes > 4 << 30 {
             bail!("--max-memory-bytes can be at most 4294967296: a 32-bit memory is no larger");
         }
+        // A value in the database is at most 1,000,000,000 bytes.
+        let ceilings = self.ceilings.limits();
+        for (name, bytes) in
+            [("input", ceilings.input_bytes), ("output", ceilings.output_bytes), ("log", ceilings.log_bytes)]
+        {
+            if bytes > 1 << 29 {
+                bail!("--max-{name}-bytes can be at most {}", 1 << 29);
+            }
+        }
         if u64::from(u32::MAX) < self.ceilings.max_timeout_ms {
             bail!("--max-timeout-ms can be at most {}", u32::MAX);
         }

@@ -1,8 +1,10 @@
 //! Runs attempts on the guests' own threads and reports how they ended.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::runtime::Handle;
 
 use crate::clock;
@@ -10,7 +12,7 @@ use crate::host::AttemptOf;
 use crate::host::log::{LogBuffer, LogLine, OnLine};
 use crate::limits::Limits;
 use crate::sandbox::{Attempt, Control, Program, RunEnd, Sandbox};
-use crate::task::{Task, TaskId};
+use crate::task::{AttemptEnd, ErrorKind, Outcome, Task, TaskError, TaskId, Usage};
 
 /// An attempt that is durably Running and waits to be run.
 pub struct Job {
@@ -64,19 +66,22 @@ impl Executor {
             let Job { task, program, limits, control } = job;
             let log = LogBuffer::new(task.id, task.attempt, limits.log_bytes, on_line);
             let since = task.started_at.unwrap_or_else(clock::now).millis_since(task.created_at);
-            let end = sandbox
-                .run(
-                    &program,
-                    Attempt {
-                        of: AttemptOf { id: task.id, attempt: task.attempt, tenant: task.tenant.clone() },
-                        input: &task.input,
-                        limits,
-                        log: log.clone(),
-                        control: &control,
-                        queue: Duration::from_millis(since),
-                    },
-                )
-                .await;
+            let attempt = Attempt {
+                of: AttemptOf { id: task.id, attempt: task.attempt, tenant: task.tenant.clone() },
+                input: &task.input,
+                limits,
+                log: log.clone(),
+                control: &control,
+                queue: Duration::from_millis(since),
+            };
+            // What panics under the guest is caught inside; this is for everything around it. An attempt
+            // that reported no end would run for ever.
+            let ran = AssertUnwindSafe(sandbox.run(&program, attempt)).catch_unwind().await;
+            let end = ran.unwrap_or_else(|_| {
+                tracing::error!(task = %task.id, "running an attempt panicked, which is a bug");
+                let error = TaskError::new(ErrorKind::Host, "the host failed under it");
+                RunEnd::Ended(AttemptEnd { outcome: Outcome::Failed(error), usage: Usage::default(), progress: None })
+            });
             // Everything the attempt held is free before its end is told: what waits for room finds it.
             control.leave();
             let (id, attempt) = (task.id, task.attempt);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -77,11 +78,13 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         Executor::new(guest_threads.handle().clone(), sandbox, on_line, move |report| reports.report(report));
     let told = manager.clone();
     room.on_room(move || told.room());
+    // Before anything runs: where the port is taken, nothing has happened.
+    let listener = api_threads.block_on(listen(&config))?;
     let core_settings = CoreSettings { defaults, ceiling, max_interruptions: config.max_interruptions };
     let core = Core::new(writer, room.clone(), registry, executor, core_settings)?;
     let core_thread = std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
 
-    let served = api_threads.block_on(serve_api(&config, manager.clone(), objects, room));
+    let served = api_threads.block_on(serve_api(listener, &config, manager.clone(), objects, room));
     // Also where serving failed: what runs is put back, and what was said is on the disk.
     manager.drain(Duration::ZERO);
     let _ = core_thread.join();
@@ -90,12 +93,21 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     served
 }
 
-async fn serve_api(config: &Config, manager: Manager, objects: Objects, room: Arc<Room>) -> anyhow::Result<()> {
+async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}: choose another address with --listen", config.listen))
+}
+
+async fn serve_api(
+    listener: TcpListener,
+    config: &Config,
+    manager: Manager,
+    objects: Objects,
+    room: Arc<Room>,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let listener = tokio::net::TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}: choose another address with --listen", config.listen))?;
     let address = listener.local_addr()?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let server = tokio::spawn(api::serve(

@@ -93,6 +93,7 @@ pub(crate) fn load(writer: &mut Writer, sandbox: &Sandbox, registry: &Registry) 
         };
         registry.put_version(digest, version);
     }
+    sandbox.remove_unused_code();
     Ok(())
 }
 

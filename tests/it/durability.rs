@@ -332,6 +332,49 @@ fn reads_that_would_wait_go_on_where_the_disk_is_full() {
     client.delete(&format!("/task/{runs}")).expect(200);
 }
 
+/// Who wants a running task stopped on a full disk is refused as everybody else is, and not left waiting.
+#[test]
+fn what_stops_a_running_task_is_answered_where_the_disk_is_full() {
+    let disk = Disk::new();
+    let server = disk.under(Setup::new(&[])).start();
+    let client = &server.client;
+    let forever = json!({"task_type": guest("sleep-forever")});
+    let (canceled, deleted) = (client.create(&forever), client.create(&forever));
+    for id in [&canceled, &deleted] {
+        client.wait_for_status(id, "Running");
+    }
+    let full = disk.with(Fault::NoSpace, 1);
+    client.post(&format!("/task/{canceled}/cancel")).problem(503);
+    client.delete(&format!("/task/{deleted}")).problem(503);
+    drop(full);
+    // The first was stopped before the disk was found to be full; of the second nothing was done.
+    assert_eq!(client.wait_for_end(&canceled)["error"]["kind"], "canceled");
+    client.delete(&format!("/task/{deleted}")).expect(200);
+}
+
+/// A create that waits says that nothing was stored only where nothing was: its patience ends on a full
+/// disk, and the task is there.
+#[test]
+fn a_create_that_waits_into_a_full_disk_names_its_task() {
+    let disk = Disk::new();
+    let server = disk.under(Setup::new(&[])).start();
+    let client = &server.client;
+    let body = json!({"task_type": guest("sleep"), "input": {"ms": 60_000}, "priority": 77}).to_string();
+    let answer = thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.post_task_and_wait(&body, "wait=2"));
+        wait_for("the task to run", || {
+            let running = client.get("/tasks?status=Running").expect(200).json();
+            running["tasks"].as_array().unwrap().iter().any(|task| task["priority"] == 77).then_some(())
+        });
+        let full = disk.with(Fault::NoSpace, 1);
+        let answer = waiting.join().unwrap();
+        drop(full);
+        answer
+    });
+    let id = answer.expect(202).json()["id"].as_str().unwrap().to_owned();
+    client.delete(&format!("/task/{id}")).expect(200);
+}
+
 /// After a failed sync nobody knows what is on the disk: the server ends, and acknowledges nothing
 /// on the strength of a later sync, which succeeds without having written anything.
 #[test]

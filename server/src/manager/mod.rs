@@ -1,8 +1,10 @@
 //! The manager: everything that can be done with tasks. Requests become commands to its one thread
 //! (`core`), which alone changes state; reads go to the store beside it.
 
+mod apply;
 mod core;
 mod refused;
+mod tell;
 mod waiters;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -259,9 +261,13 @@ impl Manager {
 
     /// A task whose create was sent but not yet answered.
     async fn await_stored(&self, tenant: &Arc<str>, id: TaskId) -> Result<Task, Refused> {
-        // Commands are done in turn: once this one is answered, the create was, too.
-        self.ask(|reply| Command::Flush { reply }).await?;
-        self.get(tenant, id).await
+        // Commands are done in turn: once this one is answered, the create was, too. Whether it is
+        // there the store knows, also where this one was refused.
+        let flushed = self.ask(|reply| Command::Flush { reply }).await;
+        match self.get(tenant, id).await {
+            Err(Refused::NotFound) => Err(flushed.err().unwrap_or(Refused::NoRoom)),
+            found => found,
+        }
     }
 
     /// Tasks that match, newest first, from before `before` on.
@@ -387,8 +393,12 @@ impl Manager {
     /// Stores log lines some time after they were written, so that many go into one transaction.
     pub async fn store_logs(self, mut full: tokio::sync::mpsc::UnboundedReceiver<LogBuffer>) {
         let mut buffers = Vec::new();
-        while full.recv_many(&mut buffers, 1024).await > 0 {
+        while full.recv_many(&mut buffers, 1).await > 0 {
             tokio::time::sleep(LOG_DELAY).await;
+            // All that are there: at most one for each attempt.
+            while let Ok(buffer) = full.try_recv() {
+                buffers.push(buffer);
+            }
             for buffer in buffers.drain(..) {
                 let (id, attempt) = buffer.of();
                 // Sent while the buffer is held: the attempt's end, which takes the rest, comes after.

@@ -1,8 +1,10 @@
 //! Compiled code on disk, so that a restart compiles nothing again.
 
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use sha2::{Digest as _, Sha256};
@@ -16,13 +18,28 @@ use crate::task::Digest;
 /// is damaged or was put there by somebody else must not be loaded.
 pub struct CodeCache {
     dir: PathBuf,
+    /// What was loaded from it.
+    used: Mutex<HashSet<PathBuf>>,
 }
 
 impl CodeCache {
     /// The cache in `dir`, which is created.
     pub fn open(dir: PathBuf) -> anyhow::Result<CodeCache> {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(CodeCache { dir })
+        Ok(CodeCache { dir, used: Mutex::default() })
+    }
+
+    /// Removes what was not loaded since the start: code for earlier engines and of components that are
+    /// gone, and what a crash left half written.
+    pub(super) fn remove_unused(&self) {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        for path in std::fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path())
+        {
+            let ours = path.extension().is_some_and(|extension| extension == "cwasm" || extension == "partial");
+            if ours && !used.contains(&path) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
     }
 
     pub(super) fn get_or_compile(&self, engine: &Engine, digest: Digest, bytes: &[u8]) -> anyhow::Result<Component> {
@@ -37,7 +54,10 @@ impl CodeCache {
             Ok(path) => {
                 // SAFETY: this process has just written the file, from the compiler's output.
                 match unsafe { Component::deserialize_file(engine, &path) } {
-                    Ok(component) => return Ok(component),
+                    Ok(component) => {
+                        self.note_used(path);
+                        return Ok(component);
+                    }
                     Err(error) => tracing::warn!(path = %path.display(), %error, "cannot map compiled code"),
                 }
             }
@@ -70,12 +90,19 @@ impl CodeCache {
         // SAFETY: the file has the hash under which `store` put it there, in a directory that tasks
         // cannot reach.
         match unsafe { Component::deserialize_file(engine, &path) } {
-            Ok(component) => Some(component),
+            Ok(component) => {
+                self.note_used(path);
+                Some(component)
+            }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "cannot load compiled code");
                 None
             }
         }
+    }
+
+    fn note_used(&self, path: PathBuf) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
     }
 
     fn verify(&self, path: &Path, hash: &str) -> std::io::Result<bool> {

@@ -106,6 +106,11 @@ impl Sandbox {
         Ok(Program { world, imports, exports })
     }
 
+    /// Forgets compiled code that nothing has loaded. For the end of the start, when all is loaded.
+    pub fn remove_unused_code(&self) {
+        self.cache.remove_unused();
+    }
+
     fn link(&self, component: &Component) -> anyhow::Result<World> {
         let linked: InstancePre<Host> = self.linker.instantiate_pre(component)?;
         let as_task = match TaskPre::new(linked.clone()) {

@@ -149,6 +149,12 @@ impl Writer {
         Ok(self.conn.prepare_cached(&sql)?.query_row([id], rows::task).optional()?)
     }
 
+    /// The tenant's task.
+    pub fn task_of(&mut self, tenant: &str, id: TaskId) -> Result<Option<Task>> {
+        let sql = format!("SELECT {TASK_COLUMNS} FROM task WHERE id = ?1 AND tenant = ?2");
+        Ok(self.conn.prepare_cached(&sql)?.query_row(params![id, tenant], rows::task).optional()?)
+    }
+
     /// The first ready tasks: rank and id.
     pub fn ready(&mut self, limit: usize) -> Result<Vec<(i64, TaskId)>> {
         let mut statement =
@@ -185,6 +191,14 @@ impl Writer {
             next += 1;
             insert.execute(params![task, next, attempt, line.at, line.level as u8, line.message])?;
         }
+        Ok(())
+    }
+
+    /// Removes the lines that an attempt wrote.
+    pub fn remove_log(&mut self, task: TaskId, attempt: u32) -> Result<()> {
+        self.conn
+            .prepare_cached("DELETE FROM log WHERE task = ?1 AND attempt = ?2")?
+            .execute(params![task, attempt])?;
         Ok(())
     }
 

@@ -35,9 +35,31 @@ fn a_restart_compiles_nothing() {
     let before = files(server.setup());
     assert_eq!(before.len(), types, "one for each type: {before:?}");
     let setup = server.stop();
+    // Of an engine that is gone, and of a start that was cut off.
+    for name in ["0123-4567-89ab.cwasm", "0123-4567-89ab.partial"] {
+        fs::write(setup.data_dir().join("compiled").join(name), "x").unwrap();
+    }
     let server = setup.start();
     assert_eq!(files(server.setup()), before);
     assert_eq!(server.client.output(&json!({"task_type": "echo", "input": 1})), 1);
+}
+
+/// A task that waited for a component which cannot be used any more fails, and whoever waits hears of it.
+#[test]
+fn a_task_whose_component_cannot_be_used_any_more_fails() {
+    let none_runs = ["--memory-reserve", "1000000000000000000"];
+    let server = Setup::new(&none_runs).with_components(None).start();
+    let id = server.client.create(&json!({"task_type": "echo"}));
+    assert_eq!(server.client.status(&id), "Pending");
+    let setup = server.stop();
+    let database = rusqlite::Connection::open(setup.database()).unwrap();
+    database.execute("UPDATE component SET bytes = x'00'", []).unwrap();
+    drop(database);
+    fs::remove_dir_all(setup.data_dir().join("compiled")).unwrap();
+    let server = setup.with_flags(&[]).start();
+    let task = server.client.wait_for_end(&id);
+    assert_eq!((&task["status"], &task["error"]["kind"]), (&json!("Failed"), &json!("host")), "{task:#}");
+    server.client.post_task(r#"{"task_type":"echo"}"#).problem(409);
 }
 
 /// Damaged or foreign code is not run but compiled anew.

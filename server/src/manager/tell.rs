@@ -1,0 +1,120 @@
+//! What is said after a transaction: the answers of one that was committed, and the refusals of one that
+//! was not.
+
+use super::core::{Core, Done};
+use super::{Command, Created, Refused, answer};
+use crate::sandbox::Stop;
+use crate::store::StoreError;
+use crate::task::TaskId;
+
+impl Core {
+    /// Answers what a committed transaction did. What has to be done again goes to `again`.
+    pub(super) fn tell(&mut self, commands: Vec<Command>, done: Vec<Done>, again: &mut Vec<Command>) {
+        for (command, done) in commands.into_iter().zip(done) {
+            match (command, done) {
+                (Command::Create { reply, .. }, Done::Started(start)) => {
+                    match reply {
+                        Created::Stored(reply) => answer(reply, Ok(start.task.clone())),
+                        Created::Ended(reply) => self.ended.add(start.task.id, reply),
+                    }
+                    self.start(start);
+                }
+                (Command::Create { reply, .. }, Done::Task(task)) => match reply {
+                    Created::Stored(reply) => answer(reply, Ok(task)),
+                    Created::Ended(reply) => self.ended.add(task.id, reply),
+                },
+                (Command::Create { reply: Created::Stored(reply) | Created::Ended(reply), .. }, Done::Refused(why)) => {
+                    answer(reply, Err(why));
+                }
+                (Command::Report(report), Done::Task(task)) => {
+                    let then = self.running.remove(&report.id).map(|running| running.then).unwrap_or_default();
+                    // Who waits for a task that is being deleted is told that it is gone, in a moment.
+                    let deleted = then.iter().any(|command| matches!(command, Command::Delete { .. }));
+                    if task.status.is_ended() && !deleted {
+                        self.ended.tell(task);
+                    }
+                    again.extend(then);
+                }
+                (Command::Cancel { reply, .. }, Done::Task(task)) => {
+                    self.ended.tell(task.clone());
+                    answer(reply, Ok(task));
+                }
+                (command @ (Command::Cancel { id, .. } | Command::Delete { id, .. }), Done::Stopping) => {
+                    self.stop(id, command);
+                }
+                (Command::Delete { reply, .. }, Done::Removed(id)) => {
+                    self.ended.gone(id);
+                    answer(reply, Ok(()));
+                }
+                (Command::Delete { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
+                (Command::AwaitEnd { reply, .. }, Done::Task(task)) => answer(reply, Ok(task)),
+                (Command::AwaitEnd { id, reply, .. }, Done::Waiting) => self.ended.add(id, reply),
+                (Command::Cancel { reply, .. } | Command::AwaitEnd { reply, .. }, Done::Refused(why)) => {
+                    answer(reply, Err(why));
+                }
+                (Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. }, Done::Object(write)) => {
+                    answer(reply, Ok(write));
+                }
+                (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
+                // The others have nobody to answer to.
+                _ => {}
+            }
+        }
+    }
+
+    /// Stops the attempt that runs of a task, and does `then` when it has ended.
+    fn stop(&mut self, id: TaskId, mut then: Command) {
+        if let Command::Cancel { stopped, .. } = &mut then {
+            *stopped = true;
+        }
+        if let Some(running) = self.running.get_mut(&id) {
+            running.control.stop(Stop::Cancel);
+            running.then.push(then);
+        }
+    }
+
+    /// Tells everybody who asked that nothing was done, and keeps what nobody would ask for again.
+    pub(super) fn refuse(&mut self, commands: Vec<Command>, error: &StoreError) -> Vec<Command> {
+        let refusal = || match error {
+            StoreError::NoRoom(_) | StoreError::TooSlow => Refused::NoRoom,
+            StoreError::SyncFailed(_) | StoreError::Failed(_) => Refused::Internal(anyhow::anyhow!("{error}")),
+        };
+        let mut kept = Vec::new();
+        for command in commands {
+            match command {
+                Command::Create { reply: Created::Stored(reply) | Created::Ended(reply), .. }
+                | Command::Cancel { reply, .. } => answer(reply, Err(refusal())),
+                // A read, which only looks in turn with the writes: it goes on waiting.
+                Command::AwaitEnd { ref reply, .. } if reply.is_closed() => {}
+                Command::AwaitEnd { .. } => kept.push(command),
+                Command::Delete { tenant, id, reply } => {
+                    answer(reply, Err(refusal()));
+                    // Its attempt may have ended for this, and its end was not told.
+                    if let Ok(Some(task)) = self.task(&tenant, id)
+                        && task.status.is_ended()
+                    {
+                        self.ended.tell(task);
+                    }
+                }
+                Command::Flush { reply } => answer(reply, Err(refusal())),
+                Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. } => answer(reply, Err(refusal())),
+                Command::Report(ref report) => {
+                    // Who waits for this end hears that it cannot be stored now; it is stopped all the same.
+                    let then = self.running.get_mut(&report.id).map(|running| std::mem::take(&mut running.then));
+                    self.refuse(then.unwrap_or_default(), error);
+                    kept.push(command);
+                }
+                Command::Log { .. } | Command::Drain { .. } => kept.push(command),
+                Command::Room => {}
+            }
+        }
+        kept
+    }
+}
+
+impl Command {
+    /// Whether somebody waits for an answer, and was counted for it.
+    pub(super) fn is_asked(&self) -> bool {
+        !matches!(self, Command::Report(_) | Command::Log { .. } | Command::Room | Command::Drain { .. })
+    }
+}
