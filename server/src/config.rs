@@ -75,6 +75,15 @@ pub struct Config {
     /// How often a task is attempted again that the server went down under.
     #[arg(long, env = "TASKCELL_MAX_INTERRUPTIONS", default_value_t = 3)]
     pub max_interruptions: u32,
+    /// Tasks that may be Pending, of all tenants together.
+    #[arg(long, env = "TASKCELL_MAX_PENDING", default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_pending: u64,
+    /// Tasks that may be Pending of one tenant.
+    #[arg(long, env = "TASKCELL_MAX_TENANT_PENDING", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_tenant_pending: u64,
+    /// How long tasks that have ended are kept with their results, in milliseconds.
+    #[arg(long, env = "TASKCELL_RETENTION", default_value_t = 7 * 24 * 60 * 60 * 1000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=100 * 366 * 24 * 60 * 60 * 1000))]
+    pub retention: u64,
     /// Bytes of the largest object.
     #[arg(long, env = "TASKCELL_MAX_OBJECT_BYTES", default_value_t = 16 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 29))]
     pub max_object_bytes: u64,

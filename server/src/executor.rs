@@ -9,10 +9,10 @@ use tokio::runtime::Handle;
 
 use crate::clock;
 use crate::host::AttemptOf;
-use crate::host::log::{LogBuffer, LogLine, OnLine};
+use crate::host::log::{LogBuffer, News, OnLine};
 use crate::limits::Limits;
 use crate::sandbox::{Attempt, Control, Program, RunEnd, Sandbox};
-use crate::task::{AttemptEnd, ErrorKind, Outcome, Task, TaskError, TaskId, Usage};
+use crate::task::{AttemptEnd, Task, TaskId};
 
 /// An attempt that is durably Running and waits to be run.
 pub struct Job {
@@ -34,8 +34,8 @@ pub struct Report {
     pub attempt: u32,
     /// How.
     pub end: RunEnd,
-    /// Log lines that were not stored yet.
-    pub log: Vec<LogLine>,
+    /// What it said that was not stored yet.
+    pub news: News,
 }
 
 /// Starts attempts.
@@ -65,7 +65,7 @@ impl Executor {
         self.guests.spawn(async move {
             let Job { task, program, limits, control } = job;
             let log = LogBuffer::new(task.id, task.attempt, limits.log_bytes, on_line);
-            let since = task.started_at.unwrap_or_else(clock::now).millis_since(task.created_at);
+            let since = task.started_at.unwrap_or_else(clock::now).millis_since(task.ready_at);
             let attempt = Attempt {
                 of: AttemptOf { id: task.id, attempt: task.attempt, tenant: task.tenant.clone() },
                 input: &task.input,
@@ -79,13 +79,12 @@ impl Executor {
             let ran = AssertUnwindSafe(sandbox.run(&program, attempt)).catch_unwind().await;
             let end = ran.unwrap_or_else(|_| {
                 tracing::error!(task = %task.id, "running an attempt panicked, which is a bug");
-                let error = TaskError::new(ErrorKind::Host, "the host failed under it");
-                RunEnd::Ended(AttemptEnd { outcome: Outcome::Failed(error), usage: Usage::default(), progress: None })
+                RunEnd::Ended(AttemptEnd::host_failure("the host failed under it"))
             });
             // Everything the attempt held is free before its end is told: what waits for room finds it.
             control.leave();
             let (id, attempt) = (task.id, task.attempt);
-            log.drain(|log| report(Report { id, attempt, end, log }));
+            log.drain(|news| report(Report { id, attempt, end, news }));
         });
     }
 }

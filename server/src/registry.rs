@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::limits::{LimitOverrides, Limits};
 use crate::sandbox::Program;
-use crate::task::Digest;
+use crate::task::{Digest, RetryOverrides, RetryPolicy};
 
 /// The tenant whose types all tenants share.
 pub const SHARED: &str = "";
@@ -29,6 +29,10 @@ pub struct TaskType {
     pub current: Digest,
     /// Its own limits, over the server's defaults.
     pub limits: LimitOverrides,
+    /// Its own retry policy, over the default one.
+    pub retry: RetryOverrides,
+    /// How long its ended tasks are kept, in milliseconds, where that is not as the server says.
+    pub retention_ms: Option<u64>,
 }
 
 /// Every task type and every version that is loaded.
@@ -87,6 +91,12 @@ impl Registry {
 }
 
 impl TaskType {
+    /// How its attempts are repeated where the task does not say.
+    pub fn retry(&self) -> RetryPolicy {
+        // What is stored was checked.
+        RetryPolicy::DEFAULT.with(&self.retry).unwrap_or(RetryPolicy::DEFAULT)
+    }
+
     /// The limits of an attempt where the task asks for nothing.
     pub fn limits(&self, defaults: &Limits, ceiling: &Limits) -> Limits {
         let mut limits = *defaults;

@@ -8,10 +8,16 @@ use crate::task::{TaskId, Timestamp};
 /// waits for 100 minutes goes before a new one of priority 100, and nothing starves.
 const MILLIS_PER_PRIORITY: i64 = 60_000;
 
-/// A task's place in the queue: lower goes first. All tasks age at the same speed, so the order of
+/// A task's place in the queue: lower goes first. `ready_at`: since when it could be started. All tasks
+/// age at the same speed, so the order of
 /// two tasks never changes while they wait, and an index can hold it.
-pub fn rank(created_at: Timestamp, priority: i32) -> i64 {
-    created_at.0 - i64::from(priority) * MILLIS_PER_PRIORITY
+pub fn rank(ready_at: Timestamp, priority: i32) -> i64 {
+    ready_at.0 - i64::from(priority) * MILLIS_PER_PRIORITY
+}
+
+/// Since when a task of that rank is ready: the inverse of [`rank`].
+pub fn ready_at(rank: i64, priority: i32) -> Timestamp {
+    Timestamp(rank.saturating_add(i64::from(priority) * MILLIS_PER_PRIORITY))
 }
 
 /// The head of the queue, in memory. The rest is in the store, however long it is.

@@ -11,11 +11,12 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
+use crate::clock;
 use crate::config::Config;
 use crate::executor::Executor;
 use crate::host::Services;
 use crate::host::live::LiveAttempts;
-use crate::manager::{Core, CoreSettings, Manager};
+use crate::manager::{BacklogLimits, Changes, Core, CoreSettings, Manager};
 use crate::objects::{ObjectLimits, Objects};
 use crate::registry::Registry;
 use crate::room::{self, Memory, Room};
@@ -57,7 +58,9 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
 
     let registry = Arc::new(Registry::default());
     let live = Arc::new(LiveAttempts::default());
-    let (manager, inbox) = Manager::new(readers.clone(), registry.clone(), live.clone(), defaults, ceiling);
+    let changes = Arc::new(Changes::default());
+    let (manager, inbox) =
+        Manager::new(readers.clone(), registry.clone(), live.clone(), changes.clone(), defaults, ceiling);
     let quota = Quota { objects: config.object_quota_count, bytes: config.object_quota_bytes };
     let objects = Objects::new(manager.clone(), readers, ObjectLimits { max_bytes: config.max_object_bytes, quota });
     let services = Services { objects: objects.clone(), timers: api_threads.handle().clone(), live };
@@ -80,8 +83,14 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     room.on_room(move || told.room());
     // Before anything runs: where the port is taken, nothing has happened.
     let listener = api_threads.block_on(listen(&config))?;
-    let core_settings = CoreSettings { defaults, ceiling, max_interruptions: config.max_interruptions };
-    let core = Core::new(writer, room.clone(), registry, executor, core_settings)?;
+    let core_settings = CoreSettings {
+        defaults,
+        ceiling,
+        max_interruptions: config.max_interruptions,
+        backlog: BacklogLimits { total: config.max_pending, tenant: config.max_tenant_pending },
+        retention_ms: config.retention,
+    };
+    let core = Core::new(writer, room.clone(), registry, executor, changes, core_settings, clock::now())?;
     let core_thread = std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
 
     let served = api_threads.block_on(serve_api(listener, &config, manager.clone(), objects, room));

@@ -71,7 +71,13 @@ pub(crate) fn load(writer: &mut Writer, sandbox: &Sandbox, registry: &Registry) 
     let mut digests = Vec::new();
     for stored in writer.task_types()? {
         digests.push((stored.component, stored.name.clone()));
-        let task_type = TaskType { name: stored.name, current: stored.component, limits: stored.limits };
+        let task_type = TaskType {
+            name: stored.name,
+            current: stored.component,
+            limits: stored.limits,
+            retry: stored.retry,
+            retention_ms: stored.retention_ms,
+        };
         registry.put_type(stored.tenant, task_type);
     }
     for digest in writer.components_in_use()? {

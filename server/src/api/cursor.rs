@@ -29,9 +29,10 @@ pub(super) fn decode(cursor: &str, tenant: &str, filter: &ListFilter) -> Option<
 /// A check against mistakes and not a secret: whoever makes up a cursor only starts elsewhere in a
 /// list that is his own, since every read is by the tenant of the request.
 fn check(last: TaskId, tenant: &str, filter: &ListFilter) -> [u8; CHECK_BYTES] {
-    let ListFilter { status, task_type, error_kind, created_after, created_before } = filter;
+    let ListFilter { status, task_type, error_kind, created_after, created_before, labels } = filter;
     // Debug quotes strings, so no two different sets of filters are written alike.
-    let bound = format!("{tenant:?} {status:?} {task_type:?} {error_kind:?} {created_after:?} {created_before:?}");
+    let bound =
+        format!("{tenant:?} {status:?} {task_type:?} {error_kind:?} {created_after:?} {created_before:?} {labels:?}");
     let mut check = [0; CHECK_BYTES];
     let digest = Sha256::new().chain_update(last.0.as_bytes()).chain_update(bound).finalize();
     check.copy_from_slice(&digest[..CHECK_BYTES]);
@@ -54,6 +55,7 @@ mod tests {
             ListFilter::default(),
             ListFilter { status: Some(Status::Completed), ..filter.clone() },
             ListFilter { task_type: None, ..filter.clone() },
+            ListFilter { labels: vec![("a".into(), "b".into())], ..filter.clone() },
             ListFilter { created_after: Some(Timestamp(1)), ..filter.clone() },
             ListFilter { created_before: Some(Timestamp(1)), ..filter.clone() },
         ] {

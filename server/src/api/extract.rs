@@ -8,9 +8,11 @@ use std::time::Duration;
 use axum::RequestPartsExt;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequestParts, Request};
+use axum::http::Uri;
 use axum::http::header::{CONTENT_TYPE, EXPECT, HeaderMap};
 use axum::http::request::Parts;
 use bytes::{Bytes, BytesMut};
+use chrono::DateTime;
 use http_body_util::BodyExt;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
@@ -21,7 +23,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::problem::{Kind, Problem};
 use crate::manager::FieldError;
-use crate::task::TaskId;
+use crate::task::{TaskId, Timestamp};
 
 /// A body up to this size is read whenever it comes. Larger ones together have to fit into
 /// [`Uploads`].
@@ -70,10 +72,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Query<T>, Problem> {
-        match axum::extract::Query::try_from_uri(&parts.uri) {
-            Ok(axum::extract::Query(query)) => Ok(Query(query)),
-            Err(rejection) => Err(Problem::new(Kind::Malformed, rejection.body_text())),
-        }
+        query(&parts.uri).map(Query)
+    }
+}
+
+/// The parameters of a URI's query.
+pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
+    match axum::extract::Query::try_from_uri(uri) {
+        Ok(axum::extract::Query(query)) => Ok(query),
+        Err(rejection) => Err(Problem::new(Kind::Malformed, rejection.body_text())),
     }
 }
 
@@ -101,6 +108,22 @@ impl<'de> Deserialize<'de> for PageSize {
             0 => Err(serde::de::Error::custom("the limit must be a number above 0")),
             size => Ok(PageSize(size.min(PageSize::MOST))),
         }
+    }
+}
+
+/// A time as RFC 3339 has it, in a query or in a body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rfc3339(pub(super) Timestamp);
+
+impl<'de> Deserialize<'de> for Rfc3339 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Rfc3339, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let time = DateTime::parse_from_rfc3339(&text).map_err(|_| {
+            serde::de::Error::custom(
+                "not a time as RFC 3339 has it, such as 2026-11-23T10:00:00Z (in a query a '+' is %2B)",
+            )
+        })?;
+        Ok(Rfc3339(Timestamp(time.timestamp_millis())))
     }
 }
 
@@ -162,6 +185,21 @@ impl Uploads {
         }
     }
 
+    /// A request's body of at most `most` bytes, piece by piece.
+    pub(super) async fn stream(&self, request: Request, most: u64) -> Result<StreamedBody<'_>, Problem> {
+        let body = request.into_body();
+        let size = body.size_hint();
+        if size.lower() > most {
+            return Err(too_large(most));
+        }
+        // What becomes of it is kept until all of it was read.
+        let room = self.room.acquire_many(units(size.upper().unwrap_or(most).min(most).min(self.in_all)));
+        match tokio::time::timeout(self.timeout, room).await {
+            Ok(Ok(room)) => Ok(StreamedBody { body, left: most, most, timeout: self.timeout, _room: room }),
+            _ => Err(Problem::of(Kind::Overloaded)),
+        }
+    }
+
     /// Reads on for a while without keeping anything. The connection is closed after an answer to a
     /// body that was not read to its end, and a client that is still sending then may lose the
     /// answer with it (RFC 9112, section 9.6).
@@ -176,6 +214,31 @@ impl Uploads {
             }
         };
         let _ = tokio::time::timeout(self.timeout.min(DISCARD_TIME), reading).await;
+    }
+}
+
+/// A body that is read piece by piece.
+pub(super) struct StreamedBody<'a> {
+    body: Body,
+    left: u64,
+    most: u64,
+    timeout: Duration,
+    _room: SemaphorePermit<'a>,
+}
+
+impl StreamedBody<'_> {
+    /// The next piece; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        loop {
+            let frame = tokio::time::timeout(self.timeout, self.body.frame());
+            let frame = match frame.await.map_err(|_| Problem::of(Kind::RequestTimeout))? {
+                None => return Ok(None),
+                Some(frame) => frame.map_err(|_| Problem::new(Kind::Malformed, "the body ended early"))?,
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            self.left = self.left.checked_sub(data.len() as u64).ok_or_else(|| too_large(self.most))?;
+            return Ok(Some(data));
+        }
     }
 }
 

@@ -5,8 +5,11 @@
 //! and writes the answer (`wire`) or a `problem`.
 
 mod conditional;
+mod create;
 mod cursor;
 mod extract;
+mod idempotency;
+mod items;
 mod objects;
 mod operations;
 mod prefer;
@@ -78,13 +81,15 @@ struct Api {
 /// Every path. Each route comes with its documentation: [`routes!`] takes nothing without.
 fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Document::openapi())
-        .routes(routes!(tasks::create))
-        .routes(routes!(task_list::list))
+        .routes(routes!(create::create))
+        .routes(routes!(task_list::list, create::create_many))
         .routes(routes!(tasks::get, tasks::delete))
         .routes(routes!(tasks::status))
         .routes(routes!(tasks::result))
         .routes(routes!(tasks::logs))
+        .routes(routes!(tasks::attempts))
         .routes(routes!(tasks::cancel))
+        .routes(routes!(tasks::retry))
         .routes(routes!(objects::list))
         .routes(routes!(objects::get, objects::head, objects::put, objects::remove))
         .routes(routes!(task_types::list))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use axum::http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -66,6 +66,14 @@ kinds! {
         "The body did not arrive in time (--client-timeout). Nothing was done; the connection is closed.";
     TaskEnded = "task-ended", CONFLICT, "The task has ended",
         "A task that is Completed or Failed cannot be canceled.";
+    TaskNotEnded = "task-not-ended", CONFLICT, "The task has not ended",
+        "Only a task that is Completed or Failed can be attempted afresh.";
+    UniqueKey = "unique-key", CONFLICT, "Another task has this unique key",
+        "A task with this unique_key is Pending or Running. The Location header names it.";
+    KeyGone = "idempotency-key-gone", GONE, "The task of this idempotency key was removed",
+        "A request with this Idempotency-Key created a task that was removed since. To create another one, use another key.";
+    KeyReused = "idempotency-key-reused", UNPROCESSABLE_ENTITY, "The idempotency key was used for another request",
+        "An Idempotency-Key stands for one request, byte for byte, for 24 hours. To send another one, use another key.";
     TaskFailed = "task-failed", CONFLICT, "The task failed",
         "The task has no result because it failed. The member 'error' says why: its kind is one of a closed set.";
     TypeNotReady = "task-type-not-ready", CONFLICT, "The task type has no usable version",
@@ -82,6 +90,10 @@ kinds! {
         "A name has 1 to 512 bytes of UTF-8 in Unicode normalization form C, in segments separated by '/', none of them empty, '.' or '..', without control characters.";
     QuotaExceeded = "quota-exceeded", TOO_MANY_REQUESTS, "A quota is used up",
         "The tenant keeps as many objects, or as many bytes in them, as it may. Remove some.";
+    TooManyPending = "too-many-pending", TOO_MANY_REQUESTS, "Too many tasks are pending",
+        "As many tasks of the tenant wait as may. Retry-After is reckoned from the rate at which they are done.";
+    QueueFull = "queue-full", SERVICE_UNAVAILABLE, "The queue is full",
+        "As many tasks wait as the server takes. Retry-After is reckoned from the rate at which they are done.";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong in the server",
         "The fault is the server's, and its log says more. Sending the request again may help.";
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, "The server has too much to do",
@@ -97,6 +109,7 @@ impl Kind {
     fn retry_after(self) -> Option<&'static str> {
         match self {
             Kind::Overloaded => Some("1"),
+            Kind::TooManyPending | Kind::QueueFull => Some("10"),
             Kind::Draining | Kind::StorageUnavailable => Some("5"),
             Kind::TypeNotReady => Some("30"),
             Kind::QuotaExceeded => Some("60"),
@@ -138,6 +151,33 @@ impl Problem {
         Problem { task_error: Some(Box::new(error)), ..Problem::of(Kind::TaskFailed) }
     }
 
+    /// The same with a header.
+    fn with(mut self, name: HeaderName, value: String) -> Problem {
+        self.headers.extend(HeaderValue::try_from(value).ok().map(|value| (name, value)));
+        self
+    }
+
+    /// The status.
+    pub(super) fn status(&self) -> StatusCode {
+        self.kind.status()
+    }
+
+    /// The JSON.
+    pub(super) fn body(&self) -> Vec<u8> {
+        let errors: Vec<FieldProblem<'_>> =
+            self.errors.iter().map(|FieldError { pointer, detail }| FieldProblem { pointer, detail }).collect();
+        let body = ProblemBody {
+            r#type: self.kind.uri(),
+            title: self.kind.title(),
+            status: self.kind.status().as_u16(),
+            detail: self.detail.as_deref().unwrap_or(self.kind.page()),
+            errors: &errors,
+            error: self.task_error.as_deref(),
+        };
+        // Strings and numbers only: there is nothing in it that cannot be written as JSON.
+        serde_json::to_vec(&body).unwrap_or_default()
+    }
+
     /// The server's own fault: the log gets the causes, the client none of them.
     pub(super) fn internal(error: &anyhow::Error) -> Problem {
         tracing::error!(error = format!("{error:#}"), "a request failed");
@@ -167,6 +207,17 @@ impl From<manager::Refused> for Problem {
             Refused::Invalid(errors) => Problem::fields(errors),
             Refused::InputTooLarge { .. } => Problem::new(Kind::TooLarge, refused.to_string()),
             Refused::Ended => Problem::of(Kind::TaskEnded),
+            Refused::NotEnded => Problem::of(Kind::TaskNotEnded),
+            Refused::UniqueKey { holder } => Problem::of(Kind::UniqueKey).with(LOCATION, format!("/task/{holder}")),
+            Refused::KeyReused => Problem::of(Kind::KeyReused),
+            Refused::Gone => Problem::of(Kind::KeyGone),
+            Refused::TooManyPending { limit, retry_after } => Problem::of(Kind::TooManyPending)
+                .with(RETRY_AFTER, retry_after.to_string())
+                .with(HeaderName::from_static("ratelimit"), "\"pending-tasks\";r=0".to_owned())
+                .with(HeaderName::from_static("ratelimit-policy"), format!("\"pending-tasks\";q={limit}")),
+            Refused::QueueFull { retry_after } => {
+                Problem::of(Kind::QueueFull).with(RETRY_AFTER, retry_after.to_string())
+            }
             Refused::NoRoom => Problem::of(Kind::StorageUnavailable),
             Refused::Busy | Refused::TooSlow => {
                 tracing::warn!("a request was refused: {refused}");
@@ -243,20 +294,8 @@ pub(super) struct FieldProblem<'a> {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = self.kind.status();
-        let errors: Vec<FieldProblem<'_>> =
-            self.errors.iter().map(|FieldError { pointer, detail }| FieldProblem { pointer, detail }).collect();
-        let body = ProblemBody {
-            r#type: self.kind.uri(),
-            title: self.kind.title(),
-            status: status.as_u16(),
-            detail: self.detail.as_deref().unwrap_or(self.kind.page()),
-            errors: &errors,
-            error: self.task_error.as_deref(),
-        };
-        // Strings and numbers only: there is nothing in it that cannot be written as JSON.
-        let mut response = Response::new(Body::from(serde_json::to_vec(&body).unwrap_or_default()));
-        *response.status_mut() = status;
+        let mut response = Response::new(Body::from(self.body()));
+        *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -266,7 +305,10 @@ impl IntoResponse for Problem {
         if self.kind == Kind::RequestTimeout {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        headers.extend(self.headers);
+        // These replace what is said of the kind in general.
+        for (name, value) in self.headers {
+            headers.insert(name, value);
+        }
         response
     }
 }

@@ -4,19 +4,18 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, LINK};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderValue, StatusCode, Uri};
 use axum::response::Response;
-use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{self, PageSize, Query};
+use super::extract::{self, PageSize, Rfc3339};
 use super::problem::{Kind, Problem, problems};
 use super::tasks::{TASK_BYTES, set};
 use super::wire::{self, Time};
 use super::{Api, cursor};
 use crate::clock;
-use crate::store::ListFilter;
+use crate::store::{ListFilter, Page};
 use crate::task::{ErrorKind, Status, Timestamp};
 
 problems!(ListProblems: Malformed, BadCursor, Overloaded);
@@ -37,11 +36,15 @@ pub(super) struct ListQuery {
     error_kind: Option<ErrorKind>,
     /// Only created after this time (RFC 3339).
     #[param(value_type = Option<String>, format = DateTime, nullable = false)]
-    created_after: Option<Instant>,
+    created_after: Option<Rfc3339>,
     /// Only created before this time (RFC 3339).
     #[param(value_type = Option<String>, format = DateTime, nullable = false)]
-    created_before: Option<Instant>,
-    /// How many at once; more than 1000 is taken as 1000.
+    created_before: Option<Rfc3339>,
+    /// Only with this label, written `key:value`; may be repeated, and all must match.
+    #[serde(skip)]
+    #[param(value_type = Vec<String>, required = false)]
+    label: (),
+    /// How many at once; more than 1000 is taken as 1000. A page may have fewer though there are more.
     #[serde(default)]
     #[param(value_type = u64, minimum = 1, default = 50, required = false)]
     limit: PageSize,
@@ -50,20 +53,29 @@ pub(super) struct ListQuery {
     cursor: Option<String>,
 }
 
-/// A time in a query.
-struct Instant(Timestamp);
-
-impl<'de> Deserialize<'de> for Instant {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Instant, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let time = DateTime::parse_from_rfc3339(&text).map_err(|_| {
-            serde::de::Error::custom(
-                "not a time as RFC 3339 has it, such as 2026-11-23T10:00:00Z (a '+' is written %2B)",
-            )
-        })?;
-        Ok(Instant(Timestamp(time.timestamp_millis())))
+/// Takes the `label` parameters, which may come several times, out of a query.
+fn labels(uri: &Uri) -> Result<(Vec<(String, String)>, Uri), Problem> {
+    let mut labels = Vec::new();
+    let mut rest = form_urlencoded::Serializer::new(String::from("/?"));
+    for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
+        if name != "label" {
+            rest.append_pair(&name, &value);
+            continue;
+        }
+        let label = value.split_once(':').filter(|(key, _)| !key.is_empty());
+        let (key, value) =
+            label.ok_or_else(|| Problem::new(Kind::Malformed, "a label is written as label=key:value"))?;
+        labels.push((key.to_owned(), value.to_owned()));
     }
+    if labels.len() > MOST_LABELS {
+        return Err(Problem::new(Kind::Malformed, format!("there can be at most {MOST_LABELS} labels")));
+    }
+    let rest = rest.finish().parse().map_err(|_| Problem::new(Kind::Malformed, "the query cannot be read"))?;
+    Ok((labels, rest))
 }
+
+/// Labels that a filter may have.
+const MOST_LABELS: usize = 8;
 
 /// A page of tasks.
 #[derive(Serialize, ToSchema)]
@@ -86,14 +98,17 @@ pub(super) struct TaskList<'a> {
         ListProblems,
     )
 )]
-pub(super) async fn list(State(api): State<Arc<Api>>, Query(query): Query<ListQuery>) -> Result<Response, Problem> {
-    let ListQuery { status, task_type, error_kind, created_after, created_before, limit, cursor } = query;
+pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Result<Response, Problem> {
+    let (labels, rest) = labels(&uri)?;
+    let ListQuery { status, task_type, error_kind, created_after, created_before, label: (), limit, cursor } =
+        extract::query(&rest)?;
     let filter = ListFilter {
         status,
         task_type,
         error_kind,
         created_after: created_after.map(|at| at.0),
         created_before: created_before.map(|at| at.0),
+        labels,
     };
     let before = match cursor {
         None => None,
@@ -101,11 +116,8 @@ pub(super) async fn list(State(api): State<Arc<Api>>, Query(query): Query<ListQu
             Some(cursor::decode(&cursor, &api.tenant, &filter).ok_or_else(|| Problem::of(Kind::BadCursor))?)
         }
     };
-    // One more than asked for tells whether there is a next page.
-    let mut tasks = api.manager.list(&api.tenant, filter.clone(), before, limit.0 + 1).await?;
-    let more = tasks.len() > limit.0;
-    tasks.truncate(limit.0);
-    let next_cursor = tasks.last().filter(|_| more).map(|last| cursor::encode(last.id, &api.tenant, &filter));
+    let Page { tasks, more_after } = api.manager.list(&api.tenant, filter.clone(), before, limit.0).await?;
+    let next_cursor = more_after.map(|last| cursor::encode(last, &api.tenant, &filter));
     let link = next_cursor.as_ref().map(|cursor| next_link(&filter, limit, cursor));
     let now = clock::now();
     let tasks: Vec<_> = tasks.iter().map(|task| wire::TaskSummary::of(task, now)).collect();
@@ -120,7 +132,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, Query(query): Query<ListQu
 
 /// The same list from `cursor` on (RFC 8288).
 fn next_link(filter: &ListFilter, limit: PageSize, cursor: &str) -> String {
-    let ListFilter { status, task_type, error_kind, created_after, created_before } = filter;
+    let ListFilter { status, task_type, error_kind, created_after, created_before, labels } = filter;
     let time = |at: &Timestamp| serde_json::to_value(Time(*at)).ok()?.as_str().map(str::to_owned);
     let parameters = [
         ("status", status.map(|status| format!("{status:?}"))),
@@ -132,7 +144,8 @@ fn next_link(filter: &ListFilter, limit: PageSize, cursor: &str) -> String {
         ("cursor", Some(cursor.to_owned())),
     ];
     let mut link = String::from("</tasks");
-    let given = parameters.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let labels = labels.iter().map(|(key, value)| ("label", format!("{key}:{value}")));
+    let given = parameters.into_iter().filter_map(|(name, value)| Some((name, value?))).chain(labels);
     for (separator, (name, value)) in std::iter::once('?').chain(std::iter::repeat('&')).zip(given) {
         link.push(separator);
         link.push_str(name);
@@ -154,11 +167,12 @@ mod tests {
             error_kind: Some(ErrorKind::CpuExceeded),
             created_after: Some(Timestamp(0)),
             created_before: None,
+            labels: vec![("team".into(), "a:b".into())],
         };
         assert_eq!(
             next_link(&filter, PageSize(7), "abc"),
             "</tasks?status=Failed&task_type=a%20b%26%3E&error_kind=cpu_exceeded\
-             &created_after=1970-01-01T00%3A00%3A00.000Z&limit=7&cursor=abc>; rel=\"next\""
+             &created_after=1970-01-01T00%3A00%3A00.000Z&limit=7&cursor=abc&label=team%3Aa%3Ab>; rel=\"next\""
         );
     }
 }

@@ -1,105 +1,38 @@
-//! Tasks: create, read, cancel, delete.
+//! Tasks: read, cancel, retry, delete.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
-use axum::http::header::{
-    CACHE_CONTROL, CONTENT_LOCATION, ETAG, HeaderMap, HeaderName, LOCATION, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
-};
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, ETAG, HeaderMap, HeaderName, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{self, IdInPath, PageSize, Query};
+use super::extract::{IdInPath, PageSize, Query};
 use super::prefer::{self, PREFERENCE_APPLIED};
 use super::problem::{Problem, problems};
 use super::wire::{self, Deleted, Time};
 use super::{Api, conditional};
 use crate::clock;
 use crate::host::log::LogLevel;
-use crate::limits::LimitOverrides;
-use crate::manager::NewTask;
 use crate::task::{Status, Task};
-
-/// What the body of `POST /task` may have beside the input.
-const BODY_EXTRA: u64 = 64 << 10;
 
 /// Bytes of a task's JSON without its input, output and error.
 pub(super) const TASK_BYTES: usize = 800;
 
-problems!(CreateProblems: Malformed, RequestTimeout, TypeNotReady, TooLarge, UnsupportedMediaType, Unacceptable,
-    Overloaded, Draining, StorageUnavailable);
 problems!(ReadProblems: NotFound, Overloaded);
 problems!(ResultProblems: NotFound, TaskFailed, Overloaded);
 problems!(LogProblems: Malformed, NotFound, Overloaded);
 problems!(CancelProblems: NotFound, TaskEnded, Overloaded, Draining, StorageUnavailable);
+problems!(RetryProblems: NotFound, TaskNotEnded, UniqueKey, TooManyPending, Overloaded, QueueFull, Draining, StorageUnavailable);
 problems!(DeleteProblems: NotFound, Overloaded, Draining, StorageUnavailable);
-
-/// A task to be created.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct CreateTask<'a> {
-    /// The name of its type.
-    #[schema(example = "io")]
-    task_type: String,
-    /// Any JSON value; it reaches the task byte for byte.
-    #[serde(borrow, default)]
-    #[schema(value_type = Option<serde_json::Value>)]
-    input: Option<&'a RawValue>,
-    /// Higher first. What waits gains on what comes later, so nothing waits for ever.
-    #[serde(default)]
-    #[schema(default = 0, minimum = -100, maximum = 100)]
-    priority: i32,
-    /// Limits of its attempts; none may be above what the type allows.
-    #[serde(default, deserialize_with = "extract::object")]
-    limits: LimitOverrides,
-}
-
-/// Create a task
-///
-/// It is stored when this answers. With `Prefer: wait=N` the answer is held for up to N seconds and
-/// is the finished task where it has ended by then; a client that hangs up cancels nothing.
-#[utoipa::path(
-    post, path = "/task", operation_id = "create_task", tag = "tasks",
-    params(("Prefer" = Option<String>, Header, description = "`wait=N`: hold the answer for up to N seconds, at most 60", example = "wait=10")),
-    request_body = CreateTask,
-    responses(
-        (status = 200, description = "The task has ended", body = wire::Task, headers(
-            ("Content-Location" = String, description = "The path of the task"),
-            ("Preference-Applied" = String, description = "`wait=N`"))),
-        (status = 202, description = "The task is stored and runs as soon as there is room", body = wire::Task, headers(
-            ("Location" = String, description = "The path of the task"),
-            ("Preference-Applied" = String, description = "`wait=N`, where it was asked for"))),
-        CreateProblems,
-    )
-)]
-pub(super) async fn create(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
-    extract::check_json(request.headers())?;
-    let wait = prefer::wait_seconds(request.headers());
-    let body = api.uploads.read(request, api.max_input_bytes.saturating_add(BODY_EXTRA)).await?;
-    let CreateTask { task_type, input, priority, limits } = extract::from_json(&body.bytes)?;
-    let new = NewTask { task_type, input: input.map_or("null", RawValue::get).into(), priority, limits };
-    drop(body);
-    let task = match wait {
-        None | Some(0) => api.manager.create(&api.tenant, new).await?,
-        Some(seconds) => api.manager.create_and_wait(&api.tenant, new, Duration::from_secs(seconds)).await?,
-    };
-    let path = HeaderValue::try_from(format!("/task/{}", task.id)).map_err(|error| Problem::internal(&error.into()))?;
-    let (status, place) =
-        if task.status.is_ended() { (StatusCode::OK, CONTENT_LOCATION) } else { (StatusCode::ACCEPTED, LOCATION) };
-    let mut response = task_json(status, &task)?;
-    response.headers_mut().insert(place, path);
-    waited(&mut response, wait);
-    Ok(response)
-}
 
 /// Read a task
 ///
-/// With `Prefer: wait=N` the answer is held until the task has ended, for up to N seconds; not
-/// where `If-None-Match` says that the client has an older state of it.
+/// With `Prefer: wait=N` the answer is held for up to N seconds, until the task has ended; with
+/// `If-None-Match` as well until its state is another one than the client has.
 #[utoipa::path(
     get, path = "/task/{id}", operation_id = "get_task", tag = "tasks",
     params(
@@ -121,12 +54,14 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let wait = prefer::wait_seconds(&headers);
-    let mut task = api.manager.get(&api.tenant, id).await?;
     let has = |task: &Task| conditional::has(&headers, &wire::task_tag(task));
-    let outdated = conditional::if_none_match(&headers).is_some() && !has(&task);
-    if let Some(seconds) = wait.filter(|seconds| *seconds > 0 && !task.status.is_ended() && !outdated) {
-        task = api.manager.get_ended(&api.tenant, id, Duration::from_secs(seconds)).await?;
-    }
+    let task = match wait.map(Duration::from_secs) {
+        None | Some(Duration::ZERO) => api.manager.get(&api.tenant, id).await?,
+        Some(wait) if conditional::if_none_match(&headers).is_some() => {
+            api.manager.get_changed(&api.tenant, id, wait, has).await?
+        }
+        Some(wait) => api.manager.get_ended(&api.tenant, id, wait).await?,
+    };
     let mut response =
         if has(&task) { StatusCode::NOT_MODIFIED.into_response() } else { task_json(StatusCode::OK, &task)? };
     set(&mut response, CACHE_CONTROL, "no-store");
@@ -282,6 +217,40 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) 
     task_json(StatusCode::ACCEPTED, &task)
 }
 
+/// Retry a task
+///
+/// A task that has ended goes back to Pending with fresh attempts, under the same id.
+#[utoipa::path(
+    post, path = "/task/{id}/retry", operation_id = "retry_task", tag = "tasks",
+    params(("id" = String, Path, description = "The id of the task", format = Uuid)),
+    responses((status = 202, description = "The task, Pending again", body = wire::Task), RetryProblems)
+)]
+pub(super) async fn retry(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> Result<Response, Problem> {
+    let task = api.manager.retry(&api.tenant, id).await?;
+    task_json(StatusCode::ACCEPTED, &task)
+}
+
+/// Every attempt of a task.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Attempts<'a> {
+    /// The first one first; the last one may still run.
+    attempts: Vec<wire::Attempt<'a>>,
+}
+
+/// Read a task's attempts
+#[utoipa::path(
+    get, path = "/task/{id}/attempts", operation_id = "get_task_attempts", tag = "tasks",
+    params(("id" = String, Path, description = "The id of the task", format = Uuid)),
+    responses((status = 200, description = "Every attempt", body = Attempts), ReadProblems)
+)]
+pub(super) async fn attempts(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> Result<Response, Problem> {
+    let attempts = api.manager.attempts(&api.tenant, id).await?;
+    let attempts = attempts.iter().map(wire::Attempt::of).collect();
+    let mut response = wire::json(StatusCode::OK, &Attempts { attempts })?;
+    set(&mut response, CACHE_CONTROL, "no-store");
+    Ok(response)
+}
+
 /// Delete a task
 ///
 /// It is stopped if need be, and gone when this answers, with its result and its log.
@@ -295,7 +264,7 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) 
     wire::json(StatusCode::OK, &Deleted { id, deleted: true })
 }
 
-fn task_json(status: StatusCode, task: &Task) -> Result<Response, Problem> {
+pub(super) fn task_json(status: StatusCode, task: &Task) -> Result<Response, Problem> {
     let about = TASK_BYTES + task.input.len() + task.output.as_ref().map_or(0, |output| output.len());
     let mut response = wire::json_of_about(status, &wire::Task::of(task, clock::now())?, about)?;
     set(&mut response, CACHE_CONTROL, "no-store");
@@ -303,7 +272,7 @@ fn task_json(status: StatusCode, task: &Task) -> Result<Response, Problem> {
 }
 
 /// Says that the answer depends on the preference, and which was applied (RFC 7240).
-fn waited(response: &mut Response, wait: Option<u64>) {
+pub(super) fn waited(response: &mut Response, wait: Option<u64>) {
     set(response, VARY, "Prefer");
     if let Some(applied) = wait.and_then(|seconds| HeaderValue::try_from(format!("wait={seconds}")).ok()) {
         response.headers_mut().insert(PREFERENCE_APPLIED, applied);

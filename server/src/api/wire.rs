@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::problem::Problem;
-use crate::task::{self, Digest, Progress, TaskError, TaskId, Timestamp, Usage};
+use crate::task::{self, AttemptRecord, Digest, Progress, TaskError, TaskId, Timestamp, Usage};
 
 /// A task, all of it.
 #[derive(Serialize, ToSchema)]
@@ -38,6 +38,8 @@ pub(super) struct TaskSummary<'a> {
     component: Digest,
     /// −100 … 100, higher first.
     priority: i32,
+    /// Its client's names for it.
+    labels: &'a task::Labels,
     /// Why the last attempt failed.
     #[schema(required)]
     error: Option<&'a TaskError>,
@@ -84,12 +86,61 @@ pub(super) struct TaskStatus<'a> {
 /// Why a task is Pending.
 #[derive(Serialize, ToSchema)]
 pub(super) struct WaitingFor {
-    /// For its turn.
-    #[schema(example = "queue")]
-    reason: &'static str,
+    /// For its time, for the time of its next attempt, or for its turn.
+    reason: task::Waiting,
     /// Until when, where that is known.
     #[schema(value_type = Option<String>, format = DateTime, required)]
     until: Option<Time>,
+}
+
+/// An attempt of a task.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Attempt<'a> {
+    /// Its number: 1 for the first.
+    number: u32,
+    /// When it started.
+    #[schema(value_type = String, format = DateTime)]
+    started_at: Time,
+    /// When it ended; null while it runs.
+    #[schema(value_type = Option<String>, format = DateTime, required)]
+    finished_at: Option<Time>,
+    /// What came of it.
+    outcome: AttemptOutcome,
+    /// Why it failed.
+    #[schema(required)]
+    error: Option<&'a TaskError>,
+    /// Its receipt; null where the server went down under it.
+    #[schema(required)]
+    usage: Option<&'a Usage>,
+}
+
+/// What came of an attempt.
+#[derive(Serialize, ToSchema)]
+enum AttemptOutcome {
+    /// It goes on.
+    Running,
+    /// It completed the task.
+    Completed,
+    /// It ended with an error.
+    Failed,
+}
+
+impl<'a> Attempt<'a> {
+    /// The attempt of that record.
+    pub(super) fn of(record: &'a AttemptRecord) -> Attempt<'a> {
+        Attempt {
+            number: record.number,
+            started_at: Time(record.started_at),
+            finished_at: record.finished_at.map(Time),
+            outcome: match (record.finished_at, record.completed) {
+                (None, _) => AttemptOutcome::Running,
+                (_, true) => AttemptOutcome::Completed,
+                (_, false) => AttemptOutcome::Failed,
+            },
+            error: record.error.as_ref(),
+            usage: record.usage.as_ref(),
+        }
+    }
 }
 
 /// A task that was removed.
@@ -121,6 +172,7 @@ impl<'a> TaskSummary<'a> {
             status: TaskStatus::of(task, now),
             component: task.component,
             priority: task.priority,
+            labels: &task.labels,
             error: task.error.as_ref(),
             usage: task.usage.as_ref(),
             usage_total: &task.usage_total,
@@ -131,7 +183,6 @@ impl<'a> TaskSummary<'a> {
 impl<'a> TaskStatus<'a> {
     /// The task as it is at `now`.
     pub(super) fn of(task: &'a task::Task, now: Timestamp) -> TaskStatus<'a> {
-        let pending = task.status == task::Status::Pending;
         TaskStatus {
             id: task.id,
             task_type: &task.task_type,
@@ -142,7 +193,7 @@ impl<'a> TaskStatus<'a> {
             duration_ms: task.duration_ms(now),
             attempt: task.attempt,
             progress: task.progress.as_ref(),
-            waiting_for: pending.then_some(WaitingFor { reason: "queue", until: None }),
+            waiting_for: task.waiting().map(|reason| WaitingFor { reason, until: task.due_at.map(Time) }),
         }
     }
 }
@@ -157,8 +208,10 @@ fn raw(json: &str) -> Result<&RawValue, Problem> {
 /// time that passes.
 pub(super) fn task_tag(task: &task::Task) -> String {
     let mut hasher = DefaultHasher::new();
-    let task::Task { status, attempt, interruptions, started_at, finished_at, progress, .. } = task;
-    (status, attempt, interruptions, started_at.map(|at| at.0), finished_at.map(|at| at.0)).hash(&mut hasher);
+    let task::Task { status, attempt, failures, interruptions, due_at, ready_at, started_at, finished_at, .. } = task;
+    let times = [*due_at, Some(*ready_at), *started_at, *finished_at].map(|at| at.map(|at| at.0));
+    (status, attempt, failures, interruptions, times).hash(&mut hasher);
+    let progress = &task.progress;
     progress.as_ref().map(|progress| (progress.fraction.to_bits(), &progress.note)).hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }

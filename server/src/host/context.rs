@@ -49,6 +49,7 @@ impl context::Host for Host {
         note.shrink_to_fit();
         let progress = Progress { fraction, note };
         self.services.live.set(self.id, self.attempt, progress.clone());
+        self.log.note_progress(progress.clone());
         self.progress = Some(progress);
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::clock;
-use crate::task::{TaskId, Timestamp};
+use crate::task::{Progress, TaskId, Timestamp};
 
 /// What a line costs beside its text, so that empty lines are not free.
 const LINE_OVERHEAD: u64 = 64;
@@ -51,7 +51,7 @@ pub struct LogLine {
     pub message: String,
 }
 
-/// Called once when a buffer has its first line that waits to be stored.
+/// Called once when a buffer has its first line, or progress, that waits to be stored.
 pub type OnLine = Arc<dyn Fn(&LogBuffer) + Send + Sync>;
 
 /// The lines of one attempt that are not stored yet.
@@ -66,9 +66,25 @@ struct Shared {
     inner: Mutex<Inner>,
 }
 
+/// What an attempt said of itself that is not stored yet.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct News {
+    /// Log lines.
+    pub lines: Vec<LogLine>,
+    /// How far it is.
+    pub progress: Option<Progress>,
+}
+
+impl News {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.progress.is_none()
+    }
+}
+
 #[derive(Default)]
 struct Inner {
-    lines: Vec<LogLine>,
+    news: News,
     bytes: u64,
     dropped: bool,
 }
@@ -91,7 +107,7 @@ impl LogBuffer {
         if inner.dropped {
             return;
         }
-        let first = inner.lines.is_empty();
+        let first = inner.news.is_empty();
         let cost = message.len() as u64 + LINE_OVERHEAD;
         let line = if inner.bytes.saturating_add(cost) > self.0.limit {
             inner.dropped = true;
@@ -101,7 +117,18 @@ impl LogBuffer {
             inner.bytes += cost;
             LogLine { at: clock::now(), level, message }
         };
-        inner.lines.push(line);
+        inner.news.lines.push(line);
+        drop(inner);
+        if first {
+            (self.0.on_line)(self);
+        }
+    }
+
+    /// Notes how far the attempt is. Only the latest is kept.
+    pub fn note_progress(&self, progress: Progress) {
+        let mut inner = self.lock();
+        let first = inner.news.is_empty();
+        inner.news.progress = Some(progress);
         drop(inner);
         if first {
             (self.0.on_line)(self);
@@ -118,12 +145,11 @@ impl LogBuffer {
         self.lock().bytes
     }
 
-    /// Hands the waiting lines to `take` while no other can: so a caller that sends them on keeps
-    /// them in order.
-    pub fn drain<R>(&self, take: impl FnOnce(Vec<LogLine>) -> R) -> R {
+    /// Hands what waits to `take` while no other can: so a caller that sends it on keeps it in order.
+    pub fn drain<R>(&self, take: impl FnOnce(News) -> R) -> R {
         let mut inner = self.lock();
-        let lines = std::mem::take(&mut inner.lines);
-        take(lines)
+        let news = std::mem::take(&mut inner.news);
+        take(news)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -141,12 +167,12 @@ mod tests {
         for _ in 0..5 {
             buffer.push(LogLevel::Info, "x".into());
         }
-        let lines = buffer.drain(|lines| lines);
+        let lines = buffer.drain(|news| news.lines);
         assert_eq!(lines.len(), 3);
         assert!(lines[2].message.contains("further lines are dropped"));
         assert_eq!(buffer.bytes(), 2 * (LINE_OVERHEAD + 1));
         buffer.push(LogLevel::Info, "x".into());
-        assert!(buffer.drain(|lines| lines).is_empty());
+        assert!(buffer.drain(|news| news).is_empty());
     }
 
     #[test]
@@ -155,6 +181,6 @@ mod tests {
         for _ in 0..1000 {
             buffer.push(LogLevel::Info, String::new());
         }
-        assert!(buffer.drain(|lines| lines).len() < 20);
+        assert!(buffer.drain(|news| news.lines).len() < 20);
     }
 }

@@ -2,71 +2,59 @@
 
 use std::time::{Duration, Instant};
 
-use super::core::{Core, Done, MAX_STARTS, RETRY_START, Start, Started};
-use super::{Command, Refused};
+use super::core::{Core, Created, Done, MAX_STARTS, RETRY_START, Start, Started};
+use super::{Command, Idempotency, NewItem, Refused};
+use crate::executor::Report;
+use crate::history::Happened;
 use crate::limits::Limits;
 use crate::registry::Version;
 use crate::room::{NoRoom, Place};
 use crate::sandbox::RunEnd;
 use crate::schedule::rank;
-use crate::store::StoreError;
-use crate::task::{AttemptEnd, ErrorKind, Event, Outcome, Rejected, Status, Task, TaskError, TaskId, Timestamp, Usage};
+use crate::store::{KeyUse, StoreError};
+use crate::task::{AttemptEnd, AttemptRecord, ErrorKind, Event, Outcome, Rejected, Status, Task, TaskId, Timestamp};
+
+type Result<T> = std::result::Result<T, StoreError>;
 
 impl Core {
-    pub(super) fn apply(&mut self, command: &Command, now: Timestamp) -> Result<Done, StoreError> {
+    pub(super) fn apply(&mut self, command: &Command, now: Timestamp) -> Result<Done> {
         match command {
-            Command::Create { task, limits, .. } => self.create(task, *limits, now),
-            Command::Report(report) => {
-                let Some(running) = self.running.get(&report.id) else { return Ok(Done::Nothing) };
-                let mut task = running.task.clone();
-                let attempt = report.attempt;
-                let event = match &report.end {
-                    RunEnd::Ended(end) => Event::End { attempt, end: end.clone() },
-                    RunEnd::GiveBack => Event::GiveBack { attempt },
-                };
-                // A late end of an attempt that is no longer the current one is dropped.
-                if task.apply(event, now).is_err() {
-                    return Ok(Done::Nothing);
-                }
-                self.store.update_task(&task)?;
-                if task.status != Status::Pending {
-                    self.store.append_log(task.id, attempt, &report.log)?;
-                } else {
-                    // The number will be given again, and what was logged under it is logged again.
-                    self.store.remove_log(task.id, attempt)?;
-                    // There was no room for it after all. At once there would be none again.
-                    self.hold_starts = Some(Instant::now() + RETRY_START);
-                    self.ready.push(rank(task.created_at, task.priority), task.id);
-                }
-                Ok(Done::Task(task))
+            Command::Create { item, .. } => Ok(Done::Created(self.create(item, now)?)),
+            Command::CreateMany { items, .. } => {
+                let created = items.iter().map(|item| self.create(item, now)).collect::<Result<_>>()?;
+                Ok(Done::CreatedMany(created))
             }
-            Command::Log { id, attempt, lines } => {
-                if self.running.get(id).is_some_and(|running| running.task.attempt == *attempt) {
-                    self.store.append_log(*id, *attempt, lines)?;
+            Command::Report(report) => self.report(report, now),
+            Command::Log { id, attempt, news } => {
+                if let Some(running) = self.running.get(id).filter(|running| running.task.attempt == *attempt) {
+                    let task = running.task.clone();
+                    self.store_log(&task, *attempt, news, now)?;
                 }
                 Ok(Done::Nothing)
             }
             Command::Cancel { tenant, id, stopped, .. } => {
                 let Some(mut task) = self.task(tenant, *id)? else { return Ok(Done::Refused(Refused::NotFound)) };
-                match task.apply(Event::Cancel, now) {
-                    Ok(()) => {
-                        self.store.update_task(&task)?;
-                        self.ready.remove(rank(task.created_at, task.priority), task.id);
-                        Ok(Done::Task(task))
-                    }
+                match self.change(&mut task, Event::Cancel, now)? {
+                    Ok(()) => Ok(Done::Task(task)),
                     Err(Rejected::Running) => Ok(Done::Stopping),
                     // Stopped for this very request, and not ended by itself in the meantime.
                     Err(_) if *stopped && is_canceled(&task) => Ok(Done::Task(task)),
-                    Err(Rejected::Ended | Rejected::Stale) => Ok(Done::Refused(Refused::Ended)),
+                    Err(_) => Ok(Done::Refused(Refused::Ended)),
                 }
+            }
+            Command::Retry { tenant, id, .. } => {
+                let Some(mut task) = self.task(tenant, *id)? else { return Ok(Done::Refused(Refused::NotFound)) };
+                Ok(match self.retry(&mut task, now)? {
+                    Ok(()) => Done::Task(task),
+                    Err(refused) => Done::Refused(refused),
+                })
             }
             Command::Delete { tenant, id, .. } => {
                 let Some(task) = self.task(tenant, *id)? else { return Ok(Done::Refused(Refused::NotFound)) };
                 if task.status == Status::Running {
                     return Ok(Done::Stopping);
                 }
-                self.store.delete_task(*id)?;
-                self.ready.remove(rank(task.created_at, task.priority), task.id);
+                self.remove(&task, now)?;
                 Ok(Done::Removed(task.id))
             }
             Command::AwaitEnd { tenant, id, .. } => Ok(match self.task(tenant, *id)? {
@@ -93,27 +81,204 @@ impl Core {
         }
     }
 
-    fn create(&mut self, task: &Task, limits: Limits, now: Timestamp) -> Result<Done, StoreError> {
+    /// Creates a task, and starts it in the same transaction where nothing waits before it.
+    pub(super) fn create(&mut self, item: &NewItem, now: Timestamp) -> Result<std::result::Result<Created, Refused>> {
         if self.draining.is_some() {
-            return Ok(Done::Refused(Refused::Draining));
+            return Ok(Err(Refused::Draining));
         }
-        let mut task = task.clone();
-        // Where nothing else waits it can start in the transaction that creates it.
-        if self.ready.is_exhausted()
-            && let Some(Version::Ready(program)) = self.registry.version(task.component)
-            && let Some(place) = self.place()
-            && task.apply(Event::Start, now).is_ok()
+        let mut task = item.task.clone();
+        if let Some(idempotency) = &item.idempotency
+            && let Some(before) = self.replay(&task.tenant, idempotency, now)?
+        {
+            return Ok(before);
+        }
+        if let Some(key) = &task.unique_key
+            && let Some(holder) = self.store.unique_holder(&task.tenant, key)?
+        {
+            return Ok(Err(Refused::UniqueKey { holder }));
+        }
+        let is_ready = task.due_at.is_none();
+        let start = self.place_for_new(&task).filter(|_| is_ready);
+        if start.is_none()
+            && let Err(refused) = self.backlog.check(&task.tenant, now)
+        {
+            return Ok(Err(refused));
+        }
+        if let Some(Idempotency { key, item, fingerprint }) = &item.idempotency {
+            self.store.use_key(&task.tenant, key, *item, fingerprint, task.id, now)?;
+        }
+        if let Some((place, program)) = start
+            && task.apply(Event::Start { server: self.server }, now).is_ok()
         {
             self.store.insert_task(&task)?;
-            return Ok(Done::Started(Start { task, place, program, limits }));
+            self.note(&task, Happened::Pending, 0, None, now)?;
+            self.note(&task, Happened::Running, task.attempt, None, now)?;
+            let start = Start { task: task.clone(), place, program, limits: item.limits };
+            return Ok(Ok(Created { task, replayed: false, start: Some(start) }));
         }
         self.store.insert_task(&task)?;
-        self.ready.push(rank(task.created_at, task.priority), task.id);
+        self.note(&task, Happened::Pending, 0, None, now)?;
+        self.backlog.came(&task.tenant);
+        self.waits(&task);
+        Ok(Ok(Created { task, replayed: false, start: None }))
+    }
+
+    fn place_for_new(&mut self, task: &Task) -> Option<(Place, std::sync::Arc<crate::sandbox::Program>)> {
+        if !self.ready.is_exhausted() {
+            return None;
+        }
+        match self.registry.version(task.component) {
+            Some(Version::Ready(program)) => Some((self.place()?, program)),
+            _ => None,
+        }
+    }
+
+    /// What an idempotency key leads to, where it was used before.
+    fn replay(
+        &mut self,
+        tenant: &str,
+        Idempotency { key, item, fingerprint }: &Idempotency,
+        now: Timestamp,
+    ) -> Result<Option<std::result::Result<Created, Refused>>> {
+        let Some(KeyUse { fingerprint: before, task }) = self.store.key_use(tenant, key, *item, now)? else {
+            return Ok(None);
+        };
+        if before != *fingerprint {
+            return Ok(Some(Err(Refused::KeyReused)));
+        }
+        Ok(Some(match self.task(tenant, task)? {
+            Some(task) => Ok(Created { task, replayed: true, start: None }),
+            None => Err(Refused::Gone),
+        }))
+    }
+
+    fn report(&mut self, report: &Report, now: Timestamp) -> Result<Done> {
+        let Some(running) = self.running.get(&report.id) else { return Ok(Done::Nothing) };
+        let mut task = running.task.clone();
+        let attempt = report.attempt;
+        let event = match &report.end {
+            RunEnd::Ended(end) => Event::End { attempt, end: end.clone(), random: random(&end.outcome) },
+            RunEnd::GiveBack => Event::GiveBack { attempt },
+        };
+        if report.end == RunEnd::GiveBack {
+            // The number will be given again, and what was logged under it is logged again.
+            self.store.remove_log(task.id, attempt)?;
+        } else if task.attempt == attempt {
+            self.store_log(&task, attempt, &report.news, now)?;
+        }
+        // A late end of an attempt that is no longer the current one is dropped.
+        if self.change(&mut task, event, now)?.is_err() {
+            return Ok(Done::Nothing);
+        }
+        if report.end == RunEnd::GiveBack {
+            // There was no room for it after all. At once there would be none again.
+            self.hold_starts = Some(Instant::now() + RETRY_START);
+        }
         Ok(Done::Task(task))
     }
 
+    fn store_log(&mut self, task: &Task, attempt: u32, news: &crate::host::log::News, now: Timestamp) -> Result<()> {
+        if let Some((first, count)) = self.store.append_log(task.id, attempt, &news.lines)? {
+            self.note(task, Happened::Log, attempt, Some(&format!("[{first},{count}]")), now)?;
+        }
+        if let Some(progress) = &news.progress {
+            self.note(task, Happened::Progress, attempt, json(progress).as_deref(), now)?;
+        }
+        Ok(())
+    }
+
+    /// Lets something happen to a stored task, and writes down what came of it.
+    pub(super) fn change(
+        &mut self,
+        task: &mut Task,
+        event: Event,
+        now: Timestamp,
+    ) -> Result<std::result::Result<(), Rejected>> {
+        let (was, was_ready) = (task.status, task.due_at.is_none());
+        let place = rank(task.ready_at, task.priority);
+        let over: Option<AttemptRecord> = match task.apply(event, now) {
+            Ok(over) => over,
+            Err(rejected) => return Ok(Err(rejected)),
+        };
+        self.store.update_task(task)?;
+        if let Some(record) = over {
+            self.store.insert_attempt(task.id, &record)?;
+        }
+        if was == Status::Pending && was_ready {
+            self.ready.remove(place, task.id);
+        }
+        if was != Status::Pending && task.status == Status::Pending {
+            self.backlog.came(&task.tenant);
+        }
+        if was == Status::Pending && task.status != Status::Pending {
+            self.backlog.left(&task.tenant);
+        }
+        if task.status == Status::Pending {
+            self.waits(task);
+        }
+        if was != task.status {
+            let error = task.error.as_ref().filter(|_| matches!(task.status, Status::Failed | Status::Pending));
+            let error = error.and_then(json);
+            self.note(task, Happened::becoming(task.status), task.attempt, error.as_deref(), now)?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// An ended task is attempted afresh.
+    pub(super) fn retry(&mut self, task: &mut Task, now: Timestamp) -> Result<std::result::Result<(), Refused>> {
+        if !task.status.is_ended() {
+            return Ok(Err(Refused::NotEnded));
+        }
+        if let Some(key) = &task.unique_key
+            && let Some(holder) = self.store.unique_holder(&task.tenant, key)?
+        {
+            return Ok(Err(Refused::UniqueKey { holder }));
+        }
+        if let Err(refused) = self.backlog.check(&task.tenant, now) {
+            return Ok(Err(refused));
+        }
+        Ok(self.change(task, Event::Retry, now)?.map_err(|_| Refused::NotEnded))
+    }
+
+    /// Removes a task that does not run.
+    pub(super) fn remove(&mut self, task: &Task, now: Timestamp) -> Result<()> {
+        self.store.delete_task(task)?;
+        if task.status == Status::Pending {
+            self.backlog.left(&task.tenant);
+            self.ready.remove(rank(task.ready_at, task.priority), task.id);
+        }
+        self.note(task, Happened::Deleted, task.attempt, json(&*task.task_type).as_deref(), now)
+    }
+
+    /// A task is Pending: it has its place in the queue, or its time.
+    fn waits(&mut self, task: &Task) {
+        match task.due_at {
+            None => self.ready.push(rank(task.ready_at, task.priority), task.id),
+            Some(due) => self.timers.due.earlier(due),
+        }
+        if let Some(expires) = task.expires_at {
+            self.timers.expires.earlier(expires);
+        }
+    }
+
+    /// Notes what happened, for those who listen and for the record.
+    fn note(
+        &mut self,
+        task: &Task,
+        happened: Happened,
+        attempt: u32,
+        data: Option<&str>,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.store.append_event(task, happened, attempt, now, data)?;
+        if self.changes.has_listeners() {
+            self.changed.push((task.tenant.clone(), task.id));
+        }
+        Ok(())
+    }
+
     /// Starts queued tasks in their order, as long as there is room.
-    pub(super) fn start_ready(&mut self, now: Timestamp) -> Result<Started, StoreError> {
+    pub(super) fn start_ready(&mut self, now: Timestamp) -> Result<Started> {
         let Started { mut starts, mut ended } = Started::default();
         while starts.len() + ended.len() < MAX_STARTS && self.draining.is_none() {
             if self.ready.needs_fill() {
@@ -124,31 +289,42 @@ impl Core {
             let Some(place) = self.place() else { break };
             self.ready.remove(rank, id);
             let Some(mut task) = self.store.task(id)? else { continue };
-            if task.apply(Event::Start, now).is_err() {
+            // Its timer may be late.
+            if task.expires_at.is_some_and(|expires| expires <= now) {
+                if self.change(&mut task, Event::Expire, now)?.is_ok() {
+                    ended.push(task);
+                }
                 continue;
             }
             match self.registry.version(task.component) {
                 Some(Version::Ready(program)) => {
-                    let limits = self.limits(&task);
-                    self.store.update_task(&task)?;
-                    starts.push(Start { task, place, program, limits });
+                    if self.change(&mut task, Event::Start { server: self.server }, now)?.is_ok() {
+                        let limits = self.limits(&task);
+                        starts.push(Start { task, place, program, limits });
+                    }
                 }
                 missing => {
                     let why = match missing {
                         Some(Version::Failed(why)) => why.to_string(),
                         _ => "its component is not there".to_owned(),
                     };
-                    let error = TaskError::new(ErrorKind::Host, format!("it cannot be run: {why}"));
-                    let end = AttemptEnd { outcome: Outcome::Failed(error), usage: Usage::default(), progress: None };
-                    let attempt = task.attempt;
-                    if task.apply(Event::End { attempt, end }, now).is_ok() {
-                        self.store.update_task(&task)?;
+                    if self.fail_unstarted(&mut task, format!("it cannot be run: {why}"), now)? {
                         ended.push(task);
                     }
                 }
             }
         }
         Ok(Started { starts, ended })
+    }
+
+    /// Counts an attempt that could not begin. True: the task has ended with it.
+    fn fail_unstarted(&mut self, task: &mut Task, why: String, now: Timestamp) -> Result<bool> {
+        if self.change(task, Event::Start { server: self.server }, now)?.is_err() {
+            return Ok(false);
+        }
+        let end = AttemptEnd::host_failure(why);
+        let event = Event::End { attempt: task.attempt, random: random(&end.outcome), end };
+        Ok(self.change(task, event, now)?.is_ok() && task.status.is_ended())
     }
 
     /// How long starts are still held; zero once, when they are held no longer.
@@ -184,11 +360,24 @@ impl Core {
         of_type.lowered(&task.limits)
     }
 
-    pub(super) fn task(&mut self, tenant: &str, id: TaskId) -> Result<Option<Task>, StoreError> {
+    pub(super) fn task(&mut self, tenant: &str, id: TaskId) -> Result<Option<Task>> {
         self.store.task_of(tenant, id)
     }
 }
 
 fn is_canceled(task: &Task) -> bool {
     task.error.as_ref().is_some_and(|error| error.kind == ErrorKind::Canceled)
+}
+
+/// A number for the jitter of a retry. An id's last 62 bits are random (RFC 9562, section 5.7).
+fn random(outcome: &Outcome) -> u64 {
+    match outcome {
+        Outcome::Completed(_) => 0,
+        Outcome::Failed(_) => uuid::Uuid::now_v7().as_u128() as u64 & (u64::MAX >> 2),
+    }
+}
+
+/// Made of strings and numbers, which can always be written as JSON.
+fn json<T: serde::Serialize + ?Sized>(value: &T) -> Option<String> {
+    serde_json::to_string(value).ok()
 }

@@ -14,6 +14,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
+use super::backlog::{Backlog, BacklogLimits};
+use super::changes::Changes;
+use super::upkeep::Timers;
 use super::waiters::EndWaiters;
 use super::{Command, Inbox, Refused};
 use crate::clock;
@@ -24,7 +27,7 @@ use crate::room::{Place, Room};
 use crate::sandbox::{Control, Program, Stop};
 use crate::schedule::ReadyWindow;
 use crate::store::{ObjectWrite, StoreError, Writer};
-use crate::task::{Event, Task, TaskId};
+use crate::task::{Event, Task, TaskId, Timestamp};
 
 /// Commands in one transaction. More wait for the next: a transaction's length bounds how long the
 /// first of them waits for its answer.
@@ -64,6 +67,10 @@ pub struct CoreSettings {
     pub ceiling: Limits,
     /// How often an attempt is repeated that the server went down under.
     pub max_interruptions: u32,
+    /// How many tasks may be Pending.
+    pub backlog: BacklogLimits,
+    /// How long ended tasks are kept where their type does not say, in milliseconds.
+    pub retention_ms: u64,
 }
 
 /// The state that only the manager's thread touches.
@@ -73,6 +80,13 @@ pub struct Core {
     pub(super) registry: Arc<Registry>,
     pub(super) executor: Executor,
     pub(super) settings: CoreSettings,
+    /// Which start of a server this is.
+    pub(super) server: i64,
+    pub(super) backlog: Backlog,
+    pub(super) timers: Timers,
+    pub(super) changes: Arc<Changes>,
+    /// What the open transaction changed that somebody may listen to.
+    pub(super) changed: Vec<(Arc<str>, TaskId)>,
     pub(super) ready: ReadyWindow,
     pub(super) running: HashMap<TaskId, Running>,
     pub(super) ended: EndWaiters,
@@ -97,8 +111,9 @@ pub(super) enum Done {
     Refused(Refused),
     /// The task as it is now.
     Task(Task),
-    /// A new task that starts at once.
-    Started(Start),
+    /// A new task, or the one that there is already under its idempotency key.
+    Created(Result<Created, Refused>),
+    CreatedMany(Vec<Result<Created, Refused>>),
     /// The task's attempt is to be stopped; the answer comes with its end.
     Stopping,
     /// The task has not ended; the answer comes with its end.
@@ -107,12 +122,21 @@ pub(super) enum Done {
     Object(ObjectWrite),
 }
 
+/// A task that is there now.
+pub(super) struct Created {
+    pub(super) task: Task,
+    /// It was there before, under the same idempotency key.
+    pub(super) replayed: bool,
+    /// It starts at once.
+    pub(super) start: Option<Start>,
+}
+
 /// What a transaction did beside its commands.
 #[derive(Default)]
 pub(super) struct Started {
     /// To be started after the commit.
     pub(super) starts: Vec<Start>,
-    /// Ended instead: they cannot be run.
+    /// Ended by it: they expired, or cannot be run.
     pub(super) ended: Vec<Task>,
 }
 
@@ -131,22 +155,58 @@ impl Core {
         room: Arc<Room>,
         registry: Arc<Registry>,
         executor: Executor,
+        changes: Arc<Changes>,
         settings: CoreSettings,
+        now: Timestamp,
     ) -> Result<Core, StoreError> {
-        recover(&mut store, settings.max_interruptions)?;
-        Ok(Core {
+        store.begin()?;
+        let server = store.new_server(now)?;
+        store.commit()?;
+        let backlog = Backlog::new(settings.backlog, store.pending()?);
+        let mut core = Core {
             store,
             room,
             registry,
             executor,
             settings,
+            server,
+            backlog,
+            timers: Timers::all_at_once(),
+            changes,
+            changed: Vec::new(),
             ready: ReadyWindow::new(WINDOW),
             running: HashMap::new(),
             ended: EndWaiters::default(),
             hold_starts: None,
             draining: None,
             failure_logged: None,
-        })
+        };
+        core.recover(now)?;
+        Ok(core)
+    }
+
+    /// Puts back what a crash cut off.
+    fn recover(&mut self, now: Timestamp) -> Result<(), StoreError> {
+        let max_interruptions = self.settings.max_interruptions;
+        let mut found = 0;
+        loop {
+            // Those that were put back are not found again.
+            let tasks = self.store.running_elsewhere(self.server, None, MAX_BATCH)?;
+            if tasks.is_empty() {
+                break;
+            }
+            found += tasks.len();
+            self.store.begin()?;
+            for mut task in tasks {
+                let _ = self.change(&mut task, Event::Interrupt { max_interruptions }, now)?;
+            }
+            self.store.commit()?;
+            self.backlog.committed(now);
+        }
+        if found > 0 {
+            tracing::warn!(tasks = found, "the server went down under running tasks; they are attempted again");
+        }
+        Ok(())
     }
 
     /// Does what comes in until the server stops. A panic here ends the process: without its one writer
@@ -157,31 +217,11 @@ impl Core {
         // Commands that must not get lost when the disk takes no writes.
         let mut kept: Vec<Command> = Vec::new();
         // What was left of an earlier run is started at once.
-        let mut again = Some(Duration::ZERO);
-        loop {
-            if !self.gather(&inbox, &mut batch, again) {
-                break;
-            }
+        let mut again = Duration::ZERO;
+        while self.gather(&inbox, &mut batch, again) {
             let mut commands = std::mem::take(&mut kept);
             commands.append(&mut batch);
-            let done = self.transaction(&commands);
-            again = match done {
-                Ok((done, Started { starts, ended })) => {
-                    let full = starts.len() >= MAX_STARTS;
-                    self.tell(commands, done, &mut kept);
-                    starts.into_iter().for_each(|start| self.start(start));
-                    ended.into_iter().for_each(|task| self.ended.tell(task));
-                    self.after_commit();
-                    if full || !kept.is_empty() { Some(Duration::ZERO) } else { self.held_for() }
-                }
-                Err(error) => {
-                    self.store.rollback();
-                    self.ready.reset();
-                    self.log_failure(&error);
-                    kept = self.refuse(commands, &error);
-                    Some(RETRY_STORE)
-                }
-            };
+            again = self.step(commands, clock::now(), &mut kept);
             if let Some(deadline) = self.draining {
                 if self.running.is_empty() && kept.is_empty() {
                     break;
@@ -197,7 +237,7 @@ impl Core {
                 if now >= deadline {
                     self.running.values().for_each(|running| running.control.stop(Stop::Drain));
                 }
-                again = Some(again.unwrap_or(Duration::MAX).min(next - now));
+                again = again.min(next - now);
             }
         }
         match self.store.checkpoint_all() {
@@ -210,18 +250,45 @@ impl Core {
         inbox.drained.store(true, Ordering::Release);
     }
 
+    /// One transaction with what follows it. Returns when the next has to be, whether or not anybody asks
+    /// for anything; what has to be done again is put into `kept`.
+    pub(super) fn step(&mut self, commands: Vec<Command>, now: Timestamp, kept: &mut Vec<Command>) -> Duration {
+        match self.transaction(&commands, now) {
+            Ok((done, Started { starts, ended })) => {
+                let full = starts.len() >= MAX_STARTS;
+                self.backlog.committed(now);
+                self.tell(commands, done, kept);
+                starts.into_iter().for_each(|start| self.start(start));
+                ended.into_iter().for_each(|task| self.ended.tell(task));
+                for (tenant, id) in self.changed.drain(..) {
+                    self.changes.tell(&tenant, id);
+                }
+                self.after_commit();
+                if full || !kept.is_empty() {
+                    return Duration::ZERO;
+                }
+                let timer = self.timers.next(now);
+                self.held_for().map_or(timer, |held| held.min(timer))
+            }
+            Err(error) => {
+                self.store.rollback();
+                self.backlog.rolled_back();
+                self.changed.clear();
+                self.ready.reset();
+                self.timers = Timers::all_at_once();
+                self.log_failure(&error);
+                *kept = self.refuse(commands, &error);
+                RETRY_STORE
+            }
+        }
+    }
+
     /// Waits for commands, and takes all that are there. False when there can be no more.
-    fn gather(&self, inbox: &Inbox, batch: &mut Vec<Command>, wait: Option<Duration>) -> bool {
-        let first = match wait {
-            Some(wait) => match inbox.commands.recv_timeout(wait) {
-                Ok(command) => Some(command),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return false,
-            },
-            None => match inbox.commands.recv() {
-                Ok(command) => Some(command),
-                Err(_) => return false,
-            },
+    fn gather(&self, inbox: &Inbox, batch: &mut Vec<Command>, wait: Duration) -> bool {
+        let first = match inbox.commands.recv_timeout(wait) {
+            Ok(command) => Some(command),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return false,
         };
         batch.extend(first.into_iter().chain(inbox.commands.try_iter()).take(MAX_BATCH));
         let asked = batch.iter().filter(|command| command.is_asked()).count();
@@ -229,14 +296,15 @@ impl Core {
         true
     }
 
-    fn transaction(&mut self, commands: &[Command]) -> Result<(Vec<Done>, Started), StoreError> {
-        let now = clock::now();
+    fn transaction(&mut self, commands: &[Command], now: Timestamp) -> Result<(Vec<Done>, Started), StoreError> {
         let mut done = Vec::with_capacity(commands.len());
         self.store.begin()?;
         for command in commands {
             done.push(self.apply(command, now)?);
         }
-        let started = self.start_ready(now)?;
+        let mut ended = self.keep_up(now)?;
+        let mut started = self.start_ready(now)?;
+        started.ended.append(&mut ended);
         self.store.commit()?;
         Ok((done, started))
     }
@@ -298,28 +366,4 @@ impl Drop for EndWithPanic {
             std::process::exit(EXIT_BUG);
         }
     }
-}
-
-/// Puts back what a crash cut off.
-fn recover(store: &mut Writer, max_interruptions: u32) -> Result<(), StoreError> {
-    let now = clock::now();
-    let mut after = None;
-    let mut found = 0;
-    loop {
-        let tasks = store.running(after, MAX_BATCH)?;
-        let Some(last) = tasks.last() else { break };
-        after = Some(last.id);
-        found += tasks.len();
-        store.begin()?;
-        for mut task in tasks {
-            if task.apply(Event::Interrupt { max_interruptions }, now).is_ok() {
-                store.update_task(&task)?;
-            }
-        }
-        store.commit()?;
-    }
-    if found > 0 {
-        tracing::warn!(tasks = found, "the server went down under running tasks; they are attempted again");
-    }
-    Ok(())
 }

@@ -2,9 +2,12 @@
 //! (`core`), which alone changes state; reads go to the store beside it.
 
 mod apply;
+mod backlog;
+mod changes;
 mod core;
 mod refused;
 mod tell;
+mod upkeep;
 mod waiters;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,16 +17,18 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 pub use self::core::{Core, CoreSettings};
+pub use backlog::BacklogLimits;
+pub use changes::{Changes, Listener, Topic};
 pub use refused::{FieldError, Refused};
 
 use crate::clock;
 use crate::executor::Report;
 use crate::host::live::LiveAttempts;
-use crate::host::log::{LogBuffer, LogLine};
+use crate::host::log::{LogBuffer, LogLine, News};
 use crate::limits::{LimitOverrides, Limits};
 use crate::registry::{Registry, TaskType, Version};
-use crate::store::{ListFilter, ObjectWrite, Precondition, Quota, Readers, StoreError, TaskSummary};
-use crate::task::{Digest, Status, Task, TaskId, Timestamp, Usage};
+use crate::store::{ListFilter, ObjectWrite, Page, Precondition, Quota, Readers, StoreError};
+use crate::task::{AttemptRecord, Digest, Labels, RetryOverrides, RetryPolicy, Status, Task, TaskId, Timestamp, Usage};
 
 /// Requests that may wait for the manager's thread. More are refused: they would only wait longer.
 const MAX_WAITING: usize = 8192;
@@ -39,29 +44,64 @@ fn answer<T>(reply: Reply<T>, result: Result<T, Refused>) {
 }
 
 /// Whether a create is answered when the task is stored or when it has ended.
-enum Created {
-    Stored(Reply<Task>),
+enum Answer {
+    Stored(Reply<Stored>),
     Ended(Reply<Task>),
+}
+
+/// A task that is in the store.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// As it was when this was told.
+    pub task: Task,
+    /// It was there before, under the same idempotency key.
+    pub replayed: bool,
+}
+
+/// A task to be stored.
+struct NewItem {
+    task: Task,
+    limits: Limits,
+    idempotency: Option<Idempotency>,
+}
+
+/// What makes a repeated create lead to the same task.
+#[derive(Clone, Debug)]
+pub struct Idempotency {
+    /// The client's key.
+    pub key: Arc<str>,
+    /// The place in the array of a `POST /tasks`; -1 for a `POST /task`.
+    pub item: i64,
+    /// SHA-256 of the request, or of its item.
+    pub fingerprint: Digest,
 }
 
 /// What the manager's thread is asked to do.
 enum Command {
     Create {
-        task: Box<Task>,
-        limits: Limits,
-        reply: Created,
+        item: Box<NewItem>,
+        reply: Answer,
+    },
+    CreateMany {
+        items: Vec<NewItem>,
+        reply: Reply<Vec<Result<Stored, Refused>>>,
     },
     Report(Report),
     Log {
         id: TaskId,
         attempt: u32,
-        lines: Vec<LogLine>,
+        news: News,
     },
     /// `stopped`: its attempt was stopped for it.
     Cancel {
         tenant: Arc<str>,
         id: TaskId,
         stopped: bool,
+        reply: Reply<Task>,
+    },
+    Retry {
+        tenant: Arc<str>,
+        id: TaskId,
         reply: Reply<Task>,
     },
     Delete {
@@ -124,6 +164,18 @@ pub struct NewTask {
     pub priority: i32,
     /// Lowered limits.
     pub limits: LimitOverrides,
+    /// What its client calls it by.
+    pub labels: Labels,
+    /// How its attempts are repeated, where it is not as its type says.
+    pub retry: RetryOverrides,
+    /// Not to be started before.
+    pub due_at: Option<Timestamp>,
+    /// Fails if it is still Pending then.
+    pub expires_at: Option<Timestamp>,
+    /// At most one task that has not ended has it.
+    pub unique_key: Option<Arc<str>>,
+    /// What makes a repeated create lead to the same task.
+    pub idempotency: Option<Idempotency>,
 }
 
 /// A handle to the manager; clones are the same manager.
@@ -138,6 +190,7 @@ struct Shared {
     readers: Readers,
     registry: Arc<Registry>,
     live: Arc<LiveAttempts>,
+    changes: Arc<Changes>,
     defaults: Limits,
     ceiling: Limits,
 }
@@ -148,6 +201,7 @@ impl Manager {
         readers: Readers,
         registry: Arc<Registry>,
         live: Arc<LiveAttempts>,
+        changes: Arc<Changes>,
         defaults: Limits,
         ceiling: Limits,
     ) -> (Manager, Inbox) {
@@ -162,6 +216,7 @@ impl Manager {
             readers,
             registry,
             live,
+            changes,
             defaults,
             ceiling,
         };
@@ -169,16 +224,23 @@ impl Manager {
     }
 
     /// Creates a task. It is durable when this returns.
-    pub async fn create(&self, tenant: &Arc<str>, new: NewTask) -> Result<Task, Refused> {
-        let (task, limits) = self.check(tenant, new)?;
-        self.ask(|reply| Command::Create { task, limits, reply: Created::Stored(reply) }).await
+    pub async fn create(&self, tenant: &Arc<str>, new: NewTask) -> Result<Stored, Refused> {
+        let item = Box::new(self.check(tenant, new)?);
+        self.ask(|reply| Command::Create { item, reply: Answer::Stored(reply) }).await
     }
 
     /// Creates a task and waits for its end, but no longer than `wait`.
-    pub async fn create_and_wait(&self, tenant: &Arc<str>, new: NewTask, wait: Duration) -> Result<Task, Refused> {
-        let (task, limits) = self.check(tenant, new)?;
-        let id = task.id;
-        let ended = self.ask(|reply| Command::Create { task, limits, reply: Created::Ended(reply) });
+    pub async fn create_and_wait(&self, tenant: &Arc<str>, new: NewTask, wait: Duration) -> Result<Stored, Refused> {
+        let item = Box::new(self.check(tenant, new)?);
+        let (id, keyed) = (item.task.id, item.idempotency.is_some());
+        // Under a key the task may be another one, whose id only the manager knows. So such a create is
+        // answered first, and waited for then.
+        if keyed {
+            let stored = self.ask(|reply| Command::Create { item, reply: Answer::Stored(reply) }).await?;
+            let task = self.get_ended(tenant, stored.task.id, wait).await?;
+            return Ok(Stored { task, ..stored });
+        }
+        let ended = self.ask(|reply| Command::Create { item, reply: Answer::Ended(reply) });
         match tokio::time::timeout(wait, ended).await {
             // The server stopped over it. Whether the task was stored before, the store knows.
             Ok(Err(Refused::Draining)) => self.get(tenant, id).await.map_err(|refused| match refused {
@@ -189,9 +251,28 @@ impl Manager {
             // It may still be on its way to the disk: only its end or the store can tell.
             Err(_) => self.await_stored(tenant, id).await,
         }
+        .map(|task| Stored { task, replayed: false })
     }
 
-    fn check(&self, tenant: &Arc<str>, new: NewTask) -> Result<(Box<Task>, Limits), Refused> {
+    /// Creates many tasks, each of which is durable or refused when this returns.
+    pub async fn create_many(
+        &self,
+        tenant: &Arc<str>,
+        new: Vec<NewTask>,
+    ) -> Result<Vec<Result<Stored, Refused>>, Refused> {
+        let mut items = Vec::with_capacity(new.len());
+        let checked: Vec<Option<Refused>> =
+            new.into_iter().map(|new| self.check(tenant, new).map(|item| items.push(item)).err()).collect();
+        let stored =
+            if items.is_empty() { Vec::new() } else { self.ask(|reply| Command::CreateMany { items, reply }).await? };
+        let mut stored = stored.into_iter();
+        Ok(checked
+            .into_iter()
+            .map(|refused| refused.map_or_else(|| stored.next().unwrap_or(Err(Refused::Draining)), Err))
+            .collect())
+    }
+
+    fn check(&self, tenant: &Arc<str>, new: NewTask) -> Result<NewItem, Refused> {
         if self.is_draining() {
             return Err(Refused::Draining);
         }
@@ -199,34 +280,56 @@ impl Manager {
         if !matches!(self.version(task_type.current), Some(Version::Ready(_))) {
             return Err(Refused::TypeNotReady);
         }
+        let mut errors = Vec::new();
         let of_type = self.limits_of(&task_type);
-        let limits = of_type.with(&new.limits, &of_type).map_err(|bad| {
-            let errors = bad.into_iter().map(|bad| FieldError {
+        let limits = of_type.with(&new.limits, &of_type).unwrap_or_else(|bad| {
+            errors.extend(bad.into_iter().map(|bad| FieldError {
                 pointer: format!("#/limits/{}", bad.name),
                 detail: format!("must be between 1 and {}", bad.ceiling),
-            });
-            Refused::Invalid(errors.collect())
-        })?;
+            }));
+            of_type
+        });
+        let retry = task_type.retry().with(&new.retry).unwrap_or_else(|bad| {
+            errors.extend(bad.into_iter().map(|bad| FieldError {
+                pointer: format!("#/retry/{}", bad.name),
+                detail: format!("must be between 1 and {}", bad.most),
+            }));
+            RetryPolicy::DEFAULT
+        });
         if !(-100..=100).contains(&new.priority) {
             let detail = "must be between -100 and 100".to_owned();
-            return Err(Refused::Invalid(vec![FieldError { pointer: "#/priority".into(), detail }]));
+            errors.push(FieldError { pointer: "#/priority".into(), detail });
+        }
+        if !errors.is_empty() {
+            return Err(Refused::Invalid(errors));
         }
         if new.input.len() as u64 > limits.input_bytes {
             return Err(Refused::InputTooLarge { limit: limits.input_bytes });
         }
         let id = TaskId(uuid::Uuid::now_v7());
+        let created_at = created_at(id);
+        let due_at = new.due_at.filter(|due| *due > created_at);
         let task = Task {
             id,
             tenant: tenant.clone(),
             task_type: task_type.name.clone(),
             component: task_type.current,
             priority: new.priority,
-            created_at: created_at(id),
+            created_at,
             limits: new.limits,
             input: new.input,
+            labels: new.labels,
+            retry,
+            due_at,
+            ready_at: due_at.unwrap_or(created_at),
+            expires_at: new.expires_at,
+            unique_key: new.unique_key,
+            schedule: None,
             status: Status::Pending,
             attempt: 0,
+            failures: 0,
             interruptions: 0,
+            server: None,
             started_at: None,
             finished_at: None,
             progress: None,
@@ -235,7 +338,7 @@ impl Manager {
             usage: None,
             usage_total: Usage::default(),
         };
-        Ok((Box::new(task), limits))
+        Ok(NewItem { task, limits, idempotency: new.idempotency })
     }
 
     /// A task, as far as it is now.
@@ -259,6 +362,38 @@ impl Manager {
         }
     }
 
+    /// A task once it is not as `known` says any more, or as it is after `wait`.
+    pub async fn get_changed(
+        &self,
+        tenant: &Arc<str>,
+        id: TaskId,
+        wait: Duration,
+        known: impl Fn(&Task) -> bool,
+    ) -> Result<Task, Refused> {
+        let deadline = tokio::time::Instant::now() + wait;
+        // Before the first look, so that nothing is missed after it.
+        let mut listener = self.0.changes.listen(Topic::Task(id));
+        loop {
+            let task = self.get(tenant, id).await?;
+            if !known(&task) || task.status.is_ended() || self.is_draining() {
+                return Ok(task);
+            }
+            if tokio::time::timeout_at(deadline, listener.changed()).await.is_err() {
+                return Ok(task);
+            }
+        }
+    }
+
+    /// Every attempt of a task, the first one first.
+    pub async fn attempts(&self, tenant: &Arc<str>, id: TaskId) -> Result<Vec<AttemptRecord>, Refused> {
+        self.0.readers.attempts(tenant.clone(), id).await?.ok_or(Refused::NotFound)
+    }
+
+    /// Listens to what happens.
+    pub fn listen(&self, topic: Topic) -> Listener {
+        self.0.changes.listen(topic)
+    }
+
     /// A task whose create was sent but not yet answered.
     async fn await_stored(&self, tenant: &Arc<str>, id: TaskId) -> Result<Task, Refused> {
         // Commands are done in turn: once this one is answered, the create was, too. Whether it is
@@ -277,12 +412,12 @@ impl Manager {
         filter: ListFilter,
         before: Option<TaskId>,
         limit: usize,
-    ) -> Result<Vec<TaskSummary>, Refused> {
-        let mut tasks = self.0.readers.list(tenant.clone(), filter, before, limit).await?;
-        for task in &mut tasks {
+    ) -> Result<Page, Refused> {
+        let mut page = self.0.readers.list(tenant.clone(), filter, before, limit).await?;
+        for task in &mut page.tasks {
             self.add_live(task);
         }
-        Ok(tasks)
+        Ok(page)
     }
 
     /// Lines of a task's log after line `after`: number, attempt and line.
@@ -299,6 +434,11 @@ impl Manager {
     /// Cancels a task wherever it is. It has ended when this returns.
     pub async fn cancel(&self, tenant: &Arc<str>, id: TaskId) -> Result<Task, Refused> {
         self.ask(|reply| Command::Cancel { tenant: tenant.clone(), id, stopped: false, reply }).await
+    }
+
+    /// Attempts an ended task afresh, under the same id.
+    pub async fn retry(&self, tenant: &Arc<str>, id: TaskId) -> Result<Task, Refused> {
+        self.ask(|reply| Command::Retry { tenant: tenant.clone(), id, reply }).await
     }
 
     /// Stops a task if need be and removes it. It is gone when this returns.
@@ -402,9 +542,9 @@ impl Manager {
             for buffer in buffers.drain(..) {
                 let (id, attempt) = buffer.of();
                 // Sent while the buffer is held: the attempt's end, which takes the rest, comes after.
-                buffer.drain(|lines| {
-                    if !lines.is_empty() {
-                        self.send(Command::Log { id, attempt, lines });
+                buffer.drain(|news| {
+                    if !news.is_empty() {
+                        self.send(Command::Log { id, attempt, news });
                     }
                 });
             }

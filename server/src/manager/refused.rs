@@ -1,5 +1,7 @@
 //! Why a request was refused, whatever the way it came.
 
+use crate::task::TaskId;
+
 /// A fault in one field of a request's body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
@@ -33,6 +35,35 @@ pub enum Refused {
     /// The task has ended.
     #[error("the task has ended")]
     Ended,
+    /// The task has not ended.
+    #[error("the task has not ended")]
+    NotEnded,
+    /// Another task that has not ended has the unique key.
+    #[error("another task has this unique key")]
+    UniqueKey {
+        /// Which.
+        holder: TaskId,
+    },
+    /// The idempotency key was used for another request.
+    #[error("the idempotency key was used for another request")]
+    KeyReused,
+    /// The task that was created under the idempotency key is gone.
+    #[error("the task that was created under this idempotency key was removed")]
+    Gone,
+    /// The tenant has as many Pending tasks as it may.
+    #[error("{limit} tasks are pending")]
+    TooManyPending {
+        /// How many that is.
+        limit: u64,
+        /// When to try again, in seconds.
+        retry_after: u64,
+    },
+    /// As many tasks are Pending as the server takes.
+    #[error("the queue is full")]
+    QueueFull {
+        /// When to try again, in seconds.
+        retry_after: u64,
+    },
     /// The disk takes no writes at the moment.
     #[error("the storage takes no writes")]
     NoRoom,

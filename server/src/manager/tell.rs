@@ -1,8 +1,8 @@
 //! What is said after a transaction: the answers of one that was committed, and the refusals of one that
 //! was not.
 
-use super::core::{Core, Done};
-use super::{Command, Created, Refused, answer};
+use super::core::{Core, Created, Done};
+use super::{Answer, Command, Refused, Stored, answer};
 use crate::sandbox::Stop;
 use crate::store::StoreError;
 use crate::task::TaskId;
@@ -12,19 +12,10 @@ impl Core {
     pub(super) fn tell(&mut self, commands: Vec<Command>, done: Vec<Done>, again: &mut Vec<Command>) {
         for (command, done) in commands.into_iter().zip(done) {
             match (command, done) {
-                (Command::Create { reply, .. }, Done::Started(start)) => {
-                    match reply {
-                        Created::Stored(reply) => answer(reply, Ok(start.task.clone())),
-                        Created::Ended(reply) => self.ended.add(start.task.id, reply),
-                    }
-                    self.start(start);
-                }
-                (Command::Create { reply, .. }, Done::Task(task)) => match reply {
-                    Created::Stored(reply) => answer(reply, Ok(task)),
-                    Created::Ended(reply) => self.ended.add(task.id, reply),
-                },
-                (Command::Create { reply: Created::Stored(reply) | Created::Ended(reply), .. }, Done::Refused(why)) => {
-                    answer(reply, Err(why));
+                (Command::Create { reply, .. }, Done::Created(created)) => self.tell_created(created, reply),
+                (Command::CreateMany { reply, .. }, Done::CreatedMany(all)) => {
+                    let stored = all.into_iter().map(|created| Ok(self.begin(created?))).collect();
+                    answer(reply, Ok(stored));
                 }
                 (Command::Report(report), Done::Task(task)) => {
                     let then = self.running.remove(&report.id).map(|running| running.then).unwrap_or_default();
@@ -42,6 +33,7 @@ impl Core {
                 (command @ (Command::Cancel { id, .. } | Command::Delete { id, .. }), Done::Stopping) => {
                     self.stop(id, command);
                 }
+                (Command::Retry { reply, .. }, Done::Task(task)) => answer(reply, Ok(task)),
                 (Command::Delete { reply, .. }, Done::Removed(id)) => {
                     self.ended.gone(id);
                     answer(reply, Ok(()));
@@ -49,9 +41,10 @@ impl Core {
                 (Command::Delete { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
                 (Command::AwaitEnd { reply, .. }, Done::Task(task)) => answer(reply, Ok(task)),
                 (Command::AwaitEnd { id, reply, .. }, Done::Waiting) => self.ended.add(id, reply),
-                (Command::Cancel { reply, .. } | Command::AwaitEnd { reply, .. }, Done::Refused(why)) => {
-                    answer(reply, Err(why));
-                }
+                (
+                    Command::Cancel { reply, .. } | Command::Retry { reply, .. } | Command::AwaitEnd { reply, .. },
+                    Done::Refused(why),
+                ) => answer(reply, Err(why)),
                 (Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. }, Done::Object(write)) => {
                     answer(reply, Ok(write));
                 }
@@ -60,6 +53,24 @@ impl Core {
                 _ => {}
             }
         }
+    }
+
+    fn tell_created(&mut self, created: Result<Created, Refused>, reply: Answer) {
+        let stored = created.map(|created| self.begin(created));
+        match (reply, stored) {
+            (Answer::Stored(reply), stored) => answer(reply, stored),
+            (Answer::Ended(reply), Ok(stored)) => self.ended.add(stored.task.id, reply),
+            (Answer::Ended(reply), Err(refused)) => answer(reply, Err(refused)),
+        }
+    }
+
+    /// A task is stored: its attempt begins, where it starts at once.
+    fn begin(&mut self, created: Created) -> Stored {
+        let Created { task, replayed, start } = created;
+        if let Some(start) = start {
+            self.start(start);
+        }
+        Stored { task, replayed }
     }
 
     /// Stops the attempt that runs of a task, and does `then` when it has ended.
@@ -82,8 +93,11 @@ impl Core {
         let mut kept = Vec::new();
         for command in commands {
             match command {
-                Command::Create { reply: Created::Stored(reply) | Created::Ended(reply), .. }
-                | Command::Cancel { reply, .. } => answer(reply, Err(refusal())),
+                Command::Create { reply: Answer::Stored(reply), .. } => answer(reply, Err(refusal())),
+                Command::Create { reply: Answer::Ended(reply), .. }
+                | Command::Cancel { reply, .. }
+                | Command::Retry { reply, .. } => answer(reply, Err(refusal())),
+                Command::CreateMany { reply, .. } => answer(reply, Err(refusal())),
                 // A read, which only looks in turn with the writes: it goes on waiting.
                 Command::AwaitEnd { ref reply, .. } if reply.is_closed() => {}
                 Command::AwaitEnd { .. } => kept.push(command),

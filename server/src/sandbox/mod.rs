@@ -134,7 +134,7 @@ impl Sandbox {
         let host = Host::new(self.services.clone(), self.room.clone(), of, &limits, deadline, log.clone());
         let mut store = Store::new(&self.engine, host);
         if let Err(error) = prepare(&mut store, &limits) {
-            return RunEnd::Ended(outcome::host_failure(&error, Usage::default()));
+            return RunEnd::Ended(outcome::host_failure(&error));
         }
 
         let (result, cpu) = {
@@ -152,6 +152,10 @@ impl Sandbox {
             io_bytes: store.data().io_bytes(),
             log_bytes: log.bytes(),
         };
+        let retry_after_ms = match &result {
+            Ok(Ok(Err(outcome::Failure::Transient(retry)))) => retry.after_ms,
+            _ => None,
+        };
         let outcome = match result {
             Ok(Ok(output)) => outcome::of_output(output, &limits),
             Ok(Err(error)) => match outcome::of_error(&error, store.data().refused_memory(), &limits) {
@@ -161,7 +165,7 @@ impl Sandbox {
             Err(StoppedBy::Drain) => return RunEnd::GiveBack,
             Err(stopped) => Outcome::Failed(outcome::of_stop(stopped, &limits)),
         };
-        RunEnd::Ended(AttemptEnd { outcome, usage, progress: store.data().progress() })
+        RunEnd::Ended(AttemptEnd { outcome, usage, progress: store.data().progress(), retry_after_ms })
     }
 }
 

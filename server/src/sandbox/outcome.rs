@@ -11,7 +11,7 @@ use super::meter::StoppedBy;
 use crate::host::task_world::taskcell::task::types;
 use crate::host::{MemoryRefused, NoMemoryLeft};
 use crate::limits::Limits;
-use crate::task::{AttemptEnd, ErrorKind, Outcome, TaskError, Usage};
+use crate::task::{AttemptEnd, ErrorKind, Outcome, TaskError};
 
 pub(super) use types::Failure;
 
@@ -84,10 +84,9 @@ pub(super) fn of_stop(stopped: StoppedBy, limits: &Limits) -> TaskError {
 }
 
 /// The end of an attempt that could not even begin.
-pub(super) fn host_failure(error: &wasmtime::Error, usage: Usage) -> AttemptEnd {
+pub(super) fn host_failure(error: &wasmtime::Error) -> AttemptEnd {
     tracing::error!(error = format!("{error:#}"), "cannot prepare an attempt");
-    let outcome = Outcome::Failed(TaskError::new(ErrorKind::Host, "the host failed to prepare it"));
-    AttemptEnd { outcome, usage, progress: None }
+    AttemptEnd::host_failure("the host failed to prepare it")
 }
 
 fn refused_handle(error: &wasmtime::Error) -> bool {

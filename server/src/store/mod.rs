@@ -5,6 +5,9 @@
 //! writes down what the manager and the state machine decided.
 
 mod error;
+mod history;
+mod list;
+mod queue;
 mod read;
 mod rows;
 mod write;
@@ -16,7 +19,8 @@ use anyhow::{Context, bail};
 use rusqlite::{Connection, OpenFlags};
 
 pub use error::StoreError;
-pub use read::{ListFilter, ObjectMeta, Readers, TaskSummary};
+pub use queue::{KEY_AGE_MS, KeyUse, Time};
+pub use read::{ListFilter, ObjectMeta, Page, Readers, TaskSummary};
 pub use rows::StoredType;
 pub use write::{ObjectWrite, Precondition, Quota, Writer};
 
@@ -25,7 +29,7 @@ const APPLICATION_ID: i32 = 0x7463_656c;
 
 /// The schema's changes in order; the version of a database is how many of them it has. A change
 /// that was released is never edited.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql")];
 
 /// How long the start may spend on looking for damage. A small database is read whole.
 const CHECK_TIME: Duration = Duration::from_millis(250);

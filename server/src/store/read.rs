@@ -4,13 +4,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params, params_from_iter};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use tokio::sync::Semaphore;
 
 use super::StoreError;
-use super::rows::{self, TASK_COLUMNS};
+use super::history::StoredLine;
+use super::list;
+use super::rows::{self, Json, TASK_COLUMNS};
 use crate::host::log::{LogLevel, LogLine};
-use crate::task::{Digest, ErrorKind, Status, Task, TaskId, Timestamp};
+use crate::task::{AttemptRecord, Digest, ErrorKind, Status, Task, TaskId, Timestamp};
 
 /// A read that takes longer is given up: it would keep the write-ahead log from being emptied.
 const READ_TIME: Duration = Duration::from_secs(2);
@@ -30,6 +32,17 @@ pub struct ListFilter {
     pub created_after: Option<Timestamp>,
     /// Only created before this time.
     pub created_before: Option<Timestamp>,
+    /// Only with all of these labels.
+    pub labels: Vec<(String, String)>,
+}
+
+/// A part of a list.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// The tasks that match, newest first.
+    pub tasks: Vec<TaskSummary>,
+    /// There may be more, older than this one.
+    pub more_after: Option<TaskId>,
 }
 
 /// What a list says of a task: all of it but its input and output, which are empty here.
@@ -101,55 +114,16 @@ impl Readers {
         .await
     }
 
-    /// The tenant's tasks that match, newest first, from before `before` on.
+    /// The tenant's tasks that match, newest first, from before `before` on. Where few match, what was
+    /// found until the time was up.
     pub async fn list(
         &self,
         tenant: Arc<str>,
         filter: ListFilter,
         before: Option<TaskId>,
         limit: usize,
-    ) -> Result<Vec<TaskSummary>> {
-        self.read(move |conn| {
-            // Input and output may be large and are not part of a list.
-            let columns = TASK_COLUMNS.replace(" input, output,", " '', NULL,");
-            let mut sql = format!("SELECT {columns} FROM task WHERE tenant = ?");
-            let mut values: Vec<Box<dyn rusqlite::ToSql>> = vec![Box::new(tenant.to_string())];
-            if let Some(status) = filter.status {
-                sql.push_str(" AND status = ?");
-                values.push(Box::new(status));
-                if status != Status::Completed {
-                    sql.push_str(" AND status <> 2");
-                }
-            } else if filter.error_kind.is_some() {
-                // Only these have one; an index holds them.
-                sql.push_str(" AND status IN (0, 1, 3) AND status <> 2");
-            }
-            if let Some(task_type) = filter.task_type {
-                sql.push_str(" AND task_type = ?");
-                values.push(Box::new(task_type));
-            }
-            if let Some(kind) = filter.error_kind {
-                sql.push_str(" AND error_kind = ?");
-                values.push(Box::new(kind));
-            }
-            if let Some(after) = filter.created_after {
-                sql.push_str(" AND id >= ?");
-                values.push(Box::new(first_id_at(Timestamp(after.0.saturating_add(1)))));
-            }
-            if let Some(created_before) = filter.created_before {
-                sql.push_str(" AND id < ?");
-                values.push(Box::new(first_id_at(created_before)));
-            }
-            if let Some(before) = before {
-                sql.push_str(" AND id < ?");
-                values.push(Box::new(before));
-            }
-            sql.push_str(" ORDER BY id DESC LIMIT ?");
-            values.push(Box::new(limit as i64));
-            let mut statement = conn.prepare_cached(&sql)?;
-            statement.query_map(params_from_iter(values), rows::task)?.collect()
-        })
-        .await
+    ) -> Result<Page> {
+        self.read(move |conn| list::page(conn, &tenant, &filter, before, limit)).await
     }
 
     /// Lines of a task's log after line `after`, each with its number; `None` where there is no such task.
@@ -167,15 +141,34 @@ impl Readers {
             if !exists {
                 return Ok(None);
             }
-            let mut statement = conn.prepare_cached(
-                "SELECT seq, attempt, at, level, message FROM log WHERE task = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
-            )?;
-            let after = i64::try_from(after).unwrap_or(i64::MAX);
-            let lines = statement.query_map(params![id, after, limit as i64], |row| {
-                let level = LogLevel::from_number(row.get(3)?);
-                Ok((row.get(0)?, row.get(1)?, LogLine { at: row.get(2)?, level, message: row.get(4)? }))
-            })?;
-            lines.collect::<rusqlite::Result<_>>().map(Some)
+            log_lines(conn, id, after, limit).map(Some)
+        })
+        .await
+    }
+
+    /// Every attempt of a task, the first one first; `None` where there is no such task.
+    pub async fn attempts(&self, tenant: Arc<str>, id: TaskId) -> Result<Option<Vec<AttemptRecord>>> {
+        self.read(move |conn| {
+            let sql = format!("SELECT {} FROM task WHERE id = ?1 AND tenant = ?2", rows::without_data());
+            let task = conn.prepare_cached(&sql)?.query_row(params![id, &*tenant], rows::task).optional()?;
+            let Some(task) = task else { return Ok(None) };
+            let sql = format!("SELECT {} FROM attempt WHERE task = ?1 ORDER BY number", rows::ATTEMPT_COLUMNS);
+            let mut statement = conn.prepare_cached(&sql)?;
+            let mut attempts: Vec<AttemptRecord> =
+                statement.query_map([id], rows::attempt)?.collect::<rusqlite::Result<_>>()?;
+            // The last one is in the task's own row, unless it is between two.
+            attempts.extend(task.started_at.map(|started_at| {
+                let ended = task.status.is_ended();
+                AttemptRecord {
+                    number: task.attempt,
+                    started_at,
+                    finished_at: task.finished_at,
+                    completed: task.status == Status::Completed,
+                    error: task.error.filter(|_| ended),
+                    usage: task.usage.filter(|_| ended),
+                }
+            }));
+            Ok(Some(attempts))
         })
         .await
     }
@@ -262,6 +255,32 @@ impl Readers {
     }
 }
 
+/// Lines of a log after line `after`: number, attempt and line.
+fn log_lines(conn: &Connection, id: TaskId, after: u64, limit: usize) -> rusqlite::Result<Vec<(u64, u32, LogLine)>> {
+    let mut statement = conn.prepare_cached(
+        "SELECT first, attempt, lines FROM log_lines WHERE task = ?1 AND first >= coalesce(
+             (SELECT max(first) FROM log_lines WHERE task = ?1 AND first <= ?2), 0)
+         ORDER BY first",
+    )?;
+    let from = i64::try_from(after).unwrap_or(i64::MAX).saturating_add(1);
+    let mut rows = statement.query(params![id, from])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (first, attempt): (u64, u32) = (row.get(0)?, row.get(1)?);
+        let lines: Vec<StoredLine<'_>> = row.get::<_, Json<_>>(2)?.0;
+        for (number, (at, level, message)) in (first..).zip(lines) {
+            if found.len() == limit {
+                return Ok(found);
+            }
+            if number > after {
+                let level = LogLevel::from_number(level);
+                found.push((number, attempt, LogLine { at: Timestamp(at), level, message: message.into_owned() }));
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// A place among the readers. The blocking thread holds it, not the caller, who may go away.
 struct Lent {
     inner: Arc<Inner>,
@@ -279,10 +298,4 @@ impl Drop for Lent {
 
 fn object_meta(row: &rusqlite::Row<'_>) -> rusqlite::Result<ObjectMeta> {
     Ok(ObjectMeta { name: row.get(0)?, etag: row.get(1)?, size: row.get(2)?, updated_at: row.get(3)? })
-}
-
-/// The smallest UUIDv7 of that millisecond (RFC 9562, section 5.7).
-fn first_id_at(at: Timestamp) -> TaskId {
-    let millis = u64::try_from(at.0).unwrap_or(0).min((1 << 48) - 1);
-    TaskId(uuid::Uuid::from_u128((u128::from(millis) << 80) | (0x7 << 76) | (0x8 << 60)))
 }

@@ -7,9 +7,12 @@ use rusqlite::{Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::history::{Event, Happened};
 use crate::limits::LimitOverrides;
 use crate::schedule;
-use crate::task::{Digest, ErrorKind, Status, Task, TaskId, Timestamp, Usage};
+use crate::task::{
+    AttemptRecord, Digest, ErrorKind, RetryOverrides, RetryPolicy, Status, Task, TaskId, Timestamp, Usage,
+};
 
 /// A task type as it is stored.
 #[derive(Clone, Debug)]
@@ -22,6 +25,10 @@ pub struct StoredType {
     pub component: Digest,
     /// Its own limits.
     pub limits: LimitOverrides,
+    /// Its own retry policy.
+    pub retry: RetryOverrides,
+    /// How long its ended tasks are kept, in milliseconds.
+    pub retention_ms: Option<u64>,
 }
 
 impl ToSql for TaskId {
@@ -109,18 +116,25 @@ impl<T: DeserializeOwned> FromSql for Json<T> {
 /// The columns of a whole task, in the order of [`task`] and [`insert`].
 pub(super) const TASK_COLUMNS: &str = "id, tenant, task_type, component, status, rank, priority, created_at, \
      started_at, finished_at, attempt, interruptions, limits, input, output, progress, error_kind, error, usage, \
-     usage_total";
+     usage_total, labels, retry, due_at, expires_at, unique_key, failures, server, schedule";
 
 /// How a task is inserted.
 pub(super) const INSERT_TASK: &str = "INSERT INTO task (id, tenant, task_type, component, status, rank, priority, \
      created_at, started_at, finished_at, attempt, interruptions, limits, input, output, progress, error_kind, error, \
-     usage, usage_total) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)";
+     usage, usage_total, labels, retry, due_at, expires_at, unique_key, failures, server, schedule) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, \
+     ?23, ?24, ?25, ?26, ?27, ?28)";
 
 /// How the columns that change are written.
 pub(super) const UPDATE_TASK: &str = "UPDATE task SET status = ?2, started_at = ?3, finished_at = ?4, attempt = ?5, \
-     interruptions = ?6, output = ?7, progress = ?8, error_kind = ?9, error = ?10, usage = ?11, usage_total = ?12 \
+     interruptions = ?6, output = ?7, progress = ?8, error_kind = ?9, error = ?10, usage = ?11, usage_total = ?12, \
+     rank = ?13, due_at = ?14, expires_at = ?15, failures = ?16, server = ?17 \
      WHERE id = ?1";
+
+/// The columns of a task without its input and output, which may be large.
+pub(super) fn without_data() -> String {
+    TASK_COLUMNS.replace(" input, output,", " '', NULL,")
+}
 
 fn usage_total(task: &Task) -> Option<Json<&Usage>> {
     // The total of a single attempt is its usage: written once only.
@@ -135,7 +149,7 @@ pub(super) fn insert(statement: &mut rusqlite::CachedStatement<'_>, task: &Task)
         &*task.task_type,
         task.component,
         task.status,
-        schedule::rank(task.created_at, task.priority),
+        schedule::rank(task.ready_at, task.priority),
         task.priority,
         task.created_at,
         task.started_at,
@@ -150,6 +164,14 @@ pub(super) fn insert(statement: &mut rusqlite::CachedStatement<'_>, task: &Task)
         task.error.as_ref().map(Json),
         task.usage.as_ref().map(Json),
         usage_total(task),
+        (!task.labels.is_empty()).then_some(Json(&task.labels)),
+        (task.retry != RetryPolicy::DEFAULT).then_some(Json(task.retry)),
+        task.due_at,
+        task.expires_at,
+        task.unique_key.as_deref(),
+        task.failures,
+        task.server,
+        task.schedule.as_deref(),
     ])
 }
 
@@ -167,6 +189,11 @@ pub(super) fn update(statement: &mut rusqlite::CachedStatement<'_>, task: &Task)
         task.error.as_ref().map(Json),
         task.usage.as_ref().map(Json),
         usage_total(task),
+        schedule::rank(task.ready_at, task.priority),
+        task.due_at,
+        task.expires_at,
+        task.failures,
+        task.server,
     ])
 }
 
@@ -185,13 +212,16 @@ fn text(row: &Row<'_>, index: usize) -> rusqlite::Result<Arc<str>> {
 pub(super) fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
     let usage: Option<Usage> = json(row, 18)?;
     let total: Option<Usage> = json(row, 19)?;
+    let optional_text = |index| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(index)?.map(Arc::from));
+    let priority = row.get(6)?;
     Ok(Task {
         id: row.get(0)?,
         tenant: text(row, 1)?,
         task_type: text(row, 2)?,
         component: row.get(3)?,
         status: row.get(4)?,
-        priority: row.get(6)?,
+        ready_at: schedule::ready_at(row.get(5)?, priority),
+        priority,
         created_at: row.get(7)?,
         started_at: row.get(8)?,
         finished_at: row.get(9)?,
@@ -204,5 +234,41 @@ pub(super) fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
         error: json(row, 17)?,
         usage_total: total.or_else(|| usage.clone()).unwrap_or_default(),
         usage,
+        labels: json(row, 20)?.unwrap_or_default(),
+        retry: json(row, 21)?.unwrap_or(RetryPolicy::DEFAULT),
+        due_at: row.get(22)?,
+        expires_at: row.get(23)?,
+        unique_key: optional_text(24)?,
+        failures: row.get(25)?,
+        server: row.get(26)?,
+        schedule: optional_text(27)?,
+    })
+}
+
+/// The columns of an attempt, in the order of [`attempt`].
+pub(super) const ATTEMPT_COLUMNS: &str = "number, started_at, finished_at, completed, error, usage";
+
+/// An attempt from a row of [`ATTEMPT_COLUMNS`].
+pub(super) fn attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRecord> {
+    Ok(AttemptRecord {
+        number: row.get(0)?,
+        started_at: row.get(1)?,
+        finished_at: Some(row.get(2)?),
+        completed: row.get(3)?,
+        error: json(row, 4)?,
+        usage: json(row, 5)?,
+    })
+}
+
+/// An event from its columns `seq, task, kind, attempt, at, data`.
+pub(super) fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
+    let kind: usize = row.get(2)?;
+    Ok(Event {
+        seq: row.get(0)?,
+        task: row.get(1)?,
+        happened: Happened::ALL.get(kind).copied().ok_or(rusqlite::Error::IntegralValueOutOfRange(2, kind as i64))?,
+        attempt: row.get(3)?,
+        at: row.get(4)?,
+        data: row.get(5)?,
     })
 }

@@ -2,12 +2,11 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::StoreError;
 use super::rows::{self, INSERT_TASK, Json, StoredType, TASK_COLUMNS, UPDATE_TASK};
+use super::{StoreError, history};
 use crate::clock;
-use crate::host::log::LogLine;
 use crate::limits::LimitOverrides;
-use crate::task::{Digest, Status, Task, TaskId};
+use crate::task::{Digest, RetryOverrides, Task, TaskId};
 
 /// Pages the write-ahead log may have before the writer moves them into the database: 64 MiB. A page
 /// that many tasks change is moved once, so fewer moves are less work, and a longer log at a start.
@@ -68,9 +67,11 @@ pub enum ObjectWrite {
 /// Makes every change, inside transactions that its owner begins and commits.
 #[derive(Debug)]
 pub struct Writer {
-    conn: Connection,
+    pub(super) conn: Connection,
     /// Size of the write-ahead log in pages after the last commit.
     wal_pages: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    /// The number of the next event.
+    pub(super) next_event: u64,
 }
 
 impl Writer {
@@ -81,7 +82,8 @@ impl Writer {
             seen.store(u64::try_from(pages).unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
             Ok(())
         }))?;
-        Ok(Writer { conn, wal_pages })
+        let next_event = history::next_event(&conn)?;
+        Ok(Writer { conn, wal_pages, next_event })
     }
 
     /// Begins a transaction.
@@ -127,6 +129,11 @@ impl Writer {
     /// Adds a task.
     pub fn insert_task(&mut self, task: &Task) -> Result<()> {
         rows::insert(&mut self.conn.prepare_cached(INSERT_TASK)?, task)?;
+        for (key, value) in &task.labels {
+            self.conn
+                .prepare_cached("INSERT INTO label (tenant, key, value, task) VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![&*task.tenant, key, value, task.id])?;
+        }
         Ok(())
     }
 
@@ -136,10 +143,17 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes a task and its log.
-    pub fn delete_task(&mut self, id: TaskId) -> Result<()> {
-        self.conn.prepare_cached("DELETE FROM log WHERE task = ?1")?.execute([id])?;
-        self.conn.prepare_cached("DELETE FROM task WHERE id = ?1")?.execute([id])?;
+    /// Removes a task with everything that is kept of it.
+    pub fn delete_task(&mut self, task: &Task) -> Result<()> {
+        for table in ["log_lines", "attempt", "event"] {
+            self.conn.prepare_cached(&format!("DELETE FROM {table} WHERE task = ?1"))?.execute([task.id])?;
+        }
+        for (key, value) in &task.labels {
+            self.conn
+                .prepare_cached("DELETE FROM label WHERE tenant = ?1 AND key = ?2 AND value = ?3 AND task = ?4")?
+                .execute(params![&*task.tenant, key, value, task.id])?;
+        }
+        self.conn.prepare_cached("DELETE FROM task WHERE id = ?1")?.execute([task.id])?;
         Ok(())
     }
 
@@ -153,53 +167,6 @@ impl Writer {
     pub fn task_of(&mut self, tenant: &str, id: TaskId) -> Result<Option<Task>> {
         let sql = format!("SELECT {TASK_COLUMNS} FROM task WHERE id = ?1 AND tenant = ?2");
         Ok(self.conn.prepare_cached(&sql)?.query_row(params![id, tenant], rows::task).optional()?)
-    }
-
-    /// The first ready tasks: rank and id.
-    pub fn ready(&mut self, limit: usize) -> Result<Vec<(i64, TaskId)>> {
-        let mut statement =
-            self.conn.prepare_cached("SELECT rank, id FROM task WHERE status = 0 ORDER BY rank, id LIMIT ?1")?;
-        let rows = statement.query_map([limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// Some of the tasks that are Running, in the order of their ids, after `after`.
-    pub fn running(&mut self, after: Option<TaskId>, limit: usize) -> Result<Vec<Task>> {
-        let sql = format!(
-            "SELECT {TASK_COLUMNS} FROM task WHERE status = {} AND status <> 2 AND id > ?1 ORDER BY id LIMIT ?2",
-            Status::Running as i64
-        );
-        let after = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
-        let mut statement = self.conn.prepare_cached(&sql)?;
-        let rows = statement.query_map(params![after, limit as i64], rows::task)?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// Adds lines to a task's log.
-    pub fn append_log(&mut self, task: TaskId, attempt: u32, lines: &[LogLine]) -> Result<()> {
-        if lines.is_empty() {
-            return Ok(());
-        }
-        let mut next: i64 = self
-            .conn
-            .prepare_cached("SELECT coalesce(max(seq), 0) FROM log WHERE task = ?1")?
-            .query_row([task], |row| row.get(0))?;
-        let mut insert = self.conn.prepare_cached(
-            "INSERT INTO log (task, seq, attempt, at, level, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        )?;
-        for line in lines {
-            next += 1;
-            insert.execute(params![task, next, attempt, line.at, line.level as u8, line.message])?;
-        }
-        Ok(())
-    }
-
-    /// Removes the lines that an attempt wrote.
-    pub fn remove_log(&mut self, task: TaskId, attempt: u32) -> Result<()> {
-        self.conn
-            .prepare_cached("DELETE FROM log WHERE task = ?1 AND attempt = ?2")?
-            .execute(params![task, attempt])?;
-        Ok(())
     }
 
     /// Stores an object in place of the one of that name, if there is one.
@@ -303,14 +270,17 @@ impl Writer {
 
     /// All task types.
     pub fn task_types(&mut self) -> Result<Vec<StoredType>> {
-        let mut statement =
-            self.conn.prepare_cached("SELECT tenant, name, component, limits FROM task_type ORDER BY tenant, name")?;
+        let mut statement = self.conn.prepare_cached(
+            "SELECT tenant, name, component, limits, retry, retention_ms FROM task_type ORDER BY tenant, name",
+        )?;
         let rows = statement.query_map([], |row| {
             Ok(StoredType {
                 tenant: row.get::<_, String>(0)?.into(),
                 name: row.get::<_, String>(1)?.into(),
                 component: row.get(2)?,
                 limits: row.get::<_, Json<LimitOverrides>>(3)?.0,
+                retry: row.get::<_, Json<RetryOverrides>>(4)?.0,
+                retention_ms: row.get(5)?,
             })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)

@@ -79,10 +79,13 @@ fn a_damaged_page_is_refused() {
 #[test]
 fn a_newer_database_is_refused() {
     let (setup, id) = used();
+    let version: u32 = rusqlite::Connection::open(setup.database())
+        .and_then(|database| database.query_row("PRAGMA user_version", [], |row| row.get(0)))
+        .unwrap();
     overwrite(&setup.database(), USER_VERSION, &1000_u32.to_be_bytes());
     refused_untouched(&setup, &["newer"]);
     // Nothing else was wrong with it.
-    overwrite(&setup.database(), USER_VERSION, &1_u32.to_be_bytes());
+    overwrite(&setup.database(), USER_VERSION, &version.to_be_bytes());
     assert_eq!(setup.start().client.task(&id)["output"], "kept");
 }
 
@@ -114,4 +117,45 @@ fn a_directory_that_cannot_be_used_is_refused() {
     command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&file);
     let message = refused(&mut command);
     assert!(message.contains("a-file"), "{message}");
+}
+
+/// A database of every schema that was released is brought up to date, with everything in it.
+#[test]
+fn older_databases_are_brought_up_to_date() {
+    let databases = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/databases"));
+    let mut found = 0;
+    for version in 1.. {
+        let Ok(sql) = fs::read_to_string(databases.join(format!("{version}.sql"))) else { break };
+        found += 1;
+        let setup = Setup::new(&[]).with_components(None);
+        rusqlite::Connection::open(setup.database()).unwrap().execute_batch(&sql).unwrap();
+        let server = setup.start();
+        let client = &server.client;
+        let tasks = client.get("/tasks?limit=1000").expect(200).json();
+        let by_type = |name: &str| -> Vec<String> {
+            let tasks = tasks["tasks"].as_array().unwrap().iter().filter(|task| task["task_type"] == name);
+            tasks.map(|task| task["id"].as_str().unwrap().to_owned()).collect()
+        };
+        let (echo, io, primes) = (by_type("echo"), by_type("io"), by_type("primes"));
+        assert_eq!((echo.len(), io.len(), primes.len()), (2, 2, 1), "{version}: {tasks:#}");
+        assert_eq!(client.get(&format!("/task/{}/result", echo[1])).expect(200).text(), r#"{"a" : 1.00}"#);
+        assert_eq!(client.task(&primes[0])["error"]["kind"], "cpu_exceeded");
+        assert_eq!(client.task(&io[1])["usage"]["io_bytes"], 8192);
+        let log = client.get(&format!("/task/{}/logs", io[1])).expect(200).json();
+        assert_eq!(log["lines"].as_array().unwrap().len(), 2, "{log:#}");
+        let attempts = client.get(&format!("/task/{}/attempts", io[1])).expect(200).json();
+        assert_eq!(attempts["attempts"][0]["usage"]["io_bytes"], 8192, "{attempts:#}");
+        assert_eq!(client.get("/objects/kept/a").expect(200).body, b"bytes");
+        // These waited, for components whose bytes are not in the dump.
+        for id in [&echo[0], &io[0]] {
+            assert_eq!(client.wait_for_end(id)["error"]["kind"], "host");
+        }
+        assert_eq!(client.output(&json!({"task_type": "echo", "input": 1})), 1);
+    }
+    let now: usize = {
+        let (setup, _) = used();
+        let database = rusqlite::Connection::open(setup.database()).unwrap();
+        database.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(found, now - 1, "every schema before this one has its database");
 }

@@ -1,8 +1,12 @@
-//! A task and its state machine: what a task is, and which change may follow which.
+//! A task: what it is, and in `machine` which change may follow which.
 //!
 //! Pure: no clock, no IO, no async, no other module of this crate but [`crate::limits`]. Whoever
 //! drives a task passes the time in and writes down what comes out.
 
+mod machine;
+mod retry;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,6 +14,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::limits::LimitOverrides;
+
+pub use machine::{AttemptEnd, Event, Rejected};
+pub use retry::{BadRetry, RetryOverrides, RetryPolicy};
 
 /// A task's id: a UUIDv7 (RFC 9562), so ids sort by the time of creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +36,11 @@ impl Timestamp {
     /// Milliseconds from `earlier` to here; 0 when the clock went backwards in between.
     pub fn millis_since(self, earlier: Timestamp) -> u64 {
         u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
+    }
+
+    /// That many milliseconds later.
+    pub fn plus_millis(self, millis: u64) -> Timestamp {
+        Timestamp(self.0.saturating_add_unsigned(millis))
     }
 }
 
@@ -230,6 +242,21 @@ pub enum Outcome {
     Failed(TaskError),
 }
 
+/// A client's own names for a task.
+pub type Labels = BTreeMap<String, String>;
+
+/// Why a task is Pending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Waiting {
+    /// For the time that its client gave.
+    Schedule,
+    /// Between two attempts.
+    Backoff,
+    /// For its turn.
+    Queue,
+}
+
 /// A task as the store keeps it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
@@ -249,12 +276,31 @@ pub struct Task {
     pub limits: LimitOverrides,
     /// Its input: one JSON text, byte for byte as the client wrote it.
     pub input: Arc<str>,
+    /// What its client calls it by.
+    pub labels: Labels,
+    /// Which attempts are repeated, and when.
+    pub retry: RetryPolicy,
+    /// While Pending: not to be started before, because of its client or of a retry. `None`: ready.
+    pub due_at: Option<Timestamp>,
+    /// Since when it can be started: its creation, its due time, the end of the attempt before. What
+    /// its place in the queue is counted from.
+    pub ready_at: Timestamp,
+    /// A task that is still Pending then fails.
+    pub expires_at: Option<Timestamp>,
+    /// At most one task of the tenant that has not ended has it.
+    pub unique_key: Option<Arc<str>>,
+    /// The schedule that created it.
+    pub schedule: Option<Arc<str>>,
     /// Where it is.
     pub status: Status,
     /// Attempts started so far and not given back; while Running the number of the current one.
     pub attempt: u32,
-    /// Attempts that ended because the server went down.
+    /// Attempts that ended by themselves without success, since it was created or retried by hand.
+    pub failures: u32,
+    /// Attempts that ended because the server went down, since then.
     pub interruptions: u32,
+    /// The start of a server that runs its attempt; only while Running.
+    pub server: Option<i64>,
     /// Start of the last attempt.
     pub started_at: Option<Timestamp>,
     /// When it ended.
@@ -271,111 +317,17 @@ pub struct Task {
     pub usage_total: Usage,
 }
 
-/// The end of an attempt, as the executor reports it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AttemptEnd {
-    /// How it ended.
-    pub outcome: Outcome,
-    /// What it used.
-    pub usage: Usage,
-    /// What it reported last.
-    pub progress: Option<Progress>,
-}
-
-/// What can happen to a task.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// An attempt starts.
-    Start,
-    /// The attempt with this number ended by itself, at a limit, or because it was canceled.
-    End {
-        /// The number of the attempt, which fences off a late one.
-        attempt: u32,
-        /// How.
-        end: AttemptEnd,
-    },
-    /// The attempt with this number is given back without being counted: the server stops, or
-    /// had no room for it after all.
-    GiveBack {
-        /// The number of the attempt.
-        attempt: u32,
-    },
-    /// The server went down under the attempt that was Running. At most `max_interruptions` such
-    /// attempts are repeated.
-    Interrupt {
-        /// How many are repeated.
-        max_interruptions: u32,
-    },
-    /// Somebody cancels a task that no attempt runs of.
-    Cancel,
-}
-
-/// An event that does not fit the state; nothing changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Rejected {
-    /// The task has ended.
-    #[error("the task has ended")]
-    Ended,
-    /// The task is not Running, or another attempt is.
-    #[error("that attempt is not the current one")]
-    Stale,
-    /// The task is Running.
-    #[error("the task is running")]
-    Running,
-}
-
 impl Task {
-    /// Takes an event, or says why it does not fit.
-    ///
-    /// | | Start | End, GiveBack of the current attempt | … of another | Interrupt | Cancel |
-    /// |---|---|---|---|---|---|
-    /// | Pending | Running | stale | stale | stale | Failed |
-    /// | Running | running | Completed, Failed; Pending | stale | Pending, Failed | running |
-    /// | ended | ended | ended | ended | ended | ended |
-    pub fn apply(&mut self, event: Event, now: Timestamp) -> Result<(), Rejected> {
-        match (self.status, event) {
-            (Status::Completed | Status::Failed, _) => Err(Rejected::Ended),
-            (Status::Pending, Event::Start) => {
-                self.status = Status::Running;
-                self.attempt += 1;
-                self.started_at = Some(now);
-                self.progress = None;
-                Ok(())
-            }
-            (Status::Pending, Event::Cancel) => {
-                self.end(Outcome::Failed(TaskError::new(ErrorKind::Canceled, "canceled before it started")), now);
-                Ok(())
-            }
-            (Status::Pending, Event::End { .. } | Event::GiveBack { .. } | Event::Interrupt { .. }) => {
-                Err(Rejected::Stale)
-            }
-            (Status::Running, Event::Start | Event::Cancel) => Err(Rejected::Running),
-            (Status::Running, Event::End { attempt, end }) => {
-                self.fence(attempt)?;
-                self.usage_total.add(&end.usage);
-                self.usage = Some(end.usage);
-                self.progress = end.progress;
-                self.end(end.outcome, now);
-                Ok(())
-            }
-            (Status::Running, Event::GiveBack { attempt }) => {
-                self.fence(attempt)?;
-                self.attempt -= 1;
-                self.back_to_pending();
-                Ok(())
-            }
-            (Status::Running, Event::Interrupt { max_interruptions }) => {
-                self.interruptions += 1;
-                let error = TaskError::new(ErrorKind::Interrupted, "the server went down while it ran");
-                if self.interruptions > max_interruptions {
-                    self.end(Outcome::Failed(error), now);
-                } else {
-                    self.error = Some(error);
-                    self.back_to_pending();
-                }
-                Ok(())
-            }
+    /// Why it is Pending; `None` where it is not.
+    pub fn waiting(&self) -> Option<Waiting> {
+        if self.status != Status::Pending {
+            return None;
         }
+        Some(match self.due_at {
+            None => Waiting::Queue,
+            Some(_) if self.failures > 0 => Waiting::Backoff,
+            Some(_) => Waiting::Schedule,
+        })
     }
 
     /// Execution time of the last attempt, so far while it runs; `None` before the first.
@@ -383,155 +335,33 @@ impl Task {
         match (self.status, self.started_at, self.finished_at) {
             (Status::Running, Some(started), _) => Some(now.millis_since(started)),
             (_, Some(started), Some(finished)) => Some(finished.millis_since(started)),
+            // Between two attempts.
+            (Status::Pending, ..) => self.usage.as_ref().map(|usage| usage.wall_ms as u64),
             _ => None,
         }
     }
+}
 
-    fn fence(&self, attempt: u32) -> Result<(), Rejected> {
-        if attempt == self.attempt { Ok(()) } else { Err(Rejected::Stale) }
-    }
-
-    fn back_to_pending(&mut self) {
-        self.status = Status::Pending;
-        self.started_at = None;
-        self.progress = None;
-    }
-
-    fn end(&mut self, outcome: Outcome, now: Timestamp) {
-        self.finished_at = Some(now);
-        match outcome {
-            Outcome::Completed(output) => {
-                self.status = Status::Completed;
-                self.output = Some(output);
-                self.error = None;
-            }
-            Outcome::Failed(error) => {
-                self.status = Status::Failed;
-                self.error = Some(error);
-            }
-        }
-    }
+/// An attempt that is over.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttemptRecord {
+    /// Its number: 1 for the first.
+    pub number: u32,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// When it ended; `None` while it runs.
+    pub finished_at: Option<Timestamp>,
+    /// Whether it completed the task.
+    pub completed: bool,
+    /// Why it failed.
+    pub error: Option<TaskError>,
+    /// What it used; `None` where that is not known, because the server went down.
+    pub usage: Option<Usage>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const NOW: Timestamp = Timestamp(1_000);
-
-    fn task(status: Status) -> Task {
-        Task {
-            id: TaskId(Uuid::from_u128(1)),
-            tenant: "default".into(),
-            task_type: "echo".into(),
-            component: Digest([0; 32]),
-            priority: 0,
-            created_at: Timestamp(0),
-            limits: LimitOverrides::default(),
-            input: "null".into(),
-            status,
-            attempt: if status == Status::Pending { 1 } else { 2 },
-            interruptions: 0,
-            started_at: (status != Status::Pending).then_some(Timestamp(500)),
-            finished_at: status.is_ended().then_some(Timestamp(600)),
-            progress: None,
-            output: None,
-            error: None,
-            usage: None,
-            usage_total: Usage::default(),
-        }
-    }
-
-    fn completed() -> AttemptEnd {
-        AttemptEnd {
-            outcome: Outcome::Completed("1".into()),
-            usage: Usage { fuel: 7, ..Usage::default() },
-            progress: None,
-        }
-    }
-
-    fn events() -> Vec<(&'static str, Event)> {
-        vec![
-            ("start", Event::Start),
-            ("end of the current attempt", Event::End { attempt: 2, end: completed() }),
-            ("end of an earlier attempt", Event::End { attempt: 1, end: completed() }),
-            ("give back the current attempt", Event::GiveBack { attempt: 2 }),
-            ("give back an earlier attempt", Event::GiveBack { attempt: 1 }),
-            ("interrupt, to be repeated", Event::Interrupt { max_interruptions: 3 }),
-            ("interrupt, once too often", Event::Interrupt { max_interruptions: 0 }),
-            ("cancel", Event::Cancel),
-        ]
-    }
-
-    /// Every state and every event, written out.
-    #[test]
-    fn every_state_and_every_event() {
-        use Rejected::{Ended, Running as IsRunning, Stale};
-        use Status::{Completed, Failed, Pending, Running};
-        let table: [(Status, [Result<Status, Rejected>; 8]); 4] = [
-            (
-                Pending,
-                [Ok(Running), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Ok(Failed)],
-            ),
-            (
-                Running,
-                [
-                    Err(IsRunning),
-                    Ok(Completed),
-                    Err(Stale),
-                    Ok(Pending),
-                    Err(Stale),
-                    Ok(Pending),
-                    Ok(Failed),
-                    Err(IsRunning),
-                ],
-            ),
-            (Completed, [Err(Ended); 8]),
-            (Failed, [Err(Ended); 8]),
-        ];
-        for (from, expected) in table {
-            for ((name, event), expected) in events().into_iter().zip(expected) {
-                let before = task(from);
-                let mut after = before.clone();
-                let result = after.apply(event, NOW).map(|()| after.status);
-                assert_eq!(result, expected, "{from:?}, {name}");
-                if result.is_err() {
-                    assert_eq!(after, before, "{from:?}, {name}: a rejected event changes nothing");
-                }
-                assert_eq!(after.status.is_ended(), after.finished_at.is_some(), "{from:?}, {name}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_attempt_counts_when_it_starts_and_not_when_it_is_given_back() {
-        let mut task = task(Status::Pending);
-        task.attempt = 0;
-        task.apply(Event::Start, NOW).unwrap();
-        assert_eq!((task.attempt, task.started_at), (1, Some(NOW)));
-        task.apply(Event::GiveBack { attempt: 1 }, NOW).unwrap();
-        assert_eq!((task.attempt, task.started_at, task.interruptions), (0, None, 0));
-    }
-
-    #[test]
-    fn an_interrupted_attempt_stays_counted_and_counts_apart() {
-        let mut task = task(Status::Running);
-        task.apply(Event::Interrupt { max_interruptions: 1 }, NOW).unwrap();
-        assert_eq!((task.status, task.attempt, task.interruptions), (Status::Pending, 2, 1));
-        task.apply(Event::Start, NOW).unwrap();
-        task.apply(Event::Interrupt { max_interruptions: 1 }, NOW).unwrap();
-        assert_eq!(task.status, Status::Failed);
-        assert_eq!(task.error.unwrap().kind, ErrorKind::Interrupted);
-    }
-
-    #[test]
-    fn receipts_add_up() {
-        let mut task = task(Status::Running);
-        task.usage_total.fuel = 10;
-        task.apply(Event::End { attempt: 2, end: completed() }, NOW).unwrap();
-        assert_eq!((task.usage.unwrap().fuel, task.usage_total.fuel), (7, 17));
-        assert_eq!(task.output.as_deref(), Some("1"));
-    }
 
     #[test]
     fn names_in_json_are_the_names_in_the_store() {

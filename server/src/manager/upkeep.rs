@@ -1,0 +1,123 @@
+//! What the manager does by itself, in bounded steps beside the commands: tasks whose time has come,
+//! tasks that expired, and what is kept no longer.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::core::Core;
+use crate::registry::TaskType;
+use crate::store::{KEY_AGE_MS, StoreError, Time};
+use crate::task::{Event, Task, Timestamp};
+
+/// Tasks that one transaction looks at for each of these.
+const STEP: usize = 500;
+
+/// Tasks that one transaction removes because they ended long ago.
+const SWEEP_STEP: usize = 200;
+
+/// How often it is looked for what is kept no longer.
+const SWEEP_EVERY_MS: u64 = 10_000;
+
+/// How long it can still be read that a task was removed: an hour.
+const DELETED_AGE_MS: u64 = 60 * 60 * 1000;
+
+/// The clock is looked at again at least this often: it may be set while nothing happens.
+const LONGEST_SLEEP_MS: u64 = 60_000;
+
+/// When something has to be looked at next.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Timer(Option<Timestamp>);
+
+impl Timer {
+    /// Not later than at `at`.
+    pub(super) fn earlier(&mut self, at: Timestamp) {
+        self.0 = Some(self.0.map_or(at, |before| before.min(at)));
+    }
+
+    fn has_come(self, now: Timestamp) -> bool {
+        self.0.is_some_and(|at| at <= now)
+    }
+}
+
+/// All of them. Each is at its time or before it, never after: a look that comes too early finds nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timers {
+    pub(super) due: Timer,
+    pub(super) expires: Timer,
+    sweep: Timer,
+}
+
+impl Timers {
+    /// Look at everything at once.
+    pub(super) fn all_at_once() -> Timers {
+        let now = Timer(Some(Timestamp(0)));
+        Timers { due: now, expires: now, sweep: now }
+    }
+
+    /// How long until the first.
+    pub(super) fn next(&self, now: Timestamp) -> Duration {
+        let first = [self.due, self.expires, self.sweep].into_iter().filter_map(|timer| timer.0).min();
+        let wait = first.map_or(LONGEST_SLEEP_MS, |at| at.millis_since(now));
+        Duration::from_millis(wait.min(LONGEST_SLEEP_MS))
+    }
+}
+
+impl Core {
+    /// Does what is due, a bounded part of it. Returns the tasks that ended by it.
+    pub(super) fn keep_up(&mut self, now: Timestamp) -> Result<Vec<Task>, StoreError> {
+        let mut ended = Vec::new();
+        if self.draining.is_some() {
+            return Ok(ended);
+        }
+        if self.timers.due.has_come(now) {
+            let tasks = self.store.come(Time::Due, now, STEP)?;
+            let all = tasks.len() < STEP;
+            for mut task in tasks {
+                let _ = self.change(&mut task, Event::Due, now)?;
+            }
+            if all {
+                self.timers.due = Timer(self.store.next(Time::Due)?);
+            }
+        }
+        if self.timers.expires.has_come(now) {
+            let tasks = self.store.come(Time::Expires, now, STEP)?;
+            let all = tasks.len() < STEP;
+            for mut task in tasks {
+                if self.change(&mut task, Event::Expire, now)?.is_ok() {
+                    ended.push(task);
+                }
+            }
+            if all {
+                self.timers.expires = Timer(self.store.next(Time::Expires)?);
+            }
+        }
+        if self.timers.sweep.has_come(now) && !self.sweep(now)? {
+            self.timers.sweep = Timer(Some(now.plus_millis(SWEEP_EVERY_MS)));
+        }
+        Ok(ended)
+    }
+
+    /// Removes a bounded part of what is kept no longer. True: there may be more.
+    fn sweep(&mut self, now: Timestamp) -> Result<bool, StoreError> {
+        let mut left = SWEEP_STEP;
+        let mut kept_for: HashMap<_, _> = HashMap::new();
+        for (tenant, name) in self.store.types_with_ended()? {
+            let of_type = self.registry.find(&tenant, &name).and_then(|found: TaskType| found.retention_ms);
+            kept_for.insert((tenant, name), of_type.unwrap_or(self.settings.retention_ms));
+        }
+        for ((tenant, name), kept_ms) in kept_for {
+            let before = Timestamp(now.0.saturating_sub_unsigned(kept_ms));
+            for task in self.store.ended_before(&tenant, &name, before, left)? {
+                self.remove(&task, now)?;
+                left -= 1;
+            }
+            if left == 0 {
+                return Ok(true);
+            }
+        }
+        let old = |age: u64| Timestamp(now.0.saturating_sub_unsigned(age));
+        let keys = self.store.forget_keys(old(KEY_AGE_MS), STEP)?;
+        let events = self.store.forget_deleted(old(DELETED_AGE_MS), STEP)?;
+        Ok(keys == STEP || events == STEP)
+    }
+}

@@ -1,0 +1,205 @@
+//! What the writer knows of tasks that wait, run, or are to be removed.
+
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::rows::{self, TASK_COLUMNS};
+use super::{StoreError, Writer};
+use crate::task::{Digest, Status, Task, TaskId, Timestamp};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// A time at which tasks that wait have to be looked at.
+#[derive(Clone, Copy, Debug)]
+pub enum Time {
+    /// They become ready.
+    Due,
+    /// They expire.
+    Expires,
+}
+
+impl Time {
+    fn column(self) -> &'static str {
+        match self {
+            Time::Due => "due_at",
+            Time::Expires => "expires_at",
+        }
+    }
+}
+
+/// What an idempotency key was used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyUse {
+    /// The SHA-256 of the request.
+    pub fingerprint: Digest,
+    /// The task that it created.
+    pub task: TaskId,
+}
+
+/// How long an idempotency key leads to its task, in milliseconds: 24 hours.
+pub const KEY_AGE_MS: u64 = 24 * 60 * 60 * 1000;
+
+impl Writer {
+    /// The first ready tasks: rank and id.
+    pub fn ready(&mut self, limit: usize) -> Result<Vec<(i64, TaskId)>> {
+        let mut statement = self.conn.prepare_cached(
+            "SELECT rank, id FROM task WHERE status = 0 AND due_at IS NULL ORDER BY rank, id LIMIT ?1",
+        )?;
+        let rows = statement.query_map([limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Some of the tasks that are Running under another start than `server`, in the order of their ids,
+    /// after `after`.
+    pub fn running_elsewhere(&mut self, server: i64, after: Option<TaskId>, limit: usize) -> Result<Vec<Task>> {
+        let sql = format!(
+            "SELECT {TASK_COLUMNS} FROM task WHERE status = {} AND status <> 2 AND id > ?1 AND server IS NOT ?3 ORDER BY id LIMIT ?2",
+            Status::Running as i64
+        );
+        let after = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        let rows = statement.query_map(params![after, limit as i64, server], rows::task)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Tasks that wait and whose time has come, the first ones first.
+    pub fn come(&mut self, time: Time, now: Timestamp, limit: usize) -> Result<Vec<Task>> {
+        let column = time.column();
+        let sql = format!(
+            "SELECT {TASK_COLUMNS} FROM task WHERE status = 0 AND {column} IS NOT NULL AND {column} <= ?1
+             ORDER BY {column}, id LIMIT ?2"
+        );
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        let rows = statement.query_map(params![now, limit as i64], rows::task)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// When the next of them comes.
+    pub fn next(&mut self, time: Time) -> Result<Option<Timestamp>> {
+        let column = time.column();
+        let sql = format!("SELECT min({column}) FROM task WHERE status = 0 AND {column} IS NOT NULL");
+        Ok(self.conn.prepare_cached(&sql)?.query_row([], |row| row.get(0))?)
+    }
+
+    /// How many tasks of each tenant are Pending.
+    pub fn pending(&mut self) -> Result<Vec<(Arc<str>, u64)>> {
+        let mut statement = self
+            .conn
+            .prepare_cached("SELECT tenant, count(*) FROM task WHERE status = 0 AND status <> 2 GROUP BY tenant")?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?.into(), row.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The tenant's task with that unique key that has not ended.
+    pub fn unique_holder(&mut self, tenant: &str, key: &str) -> Result<Option<TaskId>> {
+        Ok(self
+            .conn
+            .prepare_cached("SELECT id FROM task WHERE tenant = ?1 AND unique_key = ?2 AND status < 2")?
+            .query_row(params![tenant, key], |row| row.get(0))
+            .optional()?)
+    }
+
+    /// Notes that a server starts on this database, and gives it a number that no other start had.
+    pub fn new_server(&mut self, now: Timestamp) -> Result<i64> {
+        self.conn.prepare_cached("INSERT INTO server (started_at) VALUES (?1)")?.execute([now])?;
+        let server = self.conn.last_insert_rowid();
+        // Only those that a Running task may belong to are of any use.
+        self.conn.prepare_cached("DELETE FROM server WHERE id < ?1 - 100")?.execute([server])?;
+        Ok(server)
+    }
+
+    /// Every tenant and type that has tasks which have ended.
+    pub fn types_with_ended(&mut self) -> Result<Vec<(Arc<str>, Arc<str>)>> {
+        // Steps from one to the next in the index, however many tasks each has.
+        let mut found: Vec<(Arc<str>, Arc<str>)> = Vec::new();
+        loop {
+            let (tenant, name) = found.last().map_or(("", ""), |(tenant, name)| (tenant, name));
+            let next = self
+                .conn
+                .prepare_cached(
+                    "SELECT tenant, task_type FROM task INDEXED BY task_ended
+                     WHERE status >= 2 AND (tenant, task_type) > (?1, ?2) ORDER BY tenant, task_type LIMIT 1",
+                )?
+                .query_row(params![tenant, name], |row| {
+                    Ok((row.get::<_, String>(0)?.into(), row.get::<_, String>(1)?.into()))
+                })
+                .optional()?;
+            match next {
+                Some(next) => found.push(next),
+                None => return Ok(found),
+            }
+        }
+    }
+
+    /// Tasks of a tenant's type that ended before `before`, the first ones first.
+    pub fn ended_before(
+        &mut self,
+        tenant: &str,
+        task_type: &str,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Task>> {
+        let sql = format!(
+            "SELECT {} FROM task INDEXED BY task_ended WHERE status >= 2 AND tenant = ?1 AND task_type = ?2
+             AND finished_at < ?3 ORDER BY finished_at LIMIT ?4",
+            rows::without_data()
+        );
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        let rows = statement.query_map(params![tenant, task_type, before, limit as i64], rows::task)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// What an idempotency key of a tenant was used for in the last 24 hours.
+    pub fn key_use(&mut self, tenant: &str, key: &str, item: i64, now: Timestamp) -> Result<Option<KeyUse>> {
+        let since = now.0.saturating_sub_unsigned(KEY_AGE_MS);
+        Ok(self
+            .conn
+            .prepare_cached(
+                "SELECT fingerprint, task FROM idempotency
+                 WHERE tenant = ?1 AND key = ?2 AND item = ?3 AND created_at > ?4",
+            )?
+            .query_row(params![tenant, key, item, since], |row| {
+                Ok(KeyUse { fingerprint: row.get(0)?, task: row.get(1)? })
+            })
+            .optional()?)
+    }
+
+    /// Notes what an idempotency key is used for.
+    pub fn use_key(
+        &mut self,
+        tenant: &str,
+        key: &str,
+        item: i64,
+        fingerprint: &Digest,
+        task: TaskId,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO idempotency (tenant, key, item, fingerprint, task, created_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![tenant, key, item, fingerprint, task, now])?;
+        Ok(())
+    }
+
+    /// Forgets idempotency keys from before `before`, at most `limit`; returns how many.
+    pub fn forget_keys(&mut self, before: Timestamp, limit: usize) -> Result<usize> {
+        let mut statement = self.conn.prepare_cached(
+            "DELETE FROM idempotency WHERE (tenant, key, item) IN
+             (SELECT tenant, key, item FROM idempotency WHERE created_at <= ?1 ORDER BY created_at LIMIT ?2)",
+        )?;
+        Ok(statement.execute(params![before, limit as i64])?)
+    }
+
+    /// Forgets that tasks were removed before `before`, at most `limit` of them; returns how many. The
+    /// newest event of all is kept, so that its number is not given again after a restart.
+    pub fn forget_deleted(&mut self, before: Timestamp, limit: usize) -> Result<usize> {
+        let mut statement = self.conn.prepare_cached(
+            "DELETE FROM event WHERE seq IN
+             (SELECT seq FROM event WHERE kind = 6 AND at < ?1 AND seq < (SELECT max(seq) FROM event) LIMIT ?2)",
+        )?;
+        Ok(statement.execute(params![before, limit as i64])?)
+    }
+}
