@@ -63,7 +63,7 @@ pub struct Config {
     /// Threads that run tasks: one for each core where it is not set.
     #[arg(long, env = "TASKCELL_GUEST_THREADS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub guest_threads: Option<u32>,
-    /// Memory that tasks must leave free, in bytes: a tenth of the machine's where it is not set.
+    /// Memory that tasks must leave free, in bytes: a tenth of what is free at the start where it is not set.
     #[arg(long, env = "TASKCELL_MEMORY_RESERVE", value_name = "BYTES")]
     pub memory_reserve: Option<u64>,
     /// Connections at once.
