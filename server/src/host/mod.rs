@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use wasmtime::component::{HasData, HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::WasiCtx;
 
-pub use memory::{HostMemory, MemoryRefused, NoMemoryLeft, TaskMemory};
+pub use memory::{HostMemory, MAX_TABLE_ELEMENTS, MemoryRefused, NoMemoryLeft, TaskMemory, is_out_of_memory};
 
 use crate::host::live::LiveAttempts;
 use crate::host::log::LogBuffer;
