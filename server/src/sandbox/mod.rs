@@ -4,6 +4,7 @@ mod cache;
 mod engine;
 mod meter;
 mod outcome;
+mod precheck;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -95,8 +96,10 @@ impl Sandbox {
         Ok(Sandbox { engine, linker, cache, room, services, _ticker: ticker })
     }
 
-    /// Compiles a component, or takes it from the cache, and links it. Blocks for as long as that takes.
+    /// Checks a component, compiles it or takes it from the cache, and links it. Blocks for as long as
+    /// that takes.
     pub fn load(&self, digest: Digest, bytes: &[u8]) -> anyhow::Result<Program> {
+        precheck::check(bytes)?;
         let component = self.cache.get_or_compile(&self.engine, digest, bytes)?;
         let ty = component.component_type();
         let names = |items: &mut dyn Iterator<Item = &str>| items.map(str::to_owned).collect();
