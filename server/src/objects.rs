@@ -6,14 +6,14 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use unicode_normalization::is_nfc;
 
-use crate::manager::Manager;
-use crate::store::{ObjectMeta, ObjectWrite, Precondition, Quota, Readers};
+use crate::manager::{self, Manager};
+use crate::store::{ObjectMeta, ObjectWrite, Precondition, Quota, Readers, StoreError};
 
 /// Most bytes of a name.
 const NAME_BYTES: usize = 512;
 
 /// Why an object was not read or changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// There is none of that name.
     #[error("there is no such object")]
@@ -30,9 +30,10 @@ pub enum Refused {
     /// The precondition does not hold.
     #[error("the precondition does not hold")]
     PreconditionFailed,
-    /// The storage failed; trying again may help.
-    #[error("the storage failed")]
-    Unavailable,
+    /// It was not done, and that has nothing to do with objects; trying again may help. Whoever
+    /// answers the client logs it, where it is to be logged.
+    #[error(transparent)]
+    Undone(#[from] manager::Refused),
 }
 
 /// How much may be kept.
@@ -89,7 +90,7 @@ impl Objects {
             Ok(Some(Ok(found))) => Ok(found),
             Ok(Some(Err(_size))) => Err(Refused::TooLarge(max_bytes)),
             Ok(None) => Err(Refused::NotFound),
-            Err(error) => Err(unavailable(&error)),
+            Err(error) => Err(undone(error)),
         }
     }
 
@@ -98,7 +99,7 @@ impl Objects {
         check_name(&name)?;
         match self.readers.object_meta(tenant.clone(), name).await {
             Ok(found) => found.ok_or(Refused::NotFound),
-            Err(error) => Err(unavailable(&error)),
+            Err(error) => Err(undone(error)),
         }
     }
 
@@ -132,7 +133,7 @@ impl Objects {
             Ok(ObjectWrite::Created) => Ok((etag, true)),
             Ok(ObjectWrite::Replaced) => Ok((etag, false)),
             Ok(other) => Err(refused(other)),
-            Err(why) => Err(unavailable(&why)),
+            Err(why) => Err(why.into()),
         }
     }
 
@@ -147,7 +148,7 @@ impl Objects {
         match self.manager.remove_object(tenant, name, precondition).await {
             Ok(ObjectWrite::Removed) => Ok(()),
             Ok(other) => Err(refused(other)),
-            Err(why) => Err(unavailable(&why)),
+            Err(why) => Err(why.into()),
         }
     }
 
@@ -159,7 +160,7 @@ impl Objects {
         after: Option<String>,
         limit: usize,
     ) -> Result<Vec<ObjectMeta>, Refused> {
-        self.readers.objects(tenant.clone(), prefix, after, limit).await.map_err(|error| unavailable(&error))
+        self.readers.objects(tenant.clone(), prefix, after, limit).await.map_err(undone)
     }
 }
 
@@ -168,13 +169,14 @@ fn refused(write: ObjectWrite) -> Refused {
         ObjectWrite::NotFound => Refused::NotFound,
         ObjectWrite::PreconditionFailed => Refused::PreconditionFailed,
         ObjectWrite::QuotaExceeded(quota) => Refused::QuotaExceeded(quota),
-        ObjectWrite::Created | ObjectWrite::Replaced | ObjectWrite::Removed => Refused::Unavailable,
+        ObjectWrite::Created | ObjectWrite::Replaced | ObjectWrite::Removed => {
+            manager::Refused::Internal(anyhow::anyhow!("the store answered another question")).into()
+        }
     }
 }
 
-fn unavailable(error: &(dyn std::error::Error + 'static)) -> Refused {
-    tracing::error!(error, "an object was not read or written");
-    Refused::Unavailable
+fn undone(error: StoreError) -> Refused {
+    manager::Refused::from(error).into()
 }
 
 #[cfg(test)]
@@ -184,7 +186,7 @@ mod tests {
     #[test]
     fn names() {
         for good in ["a", "a/b.txt", "…", "é", &"x".repeat(512), "..a", " "] {
-            assert_eq!(check_name(good), Ok(()), "{good:?}");
+            assert!(check_name(good).is_ok(), "{good:?}");
         }
         for bad in ["", "/", "a/", "/a", "a//b", ".", "a/../b", "a\nb", "a\u{0}b", "e\u{301}", &"x".repeat(513)] {
             assert!(matches!(check_name(bad), Err(Refused::InvalidName(_))), "{bad:?}");

@@ -1,6 +1,7 @@
 //! `taskcell:task/objects` and its blocking twin.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use wasmtime::component::Accessor;
 
@@ -9,7 +10,11 @@ use super::memory::HostMemory;
 use super::task_world::taskcell::task::objects;
 use super::task_world::taskcell::task::types::ObjectError;
 use super::{HasHost, Host};
+use crate::manager;
 use crate::objects::{Objects, Refused};
+
+/// How often a fault of the storage is logged again.
+const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// What a call needs, taken out of the store so that the call can wait without it.
 struct Call {
@@ -67,6 +72,23 @@ impl Call {
     }
 }
 
+/// What a guest is told of it. It may try again as often as it likes, so that only a fault of the host's
+/// own is logged, and that now and then: the disk that is full says so elsewhere.
+fn undone(why: manager::Refused) -> String {
+    match why {
+        manager::Refused::Internal(error) => {
+            static LOGGED: Mutex<Option<Instant>> = Mutex::new(None);
+            let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+            if logged.is_none_or(|logged| logged.elapsed() >= LOG_EVERY) {
+                *logged = Some(Instant::now());
+                tracing::error!(error = format!("{error:#}"), "an object was not read or written for a task");
+            }
+            "the host's storage failed".into()
+        }
+        why => why.to_string(),
+    }
+}
+
 fn answer(refused: Refused) -> ObjectError {
     match refused {
         Refused::NotFound => ObjectError::NotFound,
@@ -77,7 +99,7 @@ fn answer(refused: Refused) -> ObjectError {
             quota.objects, quota.bytes
         )),
         Refused::PreconditionFailed => ObjectError::Other("the precondition does not hold".into()),
-        Refused::Unavailable => ObjectError::Unavailable("the host's storage failed".into()),
+        Refused::Undone(why) => ObjectError::Unavailable(undone(why)),
     }
 }
 
