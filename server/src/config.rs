@@ -69,7 +69,7 @@ pub struct Config {
     /// Connections at once.
     #[arg(long, env = "TASKCELL_MAX_CONNECTIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
-    /// How long a client may take to send a request's head, its body, or to read its answer, in milliseconds.
+    /// How long a client may take to send a request's head, its body, or to read each 16 KiB of its answer, in milliseconds.
     #[arg(long, env = "TASKCELL_CLIENT_TIMEOUT", default_value_t = 30_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub client_timeout: u64,
     /// How often a task is attempted again that the server went down under.

@@ -4,13 +4,18 @@
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use unicode_normalization::is_nfc;
 
 use crate::manager::{self, Manager};
 use crate::store::{ObjectMeta, ObjectWrite, Precondition, Quota, Readers, StoreError};
 
 /// Most bytes of a name.
-const NAME_BYTES: usize = 512;
+pub const NAME_BYTES: usize = 512;
+
+/// Changes by guests that may wait for the manager at once, all guests together: enough to fill a
+/// transaction, and few of those that the API may have waiting.
+const GUEST_WRITES: usize = 64;
 
 /// Why an object was not read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +56,8 @@ pub struct Objects {
     manager: Manager,
     readers: Readers,
     limits: ObjectLimits,
+    /// How many changes may wait for the manager at once, where there is a bound of its own.
+    writes: Option<Arc<Semaphore>>,
 }
 
 /// A name that is allowed: 1 to 512 bytes of UTF-8 in NFC, `/`-separated segments, none empty, `.`
@@ -75,7 +82,19 @@ pub fn check_name(name: &str) -> Result<(), Refused> {
 impl Objects {
     /// The objects that `manager` writes and `readers` read.
     pub fn new(manager: Manager, readers: Readers, limits: ObjectLimits) -> Objects {
-        Objects { manager, readers, limits }
+        Objects { manager, readers, limits, writes: None }
+    }
+
+    /// The same for guests, who all together leave readers and places with the manager to the API,
+    /// whatever they do.
+    pub fn for_guests(&self) -> Objects {
+        let writes = Some(Arc::new(Semaphore::new(GUEST_WRITES)));
+        Objects { readers: self.readers.half(), writes, ..self.clone() }
+    }
+
+    async fn turn_to_write(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes the semaphore.
+        self.writes.as_ref()?.acquire().await.ok()
     }
 
     /// Bytes of the largest object.
@@ -128,6 +147,7 @@ impl Objects {
         }
         // The same bytes have the same tag: strong in the sense of RFC 9110, section 8.8.1.
         let etag = crate::task::Digest(Sha256::digest(&data).into()).hex();
+        let _turn = self.turn_to_write().await;
         let written = self.manager.put_object(tenant, name, etag.clone(), data, precondition, self.limits.quota).await;
         match written {
             Ok(ObjectWrite::Created) => Ok((etag, true)),
@@ -145,6 +165,7 @@ impl Objects {
     /// Removes an object where the precondition holds.
     pub async fn remove_if(&self, tenant: &Arc<str>, name: String, precondition: Precondition) -> Result<(), Refused> {
         check_name(&name)?;
+        let _turn = self.turn_to_write().await;
         match self.manager.remove_object(tenant, name, precondition).await {
             Ok(ObjectWrite::Removed) => Ok(()),
             Ok(other) => Err(refused(other)),

@@ -139,6 +139,27 @@ fn buffers_of_objects() {
     assert_eq!(count(&run(at_once, 16 * MIB), "ok"), 8);
 }
 
+/// What a list may bring is held for the task before it is read, and no text that is longer than a name
+/// is kept while it waits.
+#[test]
+fn lists_of_objects() {
+    let server = server(&[]);
+    let client = &server.client;
+    for name in ["a", "b"] {
+        client.send("PUT", &format!("/objects/{name}"), &[], Some(b"x")).expect(201);
+    }
+    let run = |input: Value| {
+        let limits = json!({"host_memory_bytes": 200 << 10});
+        let body = json!({"task_type": guest("objects"), "input": input, "limits": limits});
+        completes(client, &body)["output"].clone()
+    };
+    assert_eq!(run(json!({"op": "list", "limit": 1000}))["error"], "too-large");
+    assert_eq!(run(json!({"op": "list", "limit": 10})), json!({"ok": ["a", "b"]}));
+    let long = "a".repeat(500_000);
+    assert_eq!(run(json!({"op": "list", "limit": 10, "prefix": long})), json!({"ok": []}));
+    assert_eq!(run(json!({"op": "list", "limit": 10, "after": long})), json!({"ok": ["b"]}));
+}
+
 /// Random bytes come in bounded pieces, whatever is asked for.
 #[test]
 fn random_bytes() {
