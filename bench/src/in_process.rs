@@ -42,7 +42,8 @@ impl InProcess {
         let live = Arc::new(LiveAttempts::default());
         let registry = Arc::new(Registry::default());
         // Nothing that is measured here calls the manager.
-        let (manager, _inbox) = Manager::new(readers.clone(), registry, live.clone(), Limits::DEFAULT, Limits::CEILING);
+        let (manager, _inbox) =
+            Manager::new(readers.clone(), registry, live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
         let quota = Quota { objects: 0, bytes: 0 };
         let objects = Objects::new(manager, readers, ObjectLimits { max_bytes: 0, quota });
         let services = Services { objects, timers, live };

@@ -63,13 +63,13 @@ pub struct Config {
     /// Threads that run tasks: one for each core where it is not set.
     #[arg(long, env = "TASKCELL_GUEST_THREADS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub guest_threads: Option<u32>,
-    /// Memory that tasks must leave free, in bytes: a tenth of the machine's where it is not set.
+    /// Memory that tasks must leave free, in bytes: a tenth of what is free at the start where it is not set.
     #[arg(long, env = "TASKCELL_MEMORY_RESERVE", value_name = "BYTES")]
     pub memory_reserve: Option<u64>,
     /// Connections at once.
     #[arg(long, env = "TASKCELL_MAX_CONNECTIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
-    /// How long a client may take to send a request's head, its body, or to read its answer, in milliseconds.
+    /// How long a client may take to send a request's head, its body, or to read each 16 KiB of its answer, in milliseconds.
     #[arg(long, env = "TASKCELL_CLIENT_TIMEOUT", default_value_t = 30_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub client_timeout: u64,
     /// How often a task is attempted again that the server went down under.

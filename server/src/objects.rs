@@ -4,16 +4,21 @@
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use unicode_normalization::is_nfc;
 
-use crate::manager::Manager;
-use crate::store::{ObjectMeta, ObjectWrite, Precondition, Quota, Readers};
+use crate::manager::{self, Manager};
+use crate::store::{ObjectMeta, ObjectWrite, Precondition, Quota, Readers, StoreError};
 
 /// Most bytes of a name.
-const NAME_BYTES: usize = 512;
+pub const NAME_BYTES: usize = 512;
+
+/// Changes by guests that may wait for the manager at once, all guests together: enough to fill a
+/// transaction, and few of those that the API may have waiting.
+const GUEST_WRITES: usize = 64;
 
 /// Why an object was not read or changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// There is none of that name.
     #[error("there is no such object")]
@@ -30,9 +35,10 @@ pub enum Refused {
     /// The precondition does not hold.
     #[error("the precondition does not hold")]
     PreconditionFailed,
-    /// The storage failed; trying again may help.
-    #[error("the storage failed")]
-    Unavailable,
+    /// It was not done, and that has nothing to do with objects; trying again may help. Whoever
+    /// answers the client logs it, where it is to be logged.
+    #[error(transparent)]
+    Undone(#[from] manager::Refused),
 }
 
 /// How much may be kept.
@@ -50,6 +56,8 @@ pub struct Objects {
     manager: Manager,
     readers: Readers,
     limits: ObjectLimits,
+    /// How many changes may wait for the manager at once, where there is a bound of its own.
+    writes: Option<Arc<Semaphore>>,
 }
 
 /// A name that is allowed: 1 to 512 bytes of UTF-8 in NFC, `/`-separated segments, none empty, `.`
@@ -74,7 +82,19 @@ pub fn check_name(name: &str) -> Result<(), Refused> {
 impl Objects {
     /// The objects that `manager` writes and `readers` read.
     pub fn new(manager: Manager, readers: Readers, limits: ObjectLimits) -> Objects {
-        Objects { manager, readers, limits }
+        Objects { manager, readers, limits, writes: None }
+    }
+
+    /// The same for guests, who all together leave readers and places with the manager to the API,
+    /// whatever they do.
+    pub fn for_guests(&self) -> Objects {
+        let writes = Some(Arc::new(Semaphore::new(GUEST_WRITES)));
+        Objects { readers: self.readers.half(), writes, ..self.clone() }
+    }
+
+    async fn turn_to_write(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes the semaphore.
+        self.writes.as_ref()?.acquire().await.ok()
     }
 
     /// Bytes of the largest object.
@@ -89,7 +109,7 @@ impl Objects {
             Ok(Some(Ok(found))) => Ok(found),
             Ok(Some(Err(_size))) => Err(Refused::TooLarge(max_bytes)),
             Ok(None) => Err(Refused::NotFound),
-            Err(error) => Err(unavailable(&error)),
+            Err(error) => Err(undone(error)),
         }
     }
 
@@ -98,7 +118,7 @@ impl Objects {
         check_name(&name)?;
         match self.readers.object_meta(tenant.clone(), name).await {
             Ok(found) => found.ok_or(Refused::NotFound),
-            Err(error) => Err(unavailable(&error)),
+            Err(error) => Err(undone(error)),
         }
     }
 
@@ -127,12 +147,13 @@ impl Objects {
         }
         // The same bytes have the same tag: strong in the sense of RFC 9110, section 8.8.1.
         let etag = crate::task::Digest(Sha256::digest(&data).into()).hex();
+        let _turn = self.turn_to_write().await;
         let written = self.manager.put_object(tenant, name, etag.clone(), data, precondition, self.limits.quota).await;
         match written {
             Ok(ObjectWrite::Created) => Ok((etag, true)),
             Ok(ObjectWrite::Replaced) => Ok((etag, false)),
             Ok(other) => Err(refused(other)),
-            Err(why) => Err(unavailable(&why)),
+            Err(why) => Err(why.into()),
         }
     }
 
@@ -144,10 +165,11 @@ impl Objects {
     /// Removes an object where the precondition holds.
     pub async fn remove_if(&self, tenant: &Arc<str>, name: String, precondition: Precondition) -> Result<(), Refused> {
         check_name(&name)?;
+        let _turn = self.turn_to_write().await;
         match self.manager.remove_object(tenant, name, precondition).await {
             Ok(ObjectWrite::Removed) => Ok(()),
             Ok(other) => Err(refused(other)),
-            Err(why) => Err(unavailable(&why)),
+            Err(why) => Err(why.into()),
         }
     }
 
@@ -159,7 +181,7 @@ impl Objects {
         after: Option<String>,
         limit: usize,
     ) -> Result<Vec<ObjectMeta>, Refused> {
-        self.readers.objects(tenant.clone(), prefix, after, limit).await.map_err(|error| unavailable(&error))
+        self.readers.objects(tenant.clone(), prefix, after, limit).await.map_err(undone)
     }
 }
 
@@ -168,13 +190,14 @@ fn refused(write: ObjectWrite) -> Refused {
         ObjectWrite::NotFound => Refused::NotFound,
         ObjectWrite::PreconditionFailed => Refused::PreconditionFailed,
         ObjectWrite::QuotaExceeded(quota) => Refused::QuotaExceeded(quota),
-        ObjectWrite::Created | ObjectWrite::Replaced | ObjectWrite::Removed => Refused::Unavailable,
+        ObjectWrite::Created | ObjectWrite::Replaced | ObjectWrite::Removed => {
+            manager::Refused::Internal(anyhow::anyhow!("the store answered another question")).into()
+        }
     }
 }
 
-fn unavailable(error: &(dyn std::error::Error + 'static)) -> Refused {
-    tracing::error!(error, "an object was not read or written");
-    Refused::Unavailable
+fn undone(error: StoreError) -> Refused {
+    manager::Refused::from(error).into()
 }
 
 #[cfg(test)]
@@ -184,7 +207,7 @@ mod tests {
     #[test]
     fn names() {
         for good in ["a", "a/b.txt", "…", "é", &"x".repeat(512), "..a", " "] {
-            assert_eq!(check_name(good), Ok(()), "{good:?}");
+            assert!(check_name(good).is_ok(), "{good:?}");
         }
         for bad in ["", "/", "a/", "/a", "a//b", ".", "a/../b", "a\nb", "a\u{0}b", "e\u{301}", &"x".repeat(513)] {
             assert!(matches!(check_name(bad), Err(Refused::InvalidName(_))), "{bad:?}");

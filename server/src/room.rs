@@ -1,7 +1,7 @@
 //! How many attempts run at once: slots of the pool, attempts that use the CPU, memory.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -72,7 +72,7 @@ impl Room {
         }
         self.started.fetch_add(1, Ordering::AcqRel);
         self.working.fetch_add(1, Ordering::SeqCst);
-        Ok(Place { room: self.clone(), working: AtomicBool::new(true), held: AtomicBool::new(true) })
+        Ok(Place { room: self.clone(), state: AtomicU8::new(WORKING) })
     }
 
     /// Whether the machine has memory for a guest to grow by `bytes`.
@@ -114,34 +114,48 @@ impl Room {
 /// The place of one attempt; dropping it gives it back at the latest.
 pub struct Place {
     room: Arc<Room>,
-    working: AtomicBool,
-    held: AtomicBool,
+    /// One of the three below. One value, so that whoever changes it knows what it was before.
+    state: AtomicU8,
 }
+
+const WORKING: u8 = 0;
+const PARKED: u8 = 1;
+const LEFT: u8 = 2;
 
 impl Place {
     /// The attempt waits for the host and uses no CPU.
     pub fn parked(&self) {
-        if self.working.swap(false, Ordering::AcqRel) {
+        if self.turn(WORKING, PARKED) {
             self.room.stopped_working();
         }
     }
 
     /// The attempt can go on. It is never held back: it has its memory already.
     pub fn resumed(&self) {
-        if self.held.load(Ordering::Acquire) && !self.working.swap(true, Ordering::AcqRel) {
-            self.room.working.fetch_add(1, Ordering::SeqCst);
+        if self.state.load(Ordering::Acquire) != PARKED {
+            return;
+        }
+        // Counted first: whoever finds it working may at once count it off again.
+        self.room.working.fetch_add(1, Ordering::SeqCst);
+        if !self.turn(PARKED, WORKING) {
+            self.room.stopped_working();
         }
     }
-}
 
-impl Place {
     /// Gives the place back.
     pub fn leave(&self) {
-        if self.held.swap(false, Ordering::AcqRel) {
+        let before = self.state.swap(LEFT, Ordering::AcqRel);
+        if before != LEFT {
             self.room.memory.give_back(BYTES_PER_START);
             self.room.started.fetch_sub(1, Ordering::AcqRel);
-            self.parked();
         }
+        if before == WORKING {
+            self.room.stopped_working();
+        }
+    }
+
+    fn turn(&self, from: u8, to: u8) -> bool {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
@@ -289,6 +303,23 @@ mod tests {
         assert_eq!(room.working(), 2, "who wakes up is never held back");
         drop((first, second, third));
         assert_eq!((room.started(), room.working()), (0, 0));
+    }
+
+    /// A wake from another thread may come at any time, also while the attempt leaves.
+    #[test]
+    fn a_wake_in_the_middle_of_leaving_counts_nothing() {
+        let room = room(1, 1);
+        for _ in 0..2000 {
+            let place = room.take().ok().unwrap();
+            place.parked();
+            std::thread::scope(|scope| {
+                scope.spawn(|| (0..10).for_each(|_| place.resumed()));
+                place.leave();
+            });
+            place.resumed();
+            place.parked();
+            assert_eq!((room.started(), room.working()), (0, 0));
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         Manager::new(readers.clone(), registry.clone(), live.clone(), changes.clone(), defaults, ceiling);
     let quota = Quota { objects: config.object_quota_count, bytes: config.object_quota_bytes };
     let objects = Objects::new(manager.clone(), readers, ObjectLimits { max_bytes: config.max_object_bytes, quota });
-    let services = Services { objects: objects.clone(), timers: api_threads.handle().clone(), live };
+    let services = Services { objects: objects.for_guests(), timers: api_threads.handle().clone(), live };
 
     let settings = EngineSettings { slots, max_memory_bytes: ceiling.memory_bytes };
     let cache = CodeCache::open(data_dir.path.join("compiled"))?;

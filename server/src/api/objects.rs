@@ -20,7 +20,7 @@ use crate::store::{ObjectMeta, Precondition};
 problems!(ListProblems: Malformed, Overloaded, StorageUnavailable);
 problems!(PutProblems: Malformed, RequestTimeout, PreconditionFailed, TooLarge, BadObjectName, QuotaExceeded,
     Overloaded, Draining, StorageUnavailable);
-problems!(ReadProblems: NotFound, PreconditionFailed, BadObjectName, StorageUnavailable);
+problems!(ReadProblems: NotFound, PreconditionFailed, BadObjectName, Overloaded, StorageUnavailable);
 problems!(DeleteProblems: Malformed, NotFound, PreconditionFailed, BadObjectName, Overloaded, Draining, StorageUnavailable);
 
 /// Which objects to list.

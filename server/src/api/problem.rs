@@ -254,7 +254,7 @@ impl From<objects::Refused> for Problem {
                 problem
             }
             Refused::PreconditionFailed => Problem::of(Kind::PreconditionFailed),
-            Refused::Unavailable => Problem::of(Kind::StorageUnavailable),
+            Refused::Undone(refused) => refused.into(),
         }
     }
 }
@@ -393,6 +393,22 @@ mod tests {
         assert_eq!(body["errors"][0]["detail"].as_str().unwrap().chars().count(), DETAIL_CHARS + 1);
         assert_eq!(body["detail"], Kind::Unacceptable.page());
         assert!(body.get("error").is_none());
+    }
+
+    #[test]
+    fn a_refusal_has_one_answer_whatever_was_asked_for() {
+        use manager::Refused;
+        let all: [(fn() -> Refused, Kind); 5] = [
+            (|| Refused::Busy, Kind::Overloaded),
+            (|| Refused::TooSlow, Kind::Overloaded),
+            (|| Refused::Draining, Kind::Draining),
+            (|| Refused::NoRoom, Kind::StorageUnavailable),
+            (|| Refused::Internal(anyhow::anyhow!("a fault")), Kind::Internal),
+        ];
+        for (refused, kind) in all {
+            assert_eq!(Problem::from(refused()).kind, kind);
+            assert_eq!(Problem::from(objects::Refused::from(refused())).kind, kind);
+        }
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -272,13 +272,23 @@ impl Trouble {
     }
 }
 
-/// A stream whose writes fail when the other side takes nothing for too long. Without it a client
-/// that does not read its answer would hold its connection, and the answer in memory, for ever.
+/// What of an answer has to be taken in each `--client-timeout` in which it has to wait, or all the rest.
+const LEAST_TAKEN: usize = 16 << 10;
+
+/// A stream whose writes fail when the other side takes too little for too long. Without it a client
+/// that does not read its answer, or byte by byte, would hold its connection, and the answer in memory,
+/// for ever.
 struct WriteDeadline<T> {
     inner: T,
     limit: Duration,
-    /// Runs while a write waits. Most writes never do, so there is no timer on the usual way.
-    waiting: Option<Pin<Box<Sleep>>>,
+    /// Since a write had to wait, for one limit, or until all was written. Most writes never wait, so
+    /// there is no timer on the usual way.
+    waiting: Option<Waiting>,
+}
+
+struct Waiting {
+    over: Pin<Box<Sleep>>,
+    taken: usize,
 }
 
 impl<T: AsyncWrite + Unpin> WriteDeadline<T> {
@@ -291,13 +301,24 @@ impl<T: AsyncWrite + Unpin> WriteDeadline<T> {
         cx: &mut Context<'_>,
         write: impl FnOnce(Pin<&mut T>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(written) = write(Pin::new(&mut self.inner), cx) {
-            self.waiting = None;
-            return Poll::Ready(written);
+        let written = write(Pin::new(&mut self.inner), cx);
+        if let (Poll::Ready(Ok(bytes)), Some(waiting)) = (&written, &mut self.waiting) {
+            waiting.taken = waiting.taken.saturating_add(*bytes);
         }
-        let limit = self.limit;
-        ready!(self.waiting.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        if written.is_pending() && self.waiting.is_none() {
+            self.waiting = Some(Waiting { over: Box::pin(sleep(self.limit)), taken: 0 });
+        }
+        if let Some(waiting) = &mut self.waiting
+            && waiting.over.as_mut().poll(cx).is_ready()
+        {
+            if waiting.taken < LEAST_TAKEN {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            *waiting = Waiting { over: Box::pin(sleep(self.limit)), taken: 0 };
+            // So that its end wakes this up. It lies ahead.
+            let _ = waiting.over.as_mut().poll(cx);
+        }
+        written
     }
 }
 
@@ -324,8 +345,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<T> {
         self.inner.is_write_vectored()
     }
 
-    // Neither waits on a TCP stream.
+    // Neither waits on a TCP stream. hyper flushes once it has written all it has.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.waiting = None;
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
@@ -425,6 +447,36 @@ mod tests {
         });
         ended.await.expect("the connection is held");
         assert!(rest(stream).await.len() < 64 << 20);
+    }
+
+    /// Writes `bytes` to somebody who reads `piece` of them each 10 ms.
+    async fn taken(bytes: usize, piece: usize) -> io::Result<()> {
+        let (stream, mut other) = tokio::io::duplex(1 << 10);
+        tokio::spawn(async move {
+            let mut buffer = vec![0; piece];
+            while other.read_exact(&mut buffer).await.is_ok() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        let mut stream = WriteDeadline::new(stream, SHORT);
+        stream.write_all(&vec![0; bytes]).await?;
+        stream.flush().await
+    }
+
+    #[tokio::test]
+    async fn who_takes_an_answer_drop_by_drop_loses_the_connection() {
+        let started = Instant::now();
+        let dripped = timeout(LONG, taken(1 << 20, 16)).await.expect("the connection is held");
+        assert_eq!(dripped.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(started.elapsed() >= SHORT);
+    }
+
+    #[tokio::test]
+    async fn who_is_slow_gets_the_answer() {
+        let started = Instant::now();
+        // Several times the least, on a machine that lets it; and longer than the limit.
+        timeout(LONG, taken(512 << 10, 8 << 10)).await.expect("it takes too long").unwrap();
+        assert!(started.elapsed() > SHORT);
     }
 
     #[tokio::test]

@@ -13,6 +13,9 @@ const HANDLE_BYTES: u64 = 1024;
 /// What one element of a table costs.
 const TABLE_ELEMENT_BYTES: u64 = 16;
 
+/// Most elements of one table: the pool's bound, lower than what the limit may allow.
+pub const MAX_TABLE_ELEMENTS: usize = 10_000;
+
 /// The attempt's own limit refused something that a guest cannot be told of otherwise.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("what the host holds for the task is over its limit of {limit} bytes")]
@@ -25,6 +28,15 @@ pub struct MemoryRefused {
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the machine has no memory left")]
 pub struct NoMemoryLeft;
+
+/// Whether the system had no memory or no memory map left.
+pub fn is_out_of_memory(error: &wasmtime::Error) -> bool {
+    let system = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::raw_os_error)
+        .or_else(|| error.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error()));
+    system == Some(rustix::io::Errno::NOMEM.raw_os_error()) || error.is::<wasmtime::OutOfMemory>()
+}
 
 /// Counts all linear memories and tables of a store together. Wasmtime's own `StoreLimits` counts
 /// each by itself, so a component with ten memories would get ten times the limit.
@@ -75,18 +87,28 @@ impl Drop for TaskMemory {
 }
 
 impl ResourceLimiter for TaskMemory {
-    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    // The engine asks here before it looks at the module's own maximum, and what it refuses afterwards
+    // was not grown: so that is looked at here, and nothing is counted that is not held.
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
         self.grow(current as u64, desired as u64)
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        self.grow(current as u64 * TABLE_ELEMENT_BYTES, (desired as u64).saturating_mul(TABLE_ELEMENT_BYTES))
+    // Not every call here has one of `memory_growing` before it, so nothing can be taken back. Nor need it
+    // be: what is left to fail, once the limit and the maximum allow it, is the system.
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        if is_out_of_memory(&error) { Err(NoMemoryLeft.into()) } else { Ok(()) }
     }
 
-    fn table_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
-        // The pool's own bound on a table's elements is lower than what the limit may allow.
-        self.refused = true;
-        Ok(())
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if let Some(maximum) = maximum.filter(|maximum| desired > *maximum) {
+            // The lower of the pool's bound and the module's own: only the pool's is a limit of ours.
+            self.refused |= maximum == MAX_TABLE_ELEMENTS;
+            return Ok(false);
+        }
+        self.grow(current as u64 * TABLE_ELEMENT_BYTES, (desired as u64).saturating_mul(TABLE_ELEMENT_BYTES))
     }
 
     // The pool bounds how many instances, memories and tables a component has. The counts here are
@@ -164,5 +186,45 @@ pub struct HeldMemory {
 impl Drop for HeldMemory {
     fn drop(&mut self) {
         self.of.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::room::Memory;
+
+    fn memory(limit: u64) -> TaskMemory {
+        TaskMemory::new(limit, Arc::new(Room::new(1, 1, Memory::new(0))))
+    }
+
+    #[test]
+    fn what_the_modules_own_maximum_forbids_is_neither_counted_nor_refused() {
+        let mut memory = memory(1000);
+        assert!(memory.memory_growing(0, 100, Some(200)).unwrap());
+        for _ in 0..100 {
+            assert!(!memory.memory_growing(100, 201, Some(200)).unwrap());
+            assert!(!memory.memory_growing(100, 5000, Some(200)).unwrap());
+            assert!(!memory.table_growing(0, 20, Some(10)).unwrap());
+            memory.memory_grow_failed(wasmtime::format_err!("no such memory")).unwrap();
+        }
+        assert_eq!((memory.used, memory.peak(), memory.refused()), (100, 100, false));
+        assert!(!memory.memory_growing(100, 1001, None).unwrap());
+        assert_eq!((memory.used, memory.peak(), memory.refused()), (100, 100, true));
+    }
+
+    #[test]
+    fn the_pools_bound_of_a_table_is_a_limit() {
+        let mut memory = memory(u64::MAX);
+        assert!(!memory.table_growing(0, MAX_TABLE_ELEMENTS + 1, Some(MAX_TABLE_ELEMENTS)).unwrap());
+        assert!(memory.refused());
+    }
+
+    #[test]
+    fn growth_that_the_system_fails_is_no_refusal_to_the_guest() {
+        let mut memory = memory(1000);
+        let failed = memory.memory_grow_failed(rustix::io::Errno::NOMEM.into()).unwrap_err();
+        assert!(failed.is::<NoMemoryLeft>());
+        assert!(!memory.refused());
     }
 }

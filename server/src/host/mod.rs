@@ -16,10 +16,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use wasmtime::component::{HasData, HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::WasiCtx;
 
-pub use memory::{HostMemory, MemoryRefused, NoMemoryLeft, TaskMemory};
+pub use memory::{HostMemory, MAX_TABLE_ELEMENTS, MemoryRefused, NoMemoryLeft, TaskMemory, is_out_of_memory};
 
 use crate::host::live::LiveAttempts;
 use crate::host::log::LogBuffer;
@@ -78,6 +79,8 @@ pub struct Host {
     /// Linear memories and tables.
     pub memory: TaskMemory,
     host_memory: HostMemory,
+    /// Turns for calls of `objects`: one attempt's thousands do not stand in everybody's way.
+    object_turns: Arc<Semaphore>,
     progress: Option<Progress>,
     calls: u64,
     io_bytes: u64,
@@ -117,6 +120,7 @@ impl Host {
             log,
             memory: TaskMemory::new(limits.memory_bytes, room),
             host_memory,
+            object_turns: Arc::new(Semaphore::new(objects::CALLS_AT_ONCE)),
             progress: None,
             calls: 0,
             io_bytes: 0,

@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::Context;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use crate::host::MAX_TABLE_ELEMENTS;
+
 /// How often running guests are made to yield, whatever fuel they use.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -73,7 +75,7 @@ fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
         .max_core_instances_per_component(MAX_CORE_INSTANCES)
         .max_memories_per_component(MAX_MEMORIES)
         .max_tables_per_component(MAX_TABLES)
-        .table_elements(10_000)
+        .table_elements(MAX_TABLE_ELEMENTS)
         .max_tables_per_module(2)
         .max_memories_per_module(1)
         // Cleared by hand instead of given back to the kernel: unmapping makes all threads wait.

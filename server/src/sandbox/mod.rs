@@ -4,6 +4,7 @@ mod cache;
 mod engine;
 mod meter;
 mod outcome;
+mod precheck;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -95,8 +96,10 @@ impl Sandbox {
         Ok(Sandbox { engine, linker, cache, room, services, _ticker: ticker })
     }
 
-    /// Compiles a component, or takes it from the cache, and links it. Blocks for as long as that takes.
+    /// Checks a component, compiles it or takes it from the cache, and links it. Blocks for as long as
+    /// that takes.
     pub fn load(&self, digest: Digest, bytes: &[u8]) -> anyhow::Result<Program> {
+        precheck::check(bytes)?;
         let component = self.cache.get_or_compile(&self.engine, digest, bytes)?;
         let ty = component.component_type();
         let names = |items: &mut dyn Iterator<Item = &str>| items.map(str::to_owned).collect();
@@ -142,14 +145,21 @@ impl Sandbox {
             Metered::new(running, control, &self.services.timers, deadline, &limits).await
         };
 
+        let wall = started.elapsed();
+        let fuel = limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
+        let refused_memory = store.data().refused_memory();
+        let progress = store.data().progress();
+        let (peak, calls, io_bytes) = (store.data().memory.peak(), store.data().calls(), store.data().io_bytes());
+        // Before the log is counted: with the store goes stdout, and its last line may have no end.
+        drop(store);
         let usage = Usage {
-            fuel: limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0)),
+            fuel,
             cpu_ms: millis(cpu),
-            wall_ms: millis(started.elapsed()),
+            wall_ms: millis(wall),
             queue_ms: millis(queue),
-            peak_memory_bytes: store.data().memory.peak(),
-            host_calls: store.data().calls(),
-            io_bytes: store.data().io_bytes(),
+            peak_memory_bytes: peak,
+            host_calls: calls,
+            io_bytes,
             log_bytes: log.bytes(),
         };
         let retry_after_ms = match &result {
@@ -158,14 +168,14 @@ impl Sandbox {
         };
         let outcome = match result {
             Ok(Ok(output)) => outcome::of_output(output, &limits),
-            Ok(Err(error)) => match outcome::of_error(&error, store.data().refused_memory(), &limits) {
+            Ok(Err(error)) => match outcome::of_error(&error, refused_memory, &limits) {
                 Some(error) => Outcome::Failed(error),
                 None => return RunEnd::GiveBack,
             },
             Err(StoppedBy::Drain) => return RunEnd::GiveBack,
             Err(stopped) => Outcome::Failed(outcome::of_stop(stopped, &limits)),
         };
-        RunEnd::Ended(AttemptEnd { outcome, usage, progress: store.data().progress(), retry_after_ms })
+        RunEnd::Ended(AttemptEnd { outcome, usage, progress, retry_after_ms })
     }
 }
 

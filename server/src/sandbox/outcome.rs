@@ -9,7 +9,7 @@ use wasmtime_wasi::I32Exit;
 
 use super::meter::StoppedBy;
 use crate::host::task_world::taskcell::task::types;
-use crate::host::{MemoryRefused, NoMemoryLeft};
+use crate::host::{MemoryRefused, NoMemoryLeft, is_out_of_memory};
 use crate::limits::Limits;
 use crate::task::{AttemptEnd, ErrorKind, Outcome, TaskError};
 
@@ -91,15 +91,6 @@ pub(super) fn host_failure(error: &wasmtime::Error) -> AttemptEnd {
 
 fn refused_handle(error: &wasmtime::Error) -> bool {
     matches!(error.downcast_ref::<ResourceTableError>(), Some(ResourceTableError::Full))
-}
-
-/// The system had no memory or no memory map left: no fault of the guest's.
-fn is_out_of_memory(error: &wasmtime::Error) -> bool {
-    let system = error
-        .downcast_ref::<std::io::Error>()
-        .and_then(std::io::Error::raw_os_error)
-        .or_else(|| error.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error()));
-    system == Some(rustix::io::Errno::NOMEM.raw_os_error()) || error.is::<wasmtime::OutOfMemory>()
 }
 
 /// What went wrong, and where in the guest.

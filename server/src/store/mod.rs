@@ -145,6 +145,24 @@ pub fn sync_dir(dir: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot sync the directory {}", dir.display()))
 }
 
+/// Creates the data directory and those above it where they are missing, and makes their names last:
+/// what is synced in a directory that a power loss takes away is lost with it.
+fn create_dir(path: &Path) -> anyhow::Result<()> {
+    let missing = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).count();
+    std::fs::create_dir_all(path).with_context(|| format!("cannot create the data directory {}", path.display()))?;
+    // One more than was missing: a start that ended just here has made it, and not synced it.
+    for (number, dir) in path.ancestors().take(missing + 1).enumerate() {
+        let Some(parent) = dir.parent() else { break };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let synced = sync_dir(parent);
+        // What was there before may be in a directory that this process may not read.
+        if number < missing {
+            synced?;
+        }
+    }
+    Ok(())
+}
+
 /// Holds the data directory for this process until it is dropped.
 #[derive(Debug)]
 pub struct DataDir {
@@ -156,8 +174,7 @@ pub struct DataDir {
 impl DataDir {
     /// Creates the directory if need be and takes its lock; another process that holds it is an error.
     pub fn open(path: &Path) -> anyhow::Result<DataDir> {
-        std::fs::create_dir_all(path)
-            .with_context(|| format!("cannot create the data directory {}", path.display()))?;
+        create_dir(path)?;
         let lock_path = path.join("lock");
         let lock = std::fs::OpenOptions::new()
             .create(true)

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::StoreError;
 use super::history::StoredLine;
@@ -63,10 +63,15 @@ pub struct ObjectMeta {
 
 /// Connections that read, each in a snapshot of what was committed when the read began.
 #[derive(Clone, Debug)]
-pub struct Readers(Arc<Inner>);
+pub struct Readers {
+    inner: Arc<Inner>,
+    /// How many of them this handle and its clones may use at once, where that is not all.
+    share: Option<Arc<Semaphore>>,
+}
 
 #[derive(Debug)]
 struct Inner {
+    count: usize,
     // A std mutex: it is held to pop and to push only.
     free: Mutex<Vec<Connection>>,
     permits: Semaphore,
@@ -82,7 +87,15 @@ impl Readers {
             conn.set_prepared_statement_cache_capacity(32);
             free.push(conn);
         }
-        Ok(Readers(Arc::new(Inner { permits: Semaphore::new(count), free: Mutex::new(free) })))
+        let inner = Inner { count, permits: Semaphore::new(count), free: Mutex::new(free) };
+        Ok(Readers { inner: Arc::new(inner), share: None })
+    }
+
+    /// The same, but no more than half of them at once: however many reads wait for their turn here,
+    /// they keep the other half from nobody.
+    pub fn half(&self) -> Readers {
+        let share = Semaphore::new((self.inner.count / 2).max(1));
+        Readers { inner: self.inner.clone(), share: Some(Arc::new(share)) }
     }
 
     /// Runs `read` on a thread that may block.
@@ -90,11 +103,15 @@ impl Readers {
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let inner = self.0.clone();
+        let inner = self.inner.clone();
         let pool_closed = || StoreError::Failed(rusqlite::Error::InvalidQuery);
+        let share = match &self.share {
+            Some(share) => Some(share.clone().acquire_owned().await.map_err(|_| pool_closed())?),
+            None => None,
+        };
         let permit = Semaphore::acquire(&inner.permits).await.map_err(|_| pool_closed())?;
         permit.forget();
-        let mut lent = Lent { inner, conn: None };
+        let mut lent = Lent { inner, conn: None, _share: share };
         let done = tokio::task::spawn_blocking(move || {
             let free = lent.inner.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let conn = lent.conn.insert(free.ok_or_else(pool_closed)?);
@@ -285,6 +302,7 @@ fn log_lines(conn: &Connection, id: TaskId, after: u64, limit: usize) -> rusqlit
 struct Lent {
     inner: Arc<Inner>,
     conn: Option<Connection>,
+    _share: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Lent {

@@ -1,6 +1,9 @@
 //! Logs `{"lines": n}` lines, each of `"bytes"` bytes or a little more: the line's number, filled up
 //! with dots. `"level"` is `trace`, `debug`, `info` (the default), `warn` or `error`. With
-//! `"stdio": true` each line also goes to standard output and standard error. Output: `null`.
+//! `"stdio": true` each line also goes to standard output and standard error. `"rest"` goes to
+//! standard output at the end, without a line's end. Output: `null`.
+
+use std::io::Write;
 
 use guest_tasks::context::log;
 use guest_tasks::parse;
@@ -26,6 +29,8 @@ struct Input {
     level: Level,
     #[serde(default)]
     stdio: bool,
+    #[serde(default)]
+    rest: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -59,6 +64,8 @@ impl Guest for Log {
                 eprintln!("{line}");
             }
         }
+        print!("{}", input.rest);
+        std::io::stdout().flush().map_err(|error| Failure::Permanent(error.to_string()))?;
         Ok("null".to_owned())
     }
 }

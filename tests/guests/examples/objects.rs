@@ -1,8 +1,9 @@
 //! Calls one function of `objects` and says what came of it.
 //!
 //! Input: `{"op": "write" | "read" | "remove" | "list", "name", "data", "bytes", "prefix", "after",
-//! "limit", "at_once"}`. `write` takes the text `data`, or `bytes` bytes of zeros. `at_once` does the
-//! same so many times at once.
+//! "limit", "at_once", "rounds"}`. `write` takes the text `data`, or `bytes` bytes of zeros. `at_once` does the
+//! same so many times at once; and with `rounds` that again and again, of which nothing is said: the
+//! output is `null`.
 //!
 //! Output: `{"ok": …}`, or `{"error": "…", "detail": …}` with the name of the error's case; with
 //! `at_once` an array of these. What is ok is `null`, the names that `list` found, or
@@ -40,6 +41,7 @@ struct Input {
     #[serde(default = "most")]
     limit: u32,
     at_once: Option<u32>,
+    rounds: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -60,6 +62,12 @@ struct Objects;
 impl Guest for Objects {
     async fn run(input: String) -> Result<String, Failure> {
         let input: Input = parse(&input)?;
+        if let Some(rounds) = input.rounds {
+            for _ in 0..rounds {
+                join_all((0..input.at_once.unwrap_or(1)).map(|_| async { act(&input).await.is_ok() })).await;
+            }
+            return Ok("null".to_owned());
+        }
         let once = || async {
             match act(&input).await {
                 Ok(value) => json!({ "ok": value }),

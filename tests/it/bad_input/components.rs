@@ -14,7 +14,7 @@ fn a_component_that_cannot_be_used_fails_alone() {
     let directory = temp_dir();
     let wat = |text: &str| wat::parse_str(text).unwrap();
     let good = GUESTS.iter().find(|(name, _)| *name == guest("echo-blocking")).unwrap().1;
-    let bad: [(&str, Vec<u8>, &str); 7] = [
+    let bad: [(&str, Vec<u8>, &str); 13] = [
         ("garbage", b"this is no component".to_vec(), ""),
         ("empty", Vec::new(), ""),
         ("half", good[..good.len() / 2].to_vec(), ""),
@@ -26,6 +26,16 @@ fn a_component_that_cannot_be_used_fails_alone() {
             "nowhere:special/thing",
         ),
         ("threads", wat("(component (core module (memory 1 1 shared)))"), ""),
+        ("streams", wat("(component (type $s (stream u8)) (core func (canon stream.new $s)))"), "stream.new"),
+        ("futures", wat("(component (type $f (future)) (core func (canon future.new $f)))"), "future.new"),
+        ("error-contexts", wat("(component (core func (canon error-context.drop)))"), "error-context.drop"),
+        ("backpressure", wat("(component (core func (canon backpressure.inc)))"), "backpressure.inc"),
+        ("yields", wat("(component (core func (canon thread.yield)))"), "thread.yield"),
+        (
+            "nested",
+            wat("(component (component (component (type $f (future)) (core func (canon future.drop-readable $f)))))"),
+            "future.drop-readable",
+        ),
     ];
     for (name, bytes, _) in &bad {
         fs::write(directory.path().join(format!("{name}.wasm")), bytes).unwrap();

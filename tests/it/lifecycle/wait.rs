@@ -100,10 +100,8 @@ fn waits_end_with_the_task_and_not_the_task_with_the_wait() {
         let start = Instant::now();
         client.delete(&format!("/task/{id}")).expect(200);
         let answer = waiting.join().unwrap();
-        // It was stopped, and then removed: the wait may have ended with the one or the other.
-        let status = answer.status;
-        assert!(matches!(status, 404 | 409), "{answer:?}");
-        answer.problem(status);
+        // It was stopped first, and who waited hears of the removal all the same.
+        answer.problem(404);
         assert!(start.elapsed() < Duration::from_secs(20));
     });
 

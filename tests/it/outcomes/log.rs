@@ -97,6 +97,16 @@ fn standard_output() {
     }
 }
 
+/// What was printed without a line's end is a line, and is in the receipt as every other.
+#[test]
+fn a_last_line_without_an_end() {
+    let server = shared_server();
+    let client = &server.client;
+    let task = completes(client, &json!({"task_type": guest("log"), "input": {"lines": 0, "rest": "no end"}}));
+    assert_eq!(messages(&log(client, id(&task))), ["no end"]);
+    assert!(task["usage"]["log_bytes"].as_u64().is_some_and(|bytes| bytes >= 6), "{task:#}");
+}
+
 /// A log can be read while its task runs, and is there when the task failed.
 #[test]
 fn logs_of_running_and_failed_tasks() {

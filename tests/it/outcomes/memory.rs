@@ -70,7 +70,19 @@ fn tables() {
     assert!(few > 0 && few * 8 <= 40_000, "{few} elements in 40000 bytes");
     let more = elements(2 * PAGE + 80_000);
     assert!(more > few && more * 8 <= 80_000, "{more} elements in 80000 bytes");
-    assert!(elements(64 * MIB) <= 10_000_000, "however much memory there is");
+    let most = elements(64 * MIB);
+    assert!(most > more && most <= 10_000, "{most} elements, however much memory there is");
+}
+
+/// Growth that the module's own maximum forbids holds nothing, and is no refusal at the limit.
+#[test]
+fn growth_past_the_modules_own_maximum() {
+    let server = shared_server();
+    let body = json!({"task_type": guest("own-maximum"), "limits": {"memory_bytes": 4 * MIB}});
+    let task = fails(&server.client, &body, "trap");
+    // Two pages of one memory, two that the other may have, and a table of 16.
+    let peak = task["usage"]["peak_memory_bytes"].as_u64().unwrap();
+    assert_eq!(peak, 4 * PAGE + 16 * 16, "{task:#}");
 }
 
 /// Calls that are started and not awaited are memory of the host.
@@ -125,6 +137,27 @@ fn buffers_of_objects() {
     };
     assert!(count(&outcomes, "error") > 0, "{outcomes}");
     assert_eq!(count(&run(at_once, 16 * MIB), "ok"), 8);
+}
+
+/// What a list may bring is held for the task before it is read, and no text that is longer than a name
+/// is kept while it waits.
+#[test]
+fn lists_of_objects() {
+    let server = server(&[]);
+    let client = &server.client;
+    for name in ["a", "b"] {
+        client.send("PUT", &format!("/objects/{name}"), &[], Some(b"x")).expect(201);
+    }
+    let run = |input: Value| {
+        let limits = json!({"host_memory_bytes": 200 << 10});
+        let body = json!({"task_type": guest("objects"), "input": input, "limits": limits});
+        completes(client, &body)["output"].clone()
+    };
+    assert_eq!(run(json!({"op": "list", "limit": 1000}))["error"], "too-large");
+    assert_eq!(run(json!({"op": "list", "limit": 10})), json!({"ok": ["a", "b"]}));
+    let long = "a".repeat(500_000);
+    assert_eq!(run(json!({"op": "list", "limit": 10, "prefix": long})), json!({"ok": []}));
+    assert_eq!(run(json!({"op": "list", "limit": 10, "after": long})), json!({"ok": ["b"]}));
 }
 
 /// Random bytes come in bounded pieces, whatever is asked for.

@@ -38,7 +38,7 @@ fn measure(what: &str, mut call: impl FnMut()) {
         .collect();
     took.sort();
     let (median, longest) = (took[ROUNDS / 2], took[ROUNDS - 1]);
-    eprintln!("{what} while guests spin: median {median:.1?}, longest {longest:.1?}");
+    eprintln!("{what} meanwhile: median {median:.1?}, longest {longest:.1?}");
     assert!(longest < BOUND, "{what}: {longest:?}");
 }
 
@@ -76,6 +76,43 @@ fn a_guest_that_spins_delays_nobody() {
     let cpu: Vec<f64> = canceled.iter().map(|task| task["usage"]["cpu_ms"].as_f64().unwrap()).collect();
     eprintln!("CPU time of the guests that spin, ms: {cpu:.0?}");
     assert!(cpu.iter().all(|cpu| *cpu > 20.0), "one got nothing: {cpu:?}");
+}
+
+/// Thousands of calls that wait for the store are the guest's own trouble.
+#[test]
+fn a_guest_that_floods_the_store_delays_nobody() {
+    let _alone = alone();
+    let server = server(&["--default-cpu-ms", "600000"]);
+    let client = &server.client;
+    for number in 0..200 {
+        client.send("PUT", &format!("/objects/flood/{number}"), &[], Some(b"x")).expect(201);
+    }
+    let flood = |op: &str| {
+        let input =
+            json!({"op": op, "prefix": "flood", "limit": 200, "name": "w", "at_once": 2000, "rounds": 1_000_000});
+        json!({"task_type": guest("objects"), "input": input})
+    };
+    for op in ["list", "write"] {
+        let ids: Vec<String> = (0..8).map(|_| client.create(&flood(op))).collect();
+        for id in &ids {
+            client.wait_for_status(id, "Running");
+        }
+        // Until all calls of the first rounds wait.
+        std::thread::sleep(Duration::from_secs(1));
+        measure(&format!("GET /task/{{id}} under a flood of {op}"), || {
+            client.get(&format!("/task/{}", ids[0])).expect(200);
+        });
+        measure(&format!("GET /readyz under a flood of {op}"), || {
+            client.get("/readyz").expect(200);
+        });
+        measure(&format!("PUT /objects under a flood of {op}"), || {
+            client.send("PUT", "/objects/flood/1", &[], Some(b"y")).expect(200);
+        });
+        for id in ids {
+            assert_eq!(client.status(&id), "Running", "it floods nothing any more: {:#}", client.task(&id));
+            client.delete(&format!("/task/{id}")).expect(200);
+        }
+    }
 }
 
 /// Bulk instructions do much work for little fuel, and are stopped in time all the same.
