@@ -123,6 +123,7 @@ async fn serve_api(
         listener,
         api::ServerSettings {
             max_connections: config.max_connections as usize,
+            max_event_streams: config.max_event_streams as usize,
             client_timeout: Duration::from_millis(config.client_timeout),
         },
         api::App { manager: manager.clone(), objects, room, max_input_bytes: config.ceilings.max_input_bytes },

@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod architecture;
+mod backup;
 mod bad_input;
 mod config;
 mod durability;
 mod durable;
+mod events;
 mod lifecycle;
 mod objects;
 mod outcomes;

@@ -92,6 +92,8 @@ kinds! {
         "The tenant keeps as many objects, or as many bytes in them, as it may. Remove some.";
     TooManyPending = "too-many-pending", TOO_MANY_REQUESTS, "Too many tasks are pending",
         "As many tasks of the tenant wait as may. Retry-After is reckoned from the rate at which they are done.";
+    TooManyStreams = "too-many-event-streams", TOO_MANY_REQUESTS, "Too many event streams are open",
+        "The tenant listens on as many streams of events as it may. Close one.";
     QueueFull = "queue-full", SERVICE_UNAVAILABLE, "The queue is full",
         "As many tasks wait as the server takes. Retry-After is reckoned from the rate at which they are done.";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong in the server",
@@ -109,7 +111,7 @@ impl Kind {
     fn retry_after(self) -> Option<&'static str> {
         match self {
             Kind::Overloaded => Some("1"),
-            Kind::TooManyPending | Kind::QueueFull => Some("10"),
+            Kind::TooManyPending | Kind::TooManyStreams | Kind::QueueFull => Some("10"),
             Kind::Draining | Kind::StorageUnavailable => Some("5"),
             Kind::TypeNotReady => Some("30"),
             Kind::QuotaExceeded => Some("60"),
@@ -155,6 +157,16 @@ impl Problem {
     fn with(mut self, name: HeaderName, value: String) -> Problem {
         self.headers.extend(HeaderValue::try_from(value).ok().map(|value| (name, value)));
         self
+    }
+
+    /// A tenant has as many event streams open as it may.
+    pub(super) fn too_many_streams(most: usize) -> Problem {
+        Problem::of(Kind::TooManyStreams)
+            .with(HeaderName::from_static("ratelimit"), "\"event-streams\";r=0".to_owned())
+            .with(
+                HeaderName::from_static("ratelimit-policy"),
+                format!("\"event-streams\";q={most};qu=\"concurrent-requests\""),
+            )
     }
 
     /// The status.

@@ -24,10 +24,10 @@ pub use refused::{FieldError, Refused};
 use crate::clock;
 use crate::executor::Report;
 use crate::host::live::LiveAttempts;
-use crate::host::log::{LogBuffer, LogLine, News};
+use crate::host::log::{LogBuffer, News};
 use crate::limits::{LimitOverrides, Limits};
 use crate::registry::{Registry, TaskType, Version};
-use crate::store::{ListFilter, ObjectWrite, Page, Precondition, Quota, Readers, StoreError};
+use crate::store::{ListFilter, LoggedLine, ObjectWrite, Page, Precondition, Quota, Readers, StoreError, ToldEvents};
 use crate::task::{AttemptRecord, Digest, Labels, RetryOverrides, RetryPolicy, Status, Task, TaskId, Timestamp, Usage};
 
 /// Requests that may wait for the manager's thread. More are refused: they would only wait longer.
@@ -35,6 +35,11 @@ const MAX_WAITING: usize = 8192;
 
 /// How long a full log buffer waits for more lines before it is stored.
 const LOG_DELAY: Duration = Duration::from_millis(100);
+
+/// Log text that is stored at once, and how many times as long as that took is then waited.
+const LOG_BYTES_AT_ONCE: usize = 1 << 20;
+const LOG_PAUSE: u32 = 9;
+const LONGEST_LOG_PAUSE: Duration = Duration::from_secs(1);
 
 type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
@@ -389,6 +394,21 @@ impl Manager {
         self.0.readers.attempts(tenant.clone(), id).await?.ok_or(Refused::NotFound)
     }
 
+    /// What happened to a task after event `after`.
+    pub async fn task_events(&self, tenant: &Arc<str>, id: TaskId, after: u64) -> Result<ToldEvents, Refused> {
+        self.0.readers.task_events(tenant.clone(), id, after).await?.ok_or(Refused::NotFound)
+    }
+
+    /// What happened to a tenant's tasks after event `after`.
+    pub async fn tenant_events(&self, tenant: &Arc<str>, after: u64) -> Result<ToldEvents, Refused> {
+        Ok(self.0.readers.tenant_events(tenant.clone(), after).await?)
+    }
+
+    /// The number of the newest event.
+    pub async fn newest_event(&self) -> Result<u64, Refused> {
+        Ok(self.0.readers.newest_event().await?)
+    }
+
     /// Listens to what happens.
     pub fn listen(&self, topic: Topic) -> Listener {
         self.0.changes.listen(topic)
@@ -427,7 +447,7 @@ impl Manager {
         id: TaskId,
         after: u64,
         limit: usize,
-    ) -> Result<Vec<(u64, u32, LogLine)>, Refused> {
+    ) -> Result<Vec<LoggedLine>, Refused> {
         self.0.readers.log(tenant.clone(), id, after, limit).await?.ok_or(Refused::NotFound)
     }
 
@@ -512,6 +532,7 @@ impl Manager {
     /// Stops taking work, gives running attempts `grace`, and ends the manager's thread.
     pub fn drain(&self, grace: Duration) {
         self.0.draining.store(true, Ordering::Release);
+        self.0.changes.close();
         self.send(Command::Drain { grace });
     }
 
@@ -530,7 +551,9 @@ impl Manager {
         Ok(self.0.readers.ping().await?)
     }
 
-    /// Stores log lines some time after they were written, so that many go into one transaction.
+    /// Stores what attempts say some time after they said it, so that much goes into one transaction. It
+    /// takes its time: a flood of lines fills its writers' buffers, up to their limit, and holds up
+    /// nothing else.
     pub async fn store_logs(self, mut full: tokio::sync::mpsc::UnboundedReceiver<LogBuffer>) {
         let mut buffers = Vec::new();
         while full.recv_many(&mut buffers, 1).await > 0 {
@@ -539,14 +562,22 @@ impl Manager {
             while let Ok(buffer) = full.try_recv() {
                 buffers.push(buffer);
             }
+            let mut bytes = 0;
             for buffer in buffers.drain(..) {
                 let (id, attempt) = buffer.of();
                 // Sent while the buffer is held: the attempt's end, which takes the rest, comes after.
                 buffer.drain(|news| {
+                    bytes += news.bytes();
                     if !news.is_empty() {
                         self.send(Command::Log { id, attempt, news });
                     }
                 });
+                if bytes >= LOG_BYTES_AT_ONCE {
+                    bytes = 0;
+                    let started = tokio::time::Instant::now();
+                    let _ = self.ask(|reply| Command::Flush { reply }).await;
+                    tokio::time::sleep((started.elapsed() * LOG_PAUSE).min(LONGEST_LOG_PAUSE)).await;
+                }
             }
         }
     }
