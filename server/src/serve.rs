@@ -90,7 +90,8 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         backlog: BacklogLimits { total: config.max_pending, tenant: config.max_tenant_pending },
         retention_ms: config.retention,
     };
-    let core = Core::new(writer, room.clone(), registry, executor, changes, core_settings, clock::now())?;
+    let run = Box::new(move |job| executor.start(job));
+    let core = Core::new(writer, room.clone(), registry, run, changes, core_settings, clock::now())?;
     let core_thread = std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
 
     let served = api_threads.block_on(serve_api(listener, &config, manager.clone(), objects, room));

@@ -113,8 +113,7 @@ impl Core {
             self.store.insert_task(&task)?;
             self.note(&task, Happened::Pending, 0, None, now)?;
             self.note(&task, Happened::Running, task.attempt, None, now)?;
-            let start = Start { task: task.clone(), place, program, limits: item.limits };
-            return Ok(Ok(Created { task, replayed: false, start: Some(start) }));
+            return Ok(Ok(Created { task, replayed: false, start: Some((place, program, item.limits)) }));
         }
         self.store.insert_task(&task)?;
         self.note(&task, Happened::Pending, 0, None, now)?;

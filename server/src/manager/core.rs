@@ -20,7 +20,7 @@ use super::upkeep::Timers;
 use super::waiters::EndWaiters;
 use super::{Command, Inbox, Refused};
 use crate::clock;
-use crate::executor::{Executor, Job};
+use crate::executor::Job;
 use crate::limits::Limits;
 use crate::registry::Registry;
 use crate::room::{Place, Room};
@@ -78,7 +78,7 @@ pub struct Core {
     pub(super) store: Writer,
     pub(super) room: Arc<Room>,
     pub(super) registry: Arc<Registry>,
-    pub(super) executor: Executor,
+    pub(super) run: Box<dyn Fn(Job) + Send>,
     pub(super) settings: CoreSettings,
     /// Which start of a server this is.
     pub(super) server: i64,
@@ -127,8 +127,8 @@ pub(super) struct Created {
     pub(super) task: Task,
     /// It was there before, under the same idempotency key.
     pub(super) replayed: bool,
-    /// It starts at once.
-    pub(super) start: Option<Start>,
+    /// It starts at once, with this.
+    pub(super) start: Option<(Place, Arc<Program>, Limits)>,
 }
 
 /// What a transaction did beside its commands.
@@ -149,12 +149,13 @@ pub(super) struct Start {
 }
 
 impl Core {
-    /// The manager's state over a store; attempts that a crash cut off are put back first.
+    /// The manager's state over a store; attempts that a crash cut off are put back first. `run` is given
+    /// what is to be run.
     pub fn new(
         mut store: Writer,
         room: Arc<Room>,
         registry: Arc<Registry>,
-        executor: Executor,
+        run: Box<dyn Fn(Job) + Send>,
         changes: Arc<Changes>,
         settings: CoreSettings,
         now: Timestamp,
@@ -167,7 +168,7 @@ impl Core {
             store,
             room,
             registry,
-            executor,
+            run,
             settings,
             server,
             backlog,
@@ -314,7 +315,7 @@ impl Core {
         let control = Control::new(place);
         let running = Running { task: task.clone(), control: control.clone(), then: Vec::new() };
         self.running.insert(task.id, running);
-        self.executor.start(Job { task, program, limits, control });
+        (self.run)(Job { task, program, limits, control });
     }
 
     /// Logs why the store did not take a transaction, now and then.

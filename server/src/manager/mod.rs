@@ -5,6 +5,8 @@ mod apply;
 mod backlog;
 mod changes;
 mod core;
+#[cfg(test)]
+mod model;
 mod refused;
 mod tell;
 mod upkeep;

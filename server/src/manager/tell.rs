@@ -1,7 +1,7 @@
 //! What is said after a transaction: the answers of one that was committed, and the refusals of one that
 //! was not.
 
-use super::core::{Core, Created, Done};
+use super::core::{Core, Created, Done, Start};
 use super::{Answer, Command, Refused, Stored, answer};
 use crate::sandbox::Stop;
 use crate::store::StoreError;
@@ -56,19 +56,22 @@ impl Core {
     }
 
     fn tell_created(&mut self, created: Result<Created, Refused>, reply: Answer) {
-        let stored = created.map(|created| self.begin(created));
-        match (reply, stored) {
-            (Answer::Stored(reply), stored) => answer(reply, stored),
-            (Answer::Ended(reply), Ok(stored)) => self.ended.add(stored.task.id, reply),
+        match (reply, created) {
+            (Answer::Stored(reply), created) => answer(reply, created.map(|created| self.begin(created))),
+            (Answer::Ended(reply), Ok(Created { task, start, .. })) => {
+                self.ended.add(task.id, reply);
+                if let Some((place, program, limits)) = start {
+                    self.start(Start { task, place, program, limits });
+                }
+            }
             (Answer::Ended(reply), Err(refused)) => answer(reply, Err(refused)),
         }
     }
 
     /// A task is stored: its attempt begins, where it starts at once.
-    fn begin(&mut self, created: Created) -> Stored {
-        let Created { task, replayed, start } = created;
-        if let Some(start) = start {
-            self.start(start);
+    fn begin(&mut self, Created { task, replayed, start }: Created) -> Stored {
+        if let Some((place, program, limits)) = start {
+            self.start(Start { task: task.clone(), place, program, limits });
         }
         Stored { task, replayed }
     }
