@@ -99,6 +99,9 @@ pub struct Config {
     /// Tasks that may be Pending of one tenant.
     #[arg(long, env = "TASKCELL_MAX_TENANT_PENDING", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub max_tenant_pending: u64,
+    /// How many schedules a tenant may have.
+    #[arg(long, env = "TASKCELL_MAX_SCHEDULES", default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    pub max_schedules: u64,
     /// How long tasks that have ended are kept with their results, in milliseconds.
     #[arg(long, env = "TASKCELL_RETENTION", default_value_t = 7 * 24 * 60 * 60 * 1000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=100 * 366 * 24 * 60 * 60 * 1000))]
     pub retention: u64,

@@ -19,6 +19,7 @@ pub mod registry;
 pub mod room;
 pub mod sandbox;
 pub mod schedule;
+pub mod schedules;
 pub mod serve;
 pub mod store;
 pub mod task;

@@ -88,6 +88,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         ceiling,
         max_interruptions: config.max_interruptions,
         backlog: BacklogLimits { total: config.max_pending, tenant: config.max_tenant_pending },
+        max_schedules: config.max_schedules,
         retention_ms: config.retention,
     };
     let run = Box::new(move |job| executor.start(job));

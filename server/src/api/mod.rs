@@ -15,6 +15,7 @@ mod objects;
 mod operations;
 mod prefer;
 mod problem;
+mod schedules;
 mod server;
 mod task_list;
 mod task_types;
@@ -98,6 +99,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(tasks::retry))
         .routes(routes!(objects::list))
         .routes(routes!(objects::get, objects::head, objects::put, objects::remove))
+        .routes(routes!(schedules::list))
+        .routes(routes!(schedules::get, schedules::put, schedules::remove))
         .routes(routes!(task_types::list))
         .routes(routes!(task_types::get))
         .routes(routes!(operations::healthz))
@@ -127,6 +130,7 @@ const DESCRIPTION: &str = "Runs WASM components as background tasks, sandboxed a
         (name = "tasks", description = "Create tasks and read what became of them"),
         (name = "events", description = "What happens to tasks, as it happens"),
         (name = "objects", description = "The tenant's named bytes, the same that its tasks see"),
+        (name = "schedules", description = "Tasks that are created again and again, at their times"),
         (name = "task types", description = "What can be run"),
         (name = "operations", description = "Health, metrics and reference"),
     )

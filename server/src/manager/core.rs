@@ -26,6 +26,7 @@ use crate::registry::Registry;
 use crate::room::{Place, Room};
 use crate::sandbox::{Control, Program, Stop};
 use crate::schedule::ReadyWindow;
+use crate::schedules::Schedule;
 use crate::store::{ObjectWrite, StoreError, Writer};
 use crate::task::{Event, Task, TaskId, Timestamp};
 
@@ -69,6 +70,8 @@ pub struct CoreSettings {
     pub max_interruptions: u32,
     /// How many tasks may be Pending.
     pub backlog: BacklogLimits,
+    /// How many schedules a tenant may have.
+    pub max_schedules: u64,
     /// How long ended tasks are kept where their type does not say, in milliseconds.
     pub retention_ms: u64,
 }
@@ -120,6 +123,8 @@ pub(super) enum Done {
     Waiting,
     Removed(TaskId),
     Object(ObjectWrite),
+    /// The schedule as it is now, and whether there was none before.
+    Schedule(Box<(Schedule, bool)>),
 }
 
 /// A task that is there now.
@@ -303,8 +308,9 @@ impl Core {
         for command in commands {
             done.push(self.apply(command, now)?);
         }
-        let mut ended = self.keep_up(now)?;
-        let mut started = self.start_ready(now)?;
+        let mut started = self.keep_up(now)?;
+        let Started { mut starts, mut ended } = self.start_ready(now)?;
+        started.starts.append(&mut starts);
         started.ended.append(&mut ended);
         self.store.commit()?;
         Ok((done, started))

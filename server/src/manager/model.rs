@@ -124,6 +124,7 @@ impl World {
             max_interruptions: MAX_INTERRUPTIONS,
             backlog: BacklogLimits { total: MAX_PENDING, tenant: MAX_PENDING },
             retention_ms: RETENTION_MS,
+            max_schedules: 1,
         };
         let run = Box::new(move |job| drop(send.send(job)));
         let core = Core::new(writer, room, self.registry.clone(), run, Arc::default(), settings, self.now).unwrap();

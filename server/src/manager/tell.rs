@@ -48,6 +48,10 @@ impl Core {
                 (Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. }, Done::Object(write)) => {
                     answer(reply, Ok(write));
                 }
+                (Command::PutSchedule { reply, .. }, Done::Schedule(put)) => answer(reply, Ok(*put)),
+                (Command::PutSchedule { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
+                (Command::DeleteSchedule { reply, .. }, Done::Nothing) => answer(reply, Ok(())),
+                (Command::DeleteSchedule { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
                 (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
                 // The others have nobody to answer to.
                 _ => {}
@@ -113,7 +117,8 @@ impl Core {
                         self.ended.tell(task);
                     }
                 }
-                Command::Flush { reply } => answer(reply, Err(refusal())),
+                Command::PutSchedule { reply, .. } => answer(reply, Err(refusal())),
+                Command::Flush { reply } | Command::DeleteSchedule { reply, .. } => answer(reply, Err(refusal())),
                 Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. } => answer(reply, Err(refusal())),
                 Command::Report(ref report) => {
                     // Who waits for this end hears that it cannot be stored now; it is stopped all the same.

@@ -11,6 +11,7 @@ mod list;
 mod queue;
 mod read;
 mod rows;
+mod schedules;
 mod write;
 
 use std::path::{Path, PathBuf};
