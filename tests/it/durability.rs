@@ -411,3 +411,28 @@ fn a_start_on_a_disk_that_fails_is_refused() {
     drop(failing);
     setup.start().client.run(&json!({"task_type": "echo"}));
 }
+
+/// Who begins to wait for a change while it is being stored, and reads what was before it, is told of it.
+#[test]
+fn a_wait_that_begins_during_the_commit_is_answered() {
+    let disk = Disk::new();
+    let server = disk.under(Setup::new(&[])).start();
+    let client = &server.client;
+    let id = client.create(&json!({"task_type": guest("sleep-forever")}));
+    client.wait_for_status(&id, "Running");
+    let path = format!("/task/{id}");
+    let tag = client.get(&path).expect(200).header("etag").unwrap().to_owned();
+    thread::scope(|scope| {
+        let held = disk.with(Fault::SyncHeld, 1);
+        let canceled = scope.spawn(|| client.post(&format!("{path}/cancel")));
+        wait_for("the commit of the cancel", || (disk.held() > 0).then_some(()));
+        let start = Instant::now();
+        let told = scope.spawn(|| client.get_with(&path, &[("if-none-match", &tag), ("prefer", "wait=50")]));
+        thread::sleep(A_WHILE);
+        assert!(!told.is_finished() && !canceled.is_finished(), "the commit is not on the disk");
+        drop(held);
+        canceled.join().unwrap().expect(202);
+        assert_eq!(told.join().unwrap().expect(200).json()["status"], "Failed");
+        assert!(start.elapsed() < Duration::from_secs(40), "it was told, and not only looked at again at the end");
+    });
+}

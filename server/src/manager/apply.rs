@@ -101,8 +101,9 @@ impl Core {
         {
             return Ok(Err(Refused::UniqueKey { holder }));
         }
-        let is_ready = task.due_at.is_none();
-        let start = self.place_for_new(&task).filter(|_| is_ready);
+        // One that has expired already is Pending for the moment until that is seen.
+        let is_ready = task.due_at.is_none() && task.expires_at.is_none_or(|expires| expires > now);
+        let start = if is_ready { self.place_for_new(&task) } else { None };
         if start.is_none()
             && let Err(refused) = self.backlog.check(&task.tenant, now)
         {
@@ -280,9 +281,7 @@ impl Core {
         now: Timestamp,
     ) -> Result<()> {
         self.store.append_event(task, happened, attempt, now, data)?;
-        if self.changes.has_listeners() {
-            self.changed.push((task.tenant.clone(), task.id));
-        }
+        self.changed.push((task.tenant.clone(), task.id));
         Ok(())
     }
 

@@ -88,7 +88,7 @@ pub struct Core {
     pub(super) backlog: Backlog,
     pub(super) timers: Timers,
     pub(super) changes: Arc<Changes>,
-    /// What the open transaction changed that somebody may listen to.
+    /// What the open transaction changed, for those who listen.
     pub(super) changed: Vec<(Arc<str>, TaskId)>,
     pub(super) ready: ReadyWindow,
     pub(super) running: HashMap<TaskId, Running>,
@@ -266,9 +266,12 @@ impl Core {
                 self.tell(commands, done, kept);
                 starts.into_iter().for_each(|start| self.start(start));
                 ended.into_iter().for_each(|task| self.ended.tell(task));
-                for (tenant, id) in self.changed.drain(..) {
-                    self.changes.tell(&tenant, id);
+                // Looked at only now: who began to listen before the commit, and read what was there, waits
+                // for this.
+                if self.changes.has_listeners() {
+                    self.changed.iter().for_each(|(tenant, id)| self.changes.tell(tenant, *id));
                 }
+                self.changed.clear();
                 self.after_commit();
                 if full || !kept.is_empty() {
                     return Duration::ZERO;

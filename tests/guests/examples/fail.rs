@@ -1,5 +1,6 @@
-//! Fails as its input says: `{"permanent": "…"}`, or `{"transient": "…", "after_ms": n}` where `after_ms`
-//! may be missing. With neither it succeeds and returns the number of the attempt.
+//! Fails as its input says: `{"permanent": "…"}`, or `{"transient": "…", "after_ms": n, "until": k}` where
+//! `after_ms` may be missing, and `until`: from the kth attempt on it succeeds. When it does not fail it
+//! returns the number of the attempt.
 
 use guest_tasks::types::Retry;
 use guest_tasks::{context, parse};
@@ -20,6 +21,7 @@ struct Input {
     permanent: Option<String>,
     transient: Option<String>,
     after_ms: Option<u32>,
+    until: Option<u32>,
 }
 
 struct Fail;
@@ -30,7 +32,9 @@ impl Guest for Fail {
         if let Some(message) = input.permanent {
             return Err(Failure::Permanent(message));
         }
-        if let Some(message) = input.transient {
+        if let Some(message) = input.transient
+            && input.until.is_none_or(|until| context::attempt() < until)
+        {
             let after_ms = input.after_ms;
             return Err(Failure::Transient(Retry { message, after_ms }));
         }

@@ -3,6 +3,7 @@
 pub(crate) mod client;
 pub(crate) mod guests;
 pub(crate) mod server;
+pub(crate) mod time;
 mod turns;
 
 use std::fmt::Debug;
