@@ -27,9 +27,9 @@ use crate::types_at_start;
 /// Kernel memory maps left for everything that is not an attempt.
 const MAPS_RESERVED: usize = 4_000;
 
-/// Attempts that may work at once, for each core. As many as a commit may start: fewer, and short tasks
-/// pass through the queue though there is a core for them.
-const WORKING_PER_CORE: usize = 64;
+/// Attempts that may work at once, for each core: so few that the default CPU time of all of them fits
+/// into the default timeout, and a full machine makes tasks wait and not fail.
+const WORKING_PER_CORE: usize = 16;
 
 /// Connections that read the database.
 const READERS: usize = 4;
