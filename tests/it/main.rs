@@ -14,5 +14,6 @@ mod objects;
 mod outcomes;
 mod readme;
 mod sandbox;
+mod schedules;
 mod slow_clients;
 mod support;
