@@ -1,6 +1,8 @@
 //! What was acknowledged lasts: through power cuts, on a full disk, on a failing one. The disk is
 //! `shim/disk.c`; kill -9 alone would leave what was never synced in the kernel's cache.
 
+mod many_crashes;
+mod model;
 mod power_cut;
 mod told;
 
@@ -15,7 +17,7 @@ use serde_json::json;
 use told::Told;
 
 use crate::support::server::{Server, Setup};
-use crate::support::{Answer, Client, guest, wait_for};
+use crate::support::{Answer, Client, guest, guests, wait_for};
 
 /// Clients that use the server at once.
 const CLIENTS: u64 = 6;
@@ -55,9 +57,9 @@ fn losses(server: &Server, told: &mut [Told]) -> Vec<String> {
     })
 }
 
-/// A server with the built-in task types on a disk of its own.
+/// A server with few task types on a disk of its own.
 fn on_disk(disk: &Disk) -> Server {
-    let server = disk.under(Setup::new(&[]).with_components(None)).start();
+    let server = disk.under(Setup::new(&[]).with_components(Some(guests::few()))).start();
     assert!(disk.syncs() > 0, "the disk does not see the server's calls");
     server
 }

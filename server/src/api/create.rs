@@ -287,6 +287,9 @@ pub(super) async fn create_many(State(api): State<Arc<Api>>, request: Request) -
         }
     };
     many.store().await?;
+    // What became of the tasks at the beginning is of use only to a client that gets to read it: one that is
+    // still sending would find its connection closed. A body has a bound, and so has the time for it.
+    while let Ok(Some(_)) = body.next().await {}
     if let Some(problem) = ended {
         if many.seen == 0 {
             return Err(problem);

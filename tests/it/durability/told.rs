@@ -1,15 +1,21 @@
 //! Clients that remember what the server told them, and ask later whether it is still true.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::model::{End, Task, Was};
 use super::power_cut::Random;
-use crate::support::{Answer, Client};
+use crate::support::{Answer, Client, guest};
+
+const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// How many names a client's objects have, so that some are replaced.
 const NAMES: u64 = 40;
+
+/// Tasks of one `POST /tasks` at most.
+const TOGETHER: u64 = 30;
 
 /// What one client was told.
 #[derive(Debug)]
@@ -18,24 +24,22 @@ pub(super) struct Told {
     random: Random,
     tasks: BTreeMap<String, Task>,
     objects: BTreeMap<String, Object>,
+    /// Requests under an idempotency key that are repeated until all of them is acknowledged.
+    open: Vec<Keyed>,
+    /// Those that were, until it was checked that each task is there once.
+    settled: Vec<Keyed>,
+    keys: u64,
     /// Answers that no disk excuses.
     wrong: Vec<String>,
 }
 
+/// A request under an idempotency key, and the tasks that it was said to have led to.
 #[derive(Debug)]
-struct Task {
-    input: String,
-    /// The task after its end, once it was seen.
-    ended: Option<Value>,
-    deleted: Deleted,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Deleted {
-    No,
-    /// It was asked for and not answered.
-    Perhaps,
-    Yes,
+struct Keyed {
+    key: String,
+    path: &'static str,
+    body: String,
+    tasks: Vec<(Task, Option<String>)>,
 }
 
 /// What an object may be: what was acknowledged last, and what was asked for since. `None`: absent.
@@ -49,7 +53,8 @@ struct Gone;
 impl Told {
     /// Nothing yet. The number tells this client's objects from the others'.
     pub(super) fn new(client: u64, random: Random) -> Told {
-        Told { client, random, tasks: BTreeMap::new(), objects: BTreeMap::new(), wrong: Vec::new() }
+        let (tasks, objects) = (BTreeMap::new(), BTreeMap::new());
+        Told { client, random, tasks, objects, open: Vec::new(), settled: Vec::new(), keys: 0, wrong: Vec::new() }
     }
 
     /// Uses the server until it is gone; counts the acknowledged changes.
@@ -60,36 +65,166 @@ impl Told {
     }
 
     fn step(&mut self, client: &Client) -> Result<bool, Gone> {
+        if let Some(keyed) = self.open.pop() {
+            return self.repeat(client, keyed);
+        }
         match self.random.below(100) {
-            0..30 => self.create(client, Some("wait=30")),
-            30..55 => self.create(client, None),
-            55..75 => self.put(client),
-            75..80 => self.remove(client),
-            80..90 => self.delete(client),
+            0..15 => self.create(client, Some("wait=30")),
+            15..35 => self.create(client, None),
+            35..45 => self.create_keyed(client, true),
+            45..55 => self.create_keyed(client, false),
+            55..70 => self.put(client),
+            70..75 => self.remove(client),
+            75..80 => self.delete(client),
+            80..85 => self.cancel(client),
+            85..90 => self.retry(client),
             _ => self.look(client),
         }
     }
 
+    /// Any task, with its body.
+    fn any_task(&mut self, label: Option<&str>) -> (Task, String) {
+        let mut rest = label.map_or_else(String::new, |label| format!(r#","labels":{{"request":"{label}"}}"#));
+        let after_ms = self.random.below(60);
+        let mut fails = |until: u64, task: Task| {
+            rest.push_str(r#","retry":{"max_attempts":3,"initial_backoff_ms":50}"#);
+            let input = format!(r#"{{"transient":"x","until":{until},"after_ms":{after_ms}}}"#);
+            (guest("fail"), Task { input, max_attempts: 3, ..task })
+        };
+        let (task_type, mut task) = match self.random.below(100) {
+            0..10 => fails(3, Task::new(String::new(), End::FailsUntil(3))),
+            10..20 => fails(1_000_000, Task::new(String::new(), End::Fails)),
+            20..30 => {
+                let input = json!({"ms": self.random.below(300)}).to_string();
+                (guest("sleep"), Task::new(input, End::Completes))
+            }
+            _ => {
+                let length = if self.random.chance(10) { 5000 } else { self.random.below(60) };
+                let text: String = (0..length).map(|_| char::from(b'a' + self.random.below(26) as u8)).collect();
+                // A number that JSON libraries would write otherwise, and blanks: the input comes back as it is.
+                let input = format!(r#"{{ "n": {}.0e0, "text": "{text}" }}"#, self.random.below(1 << 40));
+                ("echo", Task::new(input, End::Echo))
+            }
+        };
+        if self.random.chance(15) {
+            task.delay_ms = 100 + self.random.below(900) as i64;
+            rest.push_str(&format!(r#","delay_ms":{}"#, task.delay_ms));
+        }
+        let body = format!(r#"{{"task_type":"{task_type}","input":{}{rest}}}"#, task.input);
+        (task, body)
+    }
+
     fn create(&mut self, client: &Client, prefer: Option<&str>) -> Result<bool, Gone> {
-        let length = if self.random.chance(10) { 5000 } else { self.random.below(60) };
-        let text: String = (0..length).map(|_| char::from(b'a' + self.random.below(26) as u8)).collect();
-        // A number that JSON libraries would write otherwise, and blanks: the input comes back as it is.
-        let input = format!(r#"{{ "n": {}.0e0, "text": "{text}" }}"#, self.random.below(1 << 40));
-        let body = format!(r#"{{"task_type":"echo","input":{input}}}"#);
-        let mut headers = vec![("content-type", "application/json")];
+        let (mut task, body) = self.any_task(None);
+        let mut headers = vec![JSON];
         headers.extend(prefer.map(|prefer| ("prefer", prefer)));
         let answer = client.try_send("POST", "/task", &headers, Some(body.as_bytes())).map_err(|_| Gone)?;
         if !matches!(answer.status, 200 | 202) {
             return self.not_done(&answer);
         }
-        let task = answer.json();
-        let id = task["id"].as_str().unwrap_or_default().to_owned();
-        let ended = (answer.status == 200).then(|| task.clone());
-        if answer.status == 200 && (task["status"] != "Completed" || answer.raw("output") != input) {
-            self.wrong.push(format!("{input} was answered with {task}"));
+        let told = answer.json();
+        if answer.status == 200 {
+            if task.end == End::Echo && (told["status"] != "Completed" || answer.raw("output") != task.input) {
+                self.wrong.push(format!("{body} was answered with {told}"));
+            }
+            task.ended = Some(told.clone());
         }
-        self.tasks.insert(id, Task { input, ended, deleted: Deleted::No });
+        self.tasks.insert(told["id"].as_str().unwrap_or_default().to_owned(), task);
         Ok(true)
+    }
+
+    /// One task or many under an idempotency key.
+    fn create_keyed(&mut self, client: &Client, many: bool) -> Result<bool, Gone> {
+        let key = format!("{}-{}", self.client, self.keys);
+        self.keys += 1;
+        let count = if many { 1 + self.random.below(TOGETHER) } else { 1 };
+        let (tasks, bodies): (Vec<_>, Vec<_>) = (0..count)
+            .map(|_| {
+                let (task, body) = self.any_task(Some(&key));
+                ((task, None), body)
+            })
+            .unzip();
+        let (path, body) =
+            if many { ("/tasks", format!("[{}]", bodies.join(","))) } else { ("/task", bodies.concat()) };
+        self.repeat(client, Keyed { key, path, body, tasks })
+    }
+
+    /// Sends the request, for the first time or again.
+    fn repeat(&mut self, client: &Client, mut keyed: Keyed) -> Result<bool, Gone> {
+        let headers = [JSON, ("idempotency-key", keyed.key.as_str())];
+        let Ok(answer) = client.try_send("POST", keyed.path, &headers, Some(keyed.body.as_bytes())) else {
+            self.open.push(keyed);
+            return Err(Gone);
+        };
+        let results: Vec<Value> = match answer.status {
+            202 | 200 if keyed.path == "/task" => vec![json!({"status": answer.status, "task": answer.json()})],
+            200 => answer.json()["results"].as_array().cloned().unwrap_or_default(),
+            _ => {
+                self.open.push(keyed);
+                return self.not_done(&answer);
+            }
+        };
+        if results.len() != keyed.tasks.len() {
+            self.wrong.push(format!("{} tasks were answered with {} results", keyed.tasks.len(), results.len()));
+        }
+        let mut all = true;
+        for (result, (_, known)) in results.iter().zip(&mut keyed.tasks) {
+            match (result["task"]["id"].as_str(), &known) {
+                (Some(id), Some(before)) if id != before => {
+                    self.wrong.push(format!("under the key {} task {before} became {id}", keyed.key));
+                }
+                (Some(id), _) => *known = Some(id.to_owned()),
+                (None, _) => {
+                    all = false;
+                    if !matches!(result["status"].as_u64(), Some(429 | 503)) {
+                        self.wrong.push(format!("a task under the key {} was answered with {result}", keyed.key));
+                    }
+                }
+            }
+        }
+        if all {
+            let tasks = keyed.tasks.iter().filter_map(|(task, id)| Some((id.clone()?, task.clone())));
+            self.tasks.extend(tasks);
+            self.settled.push(keyed);
+        } else {
+            self.open.push(keyed);
+        }
+        Ok(true)
+    }
+
+    fn cancel(&mut self, client: &Client) -> Result<bool, Gone> {
+        let Some((id, task)) = self.one_of_the_tasks() else { return Ok(false) };
+        let before = std::mem::replace(&mut task.canceled, Was::Perhaps);
+        let answer = client.try_send("POST", &format!("/task/{id}/cancel"), &[], Some(b"")).map_err(|_| Gone)?;
+        match answer.status {
+            202 => {
+                task.canceled = Was::Yes;
+                task.ended = Some(answer.json());
+            }
+            409 => task.canceled = before,
+            404 if task.deleted != Was::No => {}
+            404 => self.wrong.push(format!("task {id} is not there to be canceled")),
+            _ => return self.not_done(&answer),
+        }
+        Ok(answer.status == 202)
+    }
+
+    fn retry(&mut self, client: &Client) -> Result<bool, Gone> {
+        let Some((id, task)) = self.one_of_the_tasks() else { return Ok(false) };
+        let before = task.clone();
+        task.retries += 1;
+        task.ended = None;
+        task.canceled = if before.canceled == Was::No { Was::No } else { Was::Perhaps };
+        let answer = client.try_send("POST", &format!("/task/{id}/retry"), &[], Some(b"")).map_err(|_| Gone)?;
+        match answer.status {
+            202 => task.canceled = Was::No,
+            409 if before.ended.is_some() => self.wrong.push(format!("task {id} had ended and is not retried")),
+            409 => *task = before,
+            404 if task.deleted != Was::No => {}
+            404 => self.wrong.push(format!("task {id} is not there to be retried")),
+            _ => return self.not_done(&answer),
+        }
+        Ok(answer.status == 202)
     }
 
     fn put(&mut self, client: &Client) -> Result<bool, Gone> {
@@ -128,11 +263,11 @@ impl Told {
 
     fn delete(&mut self, client: &Client) -> Result<bool, Gone> {
         let Some((id, task)) = self.one_of_the_tasks() else { return Ok(false) };
-        let before = std::mem::replace(&mut task.deleted, Deleted::Perhaps);
+        let before = std::mem::replace(&mut task.deleted, Was::Perhaps);
         let answer = client.try_send("DELETE", &format!("/task/{id}"), &[], None).map_err(|_| Gone)?;
         match answer.status {
-            200 => task.deleted = Deleted::Yes,
-            404 if before != Deleted::No => task.deleted = Deleted::Yes,
+            200 => task.deleted = Was::Yes,
+            404 if before != Was::No => task.deleted = Was::Yes,
             404 => self.wrong.push(format!("task {id} is not there to be deleted")),
             _ => return self.not_done(&answer),
         }
@@ -144,10 +279,10 @@ impl Told {
         let answer = client.try_send("GET", &format!("/task/{id}"), &[], None).map_err(|_| Gone)?;
         if answer.status == 200 {
             let now = answer.json();
-            if now["status"] == "Completed" && task.ended.is_none() {
-                task.ended = Some(now);
+            if task.ended.as_ref().is_some_and(|ended| *ended != now) {
+                self.wrong.push(format!("task {id} had ended and is now {now}"));
             }
-        } else if answer.status != 404 || task.deleted == Deleted::No {
+        } else if answer.status != 404 || task.deleted == Was::No {
             self.wrong.push(format!("GET of task {id} is answered with {}", answer.status));
         }
         Ok(false)
@@ -173,14 +308,23 @@ impl Told {
     /// Compares what the server says now with what it said. Returns what is not true any more.
     /// Whatever was left open is settled by the answers.
     pub(super) fn losses(&mut self, client: &Client) -> Vec<String> {
+        while let Some(keyed) = self.open.pop() {
+            if self.repeat(client, keyed).is_err() {
+                self.wrong.push("the server is gone".into());
+                break;
+            }
+        }
         let mut losses = std::mem::take(&mut self.wrong);
-        self.tasks.retain(|id, task| match check_task(client, id, task) {
+        self.tasks.retain(|id, task| match task.check(client, id) {
             Ok(kept) => kept,
             Err(loss) => {
                 losses.push(loss);
                 false
             }
         });
+        for keyed in std::mem::take(&mut self.settled) {
+            losses.extend(self.once_each(client, &keyed));
+        }
         for (name, object) in &mut self.objects {
             let answer = client.get(&format!("/objects/{name}"));
             let now = (answer.status == 200).then_some(answer.body);
@@ -193,39 +337,32 @@ impl Told {
         losses
     }
 
+    /// Whether a request led to one task for each that it had, however often it was made.
+    fn once_each(&self, client: &Client, keyed: &Keyed) -> Option<String> {
+        let page = client.get(&format!("/tasks?limit=1000&label=request:{}", keyed.key)).expect(200).json();
+        let listed = page["tasks"].as_array().cloned().unwrap_or_default();
+        let listed: BTreeSet<&str> = listed.iter().filter_map(|task| task["id"].as_str()).collect();
+        let told: BTreeSet<&str> = keyed.tasks.iter().filter_map(|(_, id)| id.as_deref()).collect();
+        // Those that were deleted, or reported already, are not there.
+        let there = |id: &&str| self.tasks.get(*id).is_some_and(|task| task.deleted == Was::No);
+        let missing = told.iter().find(|id| there(id) && !listed.contains(**id));
+        let too_many = listed.iter().find(|id| !told.contains(**id));
+        let same = told.len() != keyed.tasks.len();
+        (same || missing.is_some() || too_many.is_some()).then(|| {
+            let (key, count) = (&keyed.key, keyed.tasks.len());
+            format!("{count} tasks under the key {key} are {listed:?} where {told:?} was told")
+        })
+    }
+
     /// How many tasks and objects there are to be checked.
     pub(super) fn count(&self) -> usize {
         self.tasks.len() + self.objects.len()
     }
-}
 
-/// Whether the task has to be looked at the next time, too.
-fn check_task(client: &Client, id: &str, task: &mut Task) -> Result<bool, String> {
-    let path = format!("/task/{id}");
-    let answer = client.get(&path);
-    if answer.status == 404 {
-        let lost = || format!("task {id} was acknowledged and is gone");
-        // Deleted tasks are looked at each time: none may come back.
-        return if task.deleted == Deleted::No { Err(lost()) } else { Ok(task.deleted == Deleted::Yes) };
+    /// Forgets all but about so many tasks, so that checking does not take longer and longer.
+    pub(super) fn forget(&mut self, but: usize) {
+        let percent = 100 * but as u64 / (self.tasks.len().max(1) as u64);
+        let random = &mut self.random;
+        self.tasks.retain(|_, _| random.chance(percent));
     }
-    if answer.status != 200 {
-        return Err(format!("task {id}: GET is answered with {}", answer.status));
-    }
-    if task.deleted == Deleted::Yes {
-        return Err(format!("task {id} was deleted and is back"));
-    }
-    task.deleted = Deleted::No;
-    if answer.raw("input") != task.input {
-        return Err(format!("task {id} has another input: {} instead of {}", answer.raw("input"), task.input));
-    }
-    if let Some(before) = &task.ended {
-        let now = answer.json();
-        return if now == *before { Ok(true) } else { Err(format!("task {id} was {before} and is {now}")) };
-    }
-    let result = client.get_with(&format!("{path}/result"), &[("prefer", "wait=60")]);
-    if result.status != 200 || result.body != task.input.as_bytes() {
-        return Err(format!("task {id} does not end with its result: {} {}", result.status, client.task(id)));
-    }
-    task.ended = Some(client.task(id));
-    Ok(true)
 }

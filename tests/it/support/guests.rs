@@ -17,18 +17,28 @@ pub(crate) fn guest(name: &'static str) -> &'static str {
 /// A directory of all guests, for `--components`.
 pub(crate) fn directory() -> &'static Path {
     static WRITTEN: OnceLock<&'static Path> = OnceLock::new();
+    WRITTEN.get_or_init(|| write(Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/components")), |_| true))
+}
+
+/// A directory of the few that the clients of the crash tests use: with all of them a start takes longer.
+pub(crate) fn few() -> &'static Path {
+    static WRITTEN: OnceLock<&'static Path> = OnceLock::new();
     WRITTEN.get_or_init(|| {
-        // One for all runs: nobody would remove it at the end of this one.
-        let directory = Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/components"));
-        if directory.exists() {
-            std::fs::remove_dir_all(directory).unwrap();
-        }
-        std::fs::create_dir_all(directory).unwrap();
-        for (name, bytes) in GUESTS {
-            std::fs::write(directory.join(format!("{name}.wasm")), bytes).unwrap();
-        }
-        directory
+        let few = [guest("fail"), guest("sleep")];
+        write(Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/components-few")), |name| few.contains(&name))
     })
+}
+
+/// One directory for all runs: nobody would remove it at the end of this one.
+fn write(directory: &'static Path, wanted: impl Fn(&str) -> bool) -> &'static Path {
+    if directory.exists() {
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+    std::fs::create_dir_all(directory).unwrap();
+    for (name, bytes) in GUESTS.iter().filter(|(name, _)| wanted(name)) {
+        std::fs::write(directory.join(format!("{name}.wasm")), bytes).unwrap();
+    }
+    directory
 }
 
 #[test]
