@@ -116,8 +116,8 @@ impl Core {
             && task.apply(Event::Start { server: self.server }, now).is_ok()
         {
             self.store.insert_task(&task)?;
-            self.note(&task, Happened::Pending, 0, None, now)?;
-            self.note(&task, Happened::Running, task.attempt, None, now)?;
+            self.store.append_begun(&task, now)?;
+            self.changed.push((task.tenant.clone(), task.id));
             return Ok(Ok(Created { task, replayed: false, start: Some((place, program, item.limits)) }));
         }
         self.store.insert_task(&task)?;

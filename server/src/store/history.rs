@@ -15,6 +15,9 @@ type Result<T> = std::result::Result<T, StoreError>;
 /// Bytes of text that are kept together at most, unless a single line has more.
 const LINES_BYTES: usize = 64 << 10;
 
+/// The data of an event that says that its task was created by the event before, which has no row.
+const CREATED: &str = "\"created\"";
+
 /// A line of a log: its number, the attempt that wrote it, and the line.
 pub type LoggedLine = (u64, u32, LogLine);
 
@@ -44,6 +47,14 @@ impl Writer {
             )?
             .execute(params![seq, &*task.tenant, task.id, happened as u8, attempt, at, data])?;
         Ok(seq)
+    }
+
+    /// Notes that a task was created and started at once: two events with their numbers, and one row, as
+    /// most tasks begin so.
+    pub fn append_begun(&mut self, task: &Task, at: Timestamp) -> Result<()> {
+        self.next_event += 1;
+        self.append_event(task, Happened::Running, task.attempt, at, Some(CREATED))?;
+        Ok(())
     }
 
     /// Adds lines to a task's log, and returns the number of the first and how many there are.
@@ -151,7 +162,7 @@ impl Readers {
                 .optional()?;
             let sql =
                 format!("SELECT {TOLD_COLUMNS} WHERE event.task = ?1 AND event.tenant = ?2 AND seq > ?3 ORDER BY seq");
-            let mut told = told(conn, &sql, params![id, &*tenant, after])?;
+            let mut told = told(conn, &sql, params![id, &*tenant, after], after)?;
             if status.is_none() && told.told.is_empty() {
                 return Ok(None);
             }
@@ -169,7 +180,7 @@ impl Readers {
             // Other tenants' events lie between: only so many are looked at, however few are this one's.
             let to = newest.min(after.saturating_add(LOOKED_AT_ONCE));
             let sql = format!("SELECT {TOLD_COLUMNS} WHERE event.tenant = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq");
-            let mut told = told(conn, &sql, params![&*tenant, after, to])?;
+            let mut told = told(conn, &sql, params![&*tenant, after, to], after)?;
             if told.more {
                 told.looked_to = told.told.last().map_or(to, |last| last.event.seq);
             } else {
@@ -194,18 +205,25 @@ fn newest_event(conn: &Connection) -> rusqlite::Result<u64> {
 const TOLD_COLUMNS: &str = "seq, event.task, kind, event.attempt, at, data, task.task_type \
      FROM event LEFT JOIN task ON task.id = event.task";
 
-fn told(conn: &Connection, sql: &str, params: impl rusqlite::Params) -> rusqlite::Result<ToldEvents> {
+fn told(conn: &Connection, sql: &str, params: impl rusqlite::Params, after: u64) -> rusqlite::Result<ToldEvents> {
     let mut found = ToldEvents { told: Vec::new(), looked_to: 0, more: false, ended: false };
     let mut statement = conn.prepare_cached(sql)?;
     let mut rows = statement.query(params)?;
     let mut bytes = 0;
     while let Some(row) = rows.next()? {
-        if found.told.len() == EVENTS_AT_ONCE || bytes > LINES_AT_ONCE {
+        if found.told.len() >= EVENTS_AT_ONCE || bytes > LINES_AT_ONCE {
             found.more = true;
             break;
         }
-        let event = rows::event(row)?;
+        let mut event = rows::event(row)?;
         let mut lines = Vec::new();
+        if event.data.as_deref() == Some(CREATED) && event.happened == Happened::Running {
+            event.data = None;
+            let created = Event { seq: event.seq - 1, happened: Happened::Pending, attempt: 0, ..event.clone() };
+            if created.seq > after {
+                found.told.push(Told { event: created, task_type: row.get(6)?, lines: Vec::new() });
+            }
+        }
         if event.happened == Happened::Log
             && let Some(Json((first, count))) =
                 event.data.as_deref().and_then(|data| serde_json::from_str(data).ok()).map(Json::<(u64, usize)>)
