@@ -58,6 +58,13 @@ impl Changes {
         }
     }
 
+    /// Tells everybody to look again: there will be nothing more to be told.
+    pub(super) fn tell_all(&self) {
+        for listeners in self.lock().values() {
+            listeners.send_replace(());
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Topic, watch::Sender<()>>> {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
