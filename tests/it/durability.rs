@@ -59,7 +59,7 @@ fn losses(server: &Server, told: &mut [Told]) -> Vec<String> {
 
 /// A server with few task types on a disk of its own.
 fn on_disk(disk: &Disk) -> Server {
-    let server = disk.under(Setup::new(&[]).with_components(Some(guests::few()))).start();
+    let server = disk.under(Setup::new(model::FLAGS).with_components(Some(guests::few()))).start();
     assert!(disk.syncs() > 0, "the disk does not see the server's calls");
     server
 }
