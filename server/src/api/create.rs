@@ -332,14 +332,13 @@ impl Many<'_> {
         let read: Vec<Option<Problem>> =
             self.items.drain(..).map(|item| item.map(|task| new.push(task)).err()).collect();
         self.bytes = 0;
-        let asked = new.len();
         let stored = match self.api.manager.create_many(&self.api.tenant, new).await {
             Ok(stored) => stored,
-            // All of them were refused together; what was stored before stays.
             Err(refused) => {
-                let mut all = vec![Err(refused)];
-                all.resize_with(asked, || Err(Refused::NoRoom));
-                all
+                // All of them were refused together; what was stored before stays.
+                let refused = Problem::from(refused);
+                read.iter().for_each(|problem| self.refuse(problem.as_ref().unwrap_or(&refused)));
+                return Ok(());
             }
         };
         let mut stored = stored.into_iter();

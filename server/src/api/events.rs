@@ -187,7 +187,7 @@ impl Reading {
     }
 
     async fn wait(&mut self) -> bool {
-        if self.manager.is_draining() || !self.listener.changed().await {
+        if self.manager.is_drained() || !self.listener.changed().await {
             return false;
         }
         if self.task.is_none() {

@@ -254,6 +254,7 @@ impl Core {
             }
         }
         inbox.drained.store(true, Ordering::Release);
+        self.changes.close();
     }
 
     /// One transaction with what follows it. Returns when the next has to be, whether or not anybody asks
@@ -261,7 +262,7 @@ impl Core {
     pub(super) fn step(&mut self, commands: Vec<Command>, now: Timestamp, kept: &mut Vec<Command>) -> Duration {
         match self.transaction(&commands, now) {
             Ok((done, Started { starts, ended })) => {
-                let full = starts.len() >= MAX_STARTS;
+                let full = starts.len() + ended.len() >= MAX_STARTS;
                 self.backlog.committed(now);
                 self.tell(commands, done, kept);
                 starts.into_iter().for_each(|start| self.start(start));

@@ -342,7 +342,7 @@ impl Manager {
         let mut listener = self.0.changes.listen(Topic::Task(id));
         loop {
             let task = self.get(tenant, id).await?;
-            if !known(&task) || task.status.is_ended() || self.is_draining() {
+            if !known(&task) || task.status.is_ended() || self.is_drained() {
                 return Ok(task);
             }
             if tokio::time::timeout_at(deadline, listener.changed()).await.is_err() {
@@ -494,7 +494,6 @@ impl Manager {
     /// Stops taking work, gives running attempts `grace`, and ends the manager's thread.
     pub fn drain(&self, grace: Duration) {
         self.0.draining.store(true, Ordering::Release);
-        self.0.changes.close();
         self.send(Command::Drain { grace });
     }
 

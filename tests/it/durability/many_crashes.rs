@@ -4,6 +4,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
+use super::model::FLAGS;
 use super::power_cut::Random;
 use super::told::Told;
 use super::{clients, losses, use_until_gone};
@@ -29,7 +30,7 @@ fn many_crashes() {
     let crashes = std::env::var("CRASHES").ok().and_then(|crashes| crashes.parse().ok()).unwrap_or(CRASHES);
     let mut random = Random::new();
     let mut told = clients(&mut random);
-    let mut setup = Setup::new(&[]).with_components(Some(guests::few()));
+    let mut setup = Setup::new(FLAGS).with_components(Some(guests::few()));
     for crash in 1..=crashes {
         if random.chance(30) {
             kill_while_starting(&setup, random.below(STARTS_MS));
@@ -44,7 +45,15 @@ fn many_crashes() {
             let losses = losses(&server, &mut told);
             assert!(losses.is_empty(), "crash {crash}: {} losses: {losses:#?}", losses.len());
             let checked: usize = told.iter().map(Told::count).sum();
-            eprintln!("crash {crash}: {checked} tasks and objects are as they were told");
+            let ended = |query: &str| {
+                let page = server.client.get(&format!("/tasks?limit=1000&{query}")).expect(200).json();
+                page["tasks"].as_array().unwrap().len()
+            };
+            let kinds = ["canceled", "transient", "interrupted"].map(|kind| ended(&format!("error_kind={kind}")));
+            eprintln!(
+                "crash {crash}: {checked} tasks and objects are as they were told; {kinds:?} were canceled, failed, \
+                 were interrupted too often"
+            );
             told.iter_mut().for_each(|told| told.forget(REMEMBERED));
             setup = server.crash();
         }

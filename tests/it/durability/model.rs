@@ -5,8 +5,11 @@ use serde_json::Value;
 use crate::support::Client;
 use crate::support::time::millis;
 
-/// The server's `--max-interruptions` where a test does not set it.
-const MAX_INTERRUPTIONS: usize = 3;
+/// The server's `--max-interruptions`: few, so that some tasks are interrupted too often.
+const MAX_INTERRUPTIONS: usize = 1;
+
+/// The flags of a server that these tasks are given to.
+pub(super) const FLAGS: &[&str] = &["--max-interruptions", "1"];
 
 /// The clock is read for a delay a moment before the task gets its time of creation.
 const A_MOMENT_MS: i64 = 500;

@@ -95,7 +95,9 @@ impl Told {
             0..10 => fails(3, Task::new(String::new(), End::FailsUntil(3))),
             10..20 => fails(1_000_000, Task::new(String::new(), End::Fails)),
             20..30 => {
-                let input = json!({"ms": self.random.below(300)}).to_string();
+                // Some run for so long that several crashes cut them off.
+                let most = if self.random.chance(20) { 3_000 } else { 300 };
+                let input = json!({"ms": self.random.below(most)}).to_string();
                 (guest("sleep"), Task::new(input, End::Completes))
             }
             _ => {
@@ -193,7 +195,10 @@ impl Told {
     }
 
     fn cancel(&mut self, client: &Client) -> Result<bool, Gone> {
-        let Some((id, task)) = self.one_of_the_tasks() else { return Ok(false) };
+        // One that may well not have ended yet.
+        let slow = |task: &Task| task.end != End::Echo && task.ended.is_none() && task.deleted == Was::No;
+        let found = self.tasks.iter_mut().rev().find(|(_, task)| slow(task));
+        let Some((id, task)) = found.map(|(id, task)| (id.clone(), task)) else { return Ok(false) };
         let before = std::mem::replace(&mut task.canceled, Was::Perhaps);
         let answer = client.try_send("POST", &format!("/task/{id}/cancel"), &[], Some(b"")).map_err(|_| Gone)?;
         match answer.status {
@@ -301,8 +306,11 @@ impl Told {
     }
 
     fn one_of_the_tasks(&mut self) -> Option<(String, &mut Task)> {
-        let at = self.random.below(self.tasks.len().max(1) as u64) as usize;
-        self.tasks.iter_mut().nth(at).map(|(id, task)| (id.clone(), task))
+        let count = self.tasks.len() as u64;
+        // Often one of the last, which may not have ended yet.
+        let first = if self.random.chance(50) { count.saturating_sub(5) } else { 0 };
+        let at = first + self.random.below((count - first).max(1));
+        self.tasks.iter_mut().nth(at as usize).map(|(id, task)| (id.clone(), task))
     }
 
     /// Compares what the server says now with what it said. Returns what is not true any more.

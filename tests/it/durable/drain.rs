@@ -98,3 +98,24 @@ fn an_idle_server_stops_at_once() {
     let log = std::fs::metadata(setup.data_dir().join("taskcell.db-wal")).map_or(0, |log| log.len());
     assert_eq!(log, 0, "the write-ahead log was folded into the database");
 }
+
+/// Nor do those who wait for a task that is not started any more: they are told how it is.
+#[test]
+fn waits_end_with_the_server() {
+    let server = server(&["--drain-timeout", "600000"]);
+    let id = server.client.create(&json!({"task_type": "echo", "delay_ms": 3_600_000}));
+    let path = format!("/task/{id}");
+    let tag = server.client.get(&path).expect(200).header("etag").unwrap().to_owned();
+    let start = Instant::now();
+    let client = server.client.clone();
+    std::thread::scope(|scope| {
+        let changed = scope.spawn(|| client.get_with(&path, &[("if-none-match", &tag), ("prefer", "wait=50")]));
+        let ended = scope.spawn(|| client.get_with(&path, &[("prefer", "wait=50")]));
+        // Only that they have begun is of interest, and nothing tells it.
+        std::thread::sleep(Duration::from_millis(500));
+        server.stop();
+        assert_eq!(changed.join().unwrap().status, 304);
+        assert_eq!(ended.join().unwrap().expect(200).json()["status"], "Pending");
+    });
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+}
