@@ -78,7 +78,11 @@ fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
         .table_elements(MAX_TABLE_ELEMENTS)
         .max_tables_per_module(2)
         .max_memories_per_module(1)
-        // Cleared by hand instead of given back to the kernel: unmapping makes all threads wait.
+        // Cleared by hand instead of given back to the kernel: unmapping makes all threads wait. What free
+        // slots keep so counts as used in what `room` measures, and after a burst that may be much. The pool
+        // could say how much it is; but adding that to what is available would promise it to anybody, and
+        // an attempt finds only what its own slot has kept, so that one that grows further would use
+        // memory that is not there.
         .linear_memory_keep_resident(2 << 20)
         .table_keep_resident(8 << 10)
         .pagemap_scan(Enabled::Auto)
