@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::limits::Limits;
 
@@ -15,13 +15,28 @@ use crate::limits::Limits;
 #[command(name = "taskcell", version, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
-    command: CliCommand,
+    command: Command,
 }
 
+/// What the program is to do.
 #[derive(Debug, Subcommand)]
-enum CliCommand {
+pub enum Command {
     /// Serve the API and run tasks.
     Serve(Box<Config>),
+    /// Copy everything that is kept into one file, also while a server runs on it.
+    Backup(BackupArgs),
+    /// Fill an empty data directory from a backup.
+    Restore(BackupArgs),
+}
+
+/// A backup and the data directory it is of.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// The backup.
+    pub file: PathBuf,
+    /// Where everything is kept.
+    #[arg(long, env = "TASKCELL_DATA_DIR", default_value = "./taskcell-data")]
+    pub data_dir: PathBuf,
 }
 
 /// How log lines look.
@@ -57,7 +72,7 @@ pub struct Config {
     /// Tasks that run at once, sleeping ones included. Less where the system allows less.
     #[arg(long, env = "TASKCELL_MAX_RUNNING", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=25_000))]
     pub max_running: u32,
-    /// Tasks that may use the CPU when another is started: 64 for each core where it is not set.
+    /// Tasks that may use the CPU when another is started: 16 for each core where it is not set.
     #[arg(long, env = "TASKCELL_MAX_WORKING", value_parser = clap::value_parser!(u32).range(1..=25_000))]
     pub max_working: Option<u32>,
     /// Threads that run tasks: one for each core where it is not set.
@@ -69,6 +84,9 @@ pub struct Config {
     /// Connections at once.
     #[arg(long, env = "TASKCELL_MAX_CONNECTIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
+    /// Event streams of one tenant at once.
+    #[arg(long, env = "TASKCELL_MAX_EVENT_STREAMS", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_event_streams: u32,
     /// How long a client may take to send a request's head, its body, or to read each 16 KiB of its answer, in milliseconds.
     #[arg(long, env = "TASKCELL_CLIENT_TIMEOUT", default_value_t = 30_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub client_timeout: u64,
@@ -81,6 +99,9 @@ pub struct Config {
     /// Tasks that may be Pending of one tenant.
     #[arg(long, env = "TASKCELL_MAX_TENANT_PENDING", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub max_tenant_pending: u64,
+    /// How many schedules a tenant may have.
+    #[arg(long, env = "TASKCELL_MAX_SCHEDULES", default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    pub max_schedules: u64,
     /// How long tasks that have ended are kept with their results, in milliseconds.
     #[arg(long, env = "TASKCELL_RETENTION", default_value_t = 7 * 24 * 60 * 60 * 1000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=100 * 366 * 24 * 60 * 60 * 1000))]
     pub retention: u64,
@@ -148,25 +169,30 @@ limit_args! {
     max_input_bytes "max-input-bytes" "TASKCELL_MAX_INPUT_BYTES" input_bytes "Largest input.";
 }
 
-impl Config {
+impl Command {
     /// Reads the command line, the environment and the file it names.
     ///
     /// What is wrong in the flags ends the process here, with the usage, as is the custom of
     /// command lines; what is wrong in the file or does not fit together is an error.
-    pub fn load() -> anyhow::Result<Config> {
+    pub fn load() -> anyhow::Result<Command> {
         let args: Vec<OsString> = std::env::args_os().collect();
         // Once without the file, to learn where it is, and so that a wrong flag is told first.
         let first = Cli::command().get_matches_from(&args);
         let mut command = Cli::command();
-        if let Some(path) = serve(&first).get_one::<PathBuf>("config") {
+        let file = first.subcommand_matches("serve").and_then(|serve| serve.get_one::<PathBuf>("config"));
+        if let Some(path) = file {
             command = with_file(command, path)?;
         }
         let matches = command.try_get_matches_from(&args).unwrap_or_else(|error| error.exit());
-        let CliCommand::Serve(config) = Cli::from_arg_matches(&matches)?.command;
-        config.check()?;
-        Ok(*config)
+        let command = Cli::from_arg_matches(&matches)?.command;
+        if let Command::Serve(config) = &command {
+            config.check()?;
+        }
+        Ok(command)
     }
+}
 
+impl Config {
     fn check(&self) -> anyhow::Result<()> {
         if !self.listen.ip().is_loopback() {
             bail!(
@@ -203,13 +229,9 @@ impl Config {
     }
 }
 
-fn serve(matches: &ArgMatches) -> &ArgMatches {
-    matches.subcommand_matches("serve").unwrap_or(matches)
-}
-
 /// The command line with the file's settings as its defaults: so what wins over what, what a value
 /// may be, and which there are is said once.
-fn with_file(command: Command, path: &Path) -> anyhow::Result<Command> {
+fn with_file(command: clap::Command, path: &Path) -> anyhow::Result<clap::Command> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
     let table: toml::Table =
@@ -263,7 +285,7 @@ mod tests {
     #[test]
     fn every_default_is_within_its_ceiling() {
         let matches = Cli::command().get_matches_from(["taskcell", "serve"]);
-        let CliCommand::Serve(config) = Cli::from_arg_matches(&matches).unwrap().command;
+        let Command::Serve(config) = Cli::from_arg_matches(&matches).unwrap().command else { panic!() };
         config.check().unwrap();
     }
 }

@@ -19,6 +19,7 @@ pub mod registry;
 pub mod room;
 pub mod sandbox;
 pub mod schedule;
+pub mod schedules;
 pub mod serve;
 pub mod store;
 pub mod task;
@@ -26,16 +27,20 @@ mod types_at_start;
 
 use std::process::ExitCode;
 
-use config::{Config, LogFormat};
+use config::{Command, LogFormat};
 
-/// The program: reads the configuration, serves, and says what went wrong.
+/// The program: reads the configuration, does what it is to do, and says what went wrong.
 pub fn main() -> ExitCode {
-    let config = match Config::load() {
-        Ok(config) => config,
-        Err(error) => return fail(&error),
+    let done = match Command::load() {
+        Ok(Command::Serve(config)) => {
+            start_logging(config.log_format);
+            serve::serve(*config)
+        }
+        Ok(Command::Backup(args)) => store::back_up(&args.data_dir, &args.file),
+        Ok(Command::Restore(args)) => store::restore(&args.file, &args.data_dir),
+        Err(error) => Err(error),
     };
-    start_logging(config.log_format);
-    match serve::serve(config) {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }

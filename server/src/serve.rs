@@ -27,9 +27,9 @@ use crate::types_at_start;
 /// Kernel memory maps left for everything that is not an attempt.
 const MAPS_RESERVED: usize = 4_000;
 
-/// Attempts that may work at once, for each core. As many as a commit may start: fewer, and short tasks
-/// pass through the queue though there is a core for them.
-const WORKING_PER_CORE: usize = 64;
+/// Attempts that may work at once, for each core: so few that the default CPU time of all of them fits
+/// into the default timeout, and a full machine makes tasks wait and not fail.
+const WORKING_PER_CORE: usize = 16;
 
 /// Connections that read the database.
 const READERS: usize = 4;
@@ -88,9 +88,11 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         ceiling,
         max_interruptions: config.max_interruptions,
         backlog: BacklogLimits { total: config.max_pending, tenant: config.max_tenant_pending },
+        max_schedules: config.max_schedules,
         retention_ms: config.retention,
     };
-    let core = Core::new(writer, room.clone(), registry, executor, changes, core_settings, clock::now())?;
+    let run = Box::new(move |job| executor.start(job));
+    let core = Core::new(writer, room.clone(), registry, run, changes, core_settings, clock::now())?;
     let core_thread = std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
 
     let served = api_threads.block_on(serve_api(listener, &config, manager.clone(), objects, room));
@@ -123,6 +125,7 @@ async fn serve_api(
         listener,
         api::ServerSettings {
             max_connections: config.max_connections as usize,
+            max_event_streams: config.max_event_streams as usize,
             client_timeout: Duration::from_millis(config.client_timeout),
         },
         api::App { manager: manager.clone(), objects, room, max_input_bytes: config.ceilings.max_input_bytes },

@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod architecture;
+mod backup;
 mod bad_input;
 mod config;
 mod durability;
 mod durable;
+mod events;
 mod keys;
 mod labels;
 mod lifecycle;
@@ -18,6 +20,7 @@ mod readme;
 mod retention;
 mod retries;
 mod sandbox;
+mod schedules;
 mod slow_clients;
 mod support;
 mod times;

@@ -3,6 +3,9 @@
 use axum::http::HeaderMap;
 use axum::http::header::{AsHeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 
+use super::problem::{Kind, Problem};
+use crate::store::Precondition;
+
 /// What one of the two headers names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Tags {
@@ -36,6 +39,19 @@ pub(super) fn has(headers: &HeaderMap, opaque: &str) -> bool {
         Some(Tags::Any) => true,
         // The weak comparison (section 8.8.3.2), as this header wants it.
         Some(Tags::These(tags)) => tags.iter().any(|tag| tag.opaque == opaque),
+    }
+}
+
+/// What must hold for a write.
+pub(super) fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem> {
+    match (if_match(headers), if_none_match(headers)) {
+        (None, None) => Ok(Precondition::None),
+        (Some(Tags::Any), None) => Ok(Precondition::Exists),
+        (Some(Tags::These(tags)), None) => Ok(Precondition::Match(strong(tags))),
+        (None, Some(Tags::Any)) => Ok(Precondition::Absent),
+        // There cannot be one and be none.
+        (Some(_), Some(Tags::Any)) => Err(Problem::of(Kind::PreconditionFailed)),
+        (_, Some(Tags::These(_))) => Err(Problem::new(Kind::Malformed, "If-None-Match can only be * here")),
     }
 }
 

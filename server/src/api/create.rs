@@ -130,6 +130,22 @@ impl CreateTask<'_> {
     }
 }
 
+impl CreateTask<'_> {
+    /// As the task of a schedule, which has its times from there.
+    pub(super) fn scheduled(self) -> Result<NewTask, Problem> {
+        let times = [
+            ("#/delay_ms", self.delay_ms.is_some_and(|delay| delay > 0)),
+            ("#/run_at", self.run_at.is_some()),
+            ("#/expires_at", self.expires_at.is_some()),
+        ];
+        let detail = "the task of a schedule has its time from there";
+        let errors = times.into_iter().filter(|(_, is_set)| *is_set);
+        let errors: Vec<_> =
+            errors.map(|(pointer, _)| FieldError { pointer: pointer.into(), detail: detail.into() }).collect();
+        if errors.is_empty() { self.checked(None) } else { Err(Problem::fields(errors)) }
+    }
+}
+
 fn check_labels(labels: &Labels, wrong: &mut impl FnMut(&str, String)) {
     if labels.len() > MOST_LABELS {
         wrong("#/labels", format!("there can be at most {MOST_LABELS}"));

@@ -7,6 +7,7 @@
 mod conditional;
 mod create;
 mod cursor;
+mod events;
 mod extract;
 mod idempotency;
 mod items;
@@ -14,6 +15,7 @@ mod objects;
 mod operations;
 mod prefer;
 mod problem;
+mod schedules;
 mod server;
 mod task_list;
 mod task_types;
@@ -55,6 +57,8 @@ pub struct App {
 pub struct ServerSettings {
     /// Connections at once.
     pub max_connections: usize,
+    /// Event streams of one tenant at once.
+    pub max_event_streams: usize,
     /// How long a client may take to send a request's head, its body, or to read some of its answer.
     pub client_timeout: Duration,
 }
@@ -74,6 +78,7 @@ struct Api {
     max_input_bytes: u64,
     uploads: extract::Uploads,
     traffic: Arc<server::Traffic>,
+    streams: Arc<events::Streams>,
     openapi: Bytes,
     docs: Arc<utoipa_swagger_ui::Config<'static>>,
 }
@@ -88,10 +93,14 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(tasks::result))
         .routes(routes!(tasks::logs))
         .routes(routes!(tasks::attempts))
+        .routes(routes!(events::of_task))
+        .routes(routes!(events::of_tenant))
         .routes(routes!(tasks::cancel))
         .routes(routes!(tasks::retry))
         .routes(routes!(objects::list))
         .routes(routes!(objects::get, objects::head, objects::put, objects::remove))
+        .routes(routes!(schedules::list))
+        .routes(routes!(schedules::get, schedules::put, schedules::remove))
         .routes(routes!(task_types::list))
         .routes(routes!(task_types::get))
         .routes(routes!(operations::healthz))
@@ -119,7 +128,9 @@ const DESCRIPTION: &str = "Runs WASM components as background tasks, sandboxed a
     components(schemas(problem::ProblemBody, LimitOverrides)),
     tags(
         (name = "tasks", description = "Create tasks and read what became of them"),
+        (name = "events", description = "What happens to tasks, as it happens"),
         (name = "objects", description = "The tenant's named bytes, the same that its tasks see"),
+        (name = "schedules", description = "Tasks that are created again and again, at their times"),
         (name = "task types", description = "What can be run"),
         (name = "operations", description = "Health, metrics and reference"),
     )
@@ -134,6 +145,7 @@ impl Api {
             max_input_bytes,
             uploads: extract::Uploads::new(objects.max_bytes().max(max_input_bytes), settings.client_timeout),
             traffic: Arc::new(server::Traffic::new(settings.max_connections)),
+            streams: events::Streams::new(settings.max_event_streams),
             openapi: document(routes().into_openapi()).into(),
             // No badge of an online validator: the page must work without the internet, and tell nobody.
             docs: Arc::new(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none")),

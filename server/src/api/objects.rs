@@ -15,7 +15,7 @@ use super::conditional::{self, Tags};
 use super::extract::{NameInPath, PageSize, Query};
 use super::problem::{Kind, Problem, problems};
 use super::wire::{self, Time};
-use crate::store::{ObjectMeta, Precondition};
+use crate::store::ObjectMeta;
 
 problems!(ListProblems: Malformed, Overloaded, StorageUnavailable);
 problems!(PutProblems: Malformed, RequestTimeout, PreconditionFailed, TooLarge, BadObjectName, QuotaExceeded,
@@ -133,7 +133,7 @@ pub(super) async fn list(
 )]
 pub(super) async fn put(State(api): State<Arc<Api>>, name: NameInPath, request: Request) -> Result<Response, Problem> {
     let name = checked(name)?;
-    let precondition = precondition(request.headers())?;
+    let precondition = conditional::precondition(request.headers())?;
     let path = HeaderValue::try_from(request.uri().path()).map_err(|error| Problem::internal(&error.into()))?;
     let body = api.uploads.read(request, api.objects.max_bytes()).await?;
     let size = body.bytes.len() as u64;
@@ -230,26 +230,13 @@ pub(super) async fn remove(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let name = checked(name)?;
-    api.objects.remove_if(&api.tenant, name.clone(), precondition(&headers)?).await?;
+    api.objects.remove_if(&api.tenant, name.clone(), conditional::precondition(&headers)?).await?;
     wire::json(StatusCode::OK, &RemovedObject { name, deleted: true })
 }
 
 /// The name in the path. Its rules are the objects' own; here it only has to be text.
 fn checked(NameInPath(name): NameInPath) -> Result<String, Problem> {
     name.ok_or_else(|| Problem::new(Kind::BadObjectName, "the name is not UTF-8"))
-}
-
-/// What must hold for a write.
-fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem> {
-    match (conditional::if_match(headers), conditional::if_none_match(headers)) {
-        (None, None) => Ok(Precondition::None),
-        (Some(Tags::Any), None) => Ok(Precondition::Exists),
-        (Some(Tags::These(tags)), None) => Ok(Precondition::Match(conditional::strong(tags))),
-        (None, Some(Tags::Any)) => Ok(Precondition::Absent),
-        // There cannot be one and be none.
-        (Some(_), Some(Tags::Any)) => Err(Problem::of(Kind::PreconditionFailed)),
-        (_, Some(Tags::These(_))) => Err(Problem::new(Kind::Malformed, "If-None-Match can only be * here")),
-    }
 }
 
 /// The answer to a read that needs no data: the client has it, or wants another version of it.

@@ -92,6 +92,10 @@ kinds! {
         "The tenant keeps as many objects, or as many bytes in them, as it may. Remove some.";
     TooManyPending = "too-many-pending", TOO_MANY_REQUESTS, "Too many tasks are pending",
         "As many tasks of the tenant wait as may. Retry-After is reckoned from the rate at which they are done.";
+    TooManyStreams = "too-many-event-streams", TOO_MANY_REQUESTS, "Too many event streams are open",
+        "The tenant listens on as many streams of events as it may. Close one.";
+    TooManySchedules = "too-many-schedules", TOO_MANY_REQUESTS, "There are too many schedules",
+        "The tenant has as many schedules as it may (--max-schedules). Remove some.";
     QueueFull = "queue-full", SERVICE_UNAVAILABLE, "The queue is full",
         "As many tasks wait as the server takes. Retry-After is reckoned from the rate at which they are done.";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong in the server",
@@ -109,10 +113,10 @@ impl Kind {
     fn retry_after(self) -> Option<&'static str> {
         match self {
             Kind::Overloaded => Some("1"),
-            Kind::TooManyPending | Kind::QueueFull => Some("10"),
+            Kind::TooManyPending | Kind::TooManyStreams | Kind::QueueFull => Some("10"),
             Kind::Draining | Kind::StorageUnavailable => Some("5"),
             Kind::TypeNotReady => Some("30"),
-            Kind::QuotaExceeded => Some("60"),
+            Kind::QuotaExceeded | Kind::TooManySchedules => Some("60"),
             _ => None,
         }
     }
@@ -154,6 +158,24 @@ impl Problem {
     /// The same with a header.
     fn with(mut self, name: HeaderName, value: String) -> Problem {
         self.headers.extend(HeaderValue::try_from(value).ok().map(|value| (name, value)));
+        self
+    }
+
+    /// A tenant has as many event streams open as it may.
+    pub(super) fn too_many_streams(most: usize) -> Problem {
+        Problem::of(Kind::TooManyStreams)
+            .with(HeaderName::from_static("ratelimit"), "\"event-streams\";r=0".to_owned())
+            .with(
+                HeaderName::from_static("ratelimit-policy"),
+                format!("\"event-streams\";q={most};qu=\"concurrent-requests\""),
+            )
+    }
+
+    /// The same of a body that has what is at fault under `pointer`.
+    pub(super) fn under(mut self, pointer: &str) -> Problem {
+        for error in &mut self.errors {
+            error.pointer = format!("{pointer}{}", error.pointer.trim_start_matches('#'));
+        }
         self
     }
 
@@ -218,6 +240,10 @@ impl From<manager::Refused> for Problem {
             Refused::QueueFull { retry_after } => {
                 Problem::of(Kind::QueueFull).with(RETRY_AFTER, retry_after.to_string())
             }
+            Refused::PreconditionFailed => Problem::of(Kind::PreconditionFailed),
+            Refused::TooManySchedules { limit } => Problem::of(Kind::TooManySchedules)
+                .with(HeaderName::from_static("ratelimit"), "\"schedules\";r=0".to_owned())
+                .with(HeaderName::from_static("ratelimit-policy"), format!("\"schedules\";q={limit}")),
             Refused::NoRoom => Problem::of(Kind::StorageUnavailable),
             Refused::Busy | Refused::TooSlow => {
                 tracing::warn!("a request was refused: {refused}");

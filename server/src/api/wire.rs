@@ -246,7 +246,8 @@ fn rfc3339(at: Timestamp) -> [u8; 24] {
     text
 }
 
-fn id<S: Serializer>(id: &TaskId, serializer: S) -> Result<S::Ok, S::Error> {
+/// As `Display` writes it.
+pub(super) fn id<S: Serializer>(id: &TaskId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(id.0.as_hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
 }
 

@@ -80,6 +80,11 @@ impl News {
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty() && self.progress.is_none()
     }
+
+    /// Bytes of the lines' text.
+    pub fn bytes(&self) -> usize {
+        self.lines.iter().map(|line| line.message.len()).sum()
+    }
 }
 
 #[derive(Default)]

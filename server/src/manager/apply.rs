@@ -73,6 +73,10 @@ impl Core {
             Command::RemoveObject { tenant, name, precondition, .. } => {
                 Ok(Done::Object(self.store.remove_object(tenant, name, precondition)?))
             }
+            Command::PutSchedule { tenant, put, .. } => self.put_schedule(tenant, put, now),
+            Command::DeleteSchedule { tenant, name, precondition, .. } => {
+                self.delete_schedule(tenant, name, precondition)
+            }
             Command::Flush { .. } | Command::Room => Ok(Done::Nothing),
             Command::Drain { grace } => {
                 self.draining.get_or_insert(Instant::now() + *grace);
@@ -112,10 +116,9 @@ impl Core {
             && task.apply(Event::Start { server: self.server }, now).is_ok()
         {
             self.store.insert_task(&task)?;
-            self.note(&task, Happened::Pending, 0, None, now)?;
-            self.note(&task, Happened::Running, task.attempt, None, now)?;
-            let start = Start { task: task.clone(), place, program, limits: item.limits };
-            return Ok(Ok(Created { task, replayed: false, start: Some(start) }));
+            self.store.append_begun(&task, now)?;
+            self.changed.push((task.tenant.clone(), task.id));
+            return Ok(Ok(Created { task, replayed: false, start: Some((place, program, item.limits)) }));
         }
         self.store.insert_task(&task)?;
         self.note(&task, Happened::Pending, 0, None, now)?;
@@ -217,6 +220,9 @@ impl Core {
         if task.status == Status::Pending {
             self.waits(task);
         }
+        if task.schedule.is_some() && task.status.is_ended() {
+            self.timers.queued.earlier(now);
+        }
         if was != task.status {
             let error = task.error.as_ref().filter(|_| matches!(task.status, Status::Failed | Status::Pending));
             let error = error.and_then(json);
@@ -244,6 +250,9 @@ impl Core {
     /// Removes a task that does not run.
     pub(super) fn remove(&mut self, task: &Task, now: Timestamp) -> Result<()> {
         self.store.delete_task(task)?;
+        if task.schedule.is_some() {
+            self.timers.queued.earlier(now);
+        }
         if task.status == Status::Pending {
             self.backlog.left(&task.tenant);
             self.ready.remove(rank(task.ready_at, task.priority), task.id);

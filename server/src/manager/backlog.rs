@@ -58,6 +58,11 @@ impl Backlog {
         self.changes.push((tenant.clone(), false));
     }
 
+    #[cfg(test)]
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
     fn count(&mut self, tenant: &Arc<str>, came: bool) {
         let of_tenant = self.tenants.entry(tenant.clone()).or_default();
         if came {

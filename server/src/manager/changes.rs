@@ -58,11 +58,9 @@ impl Changes {
         }
     }
 
-    /// Tells everybody to look again: there will be nothing more to be told.
-    pub(super) fn tell_all(&self) {
-        for listeners in self.lock().values() {
-            listeners.send_replace(());
-        }
+    /// Ends all listening: the server stops.
+    pub(super) fn close(&self) {
+        self.lock().clear();
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Topic, watch::Sender<()>>> {
@@ -71,11 +69,12 @@ impl Changes {
 }
 
 impl Listener {
-    /// Waits until something happened since the last time this returned.
-    pub async fn changed(&mut self) {
-        if let Some(changed) = &mut self.changed {
-            // The sender lives as long as a receiver does.
-            let _ = changed.changed().await;
+    /// Waits until something happened since the last time this returned. False: nothing will any more,
+    /// because the server stops.
+    pub async fn changed(&mut self) -> bool {
+        match &mut self.changed {
+            Some(changed) => changed.changed().await.is_ok(),
+            None => false,
         }
     }
 }
@@ -110,6 +109,8 @@ mod tests {
         assert!(to_task.changed().now_or_never().is_none(), "once for each");
         assert!(to_tenant.changed().now_or_never().is_some());
         assert!(to_other.changed().now_or_never().is_none());
+        changes.close();
+        assert_eq!(to_task.changed().now_or_never(), Some(false));
         drop((to_task, to_tenant, to_other));
         assert!(!changes.has_listeners() && changes.lock().is_empty());
     }

@@ -20,12 +20,13 @@ use super::upkeep::Timers;
 use super::waiters::EndWaiters;
 use super::{Command, Inbox, Refused};
 use crate::clock;
-use crate::executor::{Executor, Job};
+use crate::executor::Job;
 use crate::limits::Limits;
 use crate::registry::Registry;
 use crate::room::{Place, Room};
 use crate::sandbox::{Control, Program, Stop};
 use crate::schedule::ReadyWindow;
+use crate::schedules::Schedule;
 use crate::store::{ObjectWrite, StoreError, Writer};
 use crate::task::{Event, Task, TaskId, Timestamp};
 
@@ -69,6 +70,8 @@ pub struct CoreSettings {
     pub max_interruptions: u32,
     /// How many tasks may be Pending.
     pub backlog: BacklogLimits,
+    /// How many schedules a tenant may have.
+    pub max_schedules: u64,
     /// How long ended tasks are kept where their type does not say, in milliseconds.
     pub retention_ms: u64,
 }
@@ -78,7 +81,7 @@ pub struct Core {
     pub(super) store: Writer,
     pub(super) room: Arc<Room>,
     pub(super) registry: Arc<Registry>,
-    pub(super) executor: Executor,
+    pub(super) run: Box<dyn Fn(Job) + Send>,
     pub(super) settings: CoreSettings,
     /// Which start of a server this is.
     pub(super) server: i64,
@@ -120,6 +123,8 @@ pub(super) enum Done {
     Waiting,
     Removed(TaskId),
     Object(ObjectWrite),
+    /// The schedule as it is now, and whether there was none before.
+    Schedule(Box<(Schedule, bool)>),
 }
 
 /// A task that is there now.
@@ -127,8 +132,8 @@ pub(super) struct Created {
     pub(super) task: Task,
     /// It was there before, under the same idempotency key.
     pub(super) replayed: bool,
-    /// It starts at once.
-    pub(super) start: Option<Start>,
+    /// It starts at once, with this.
+    pub(super) start: Option<(Place, Arc<Program>, Limits)>,
 }
 
 /// What a transaction did beside its commands.
@@ -149,12 +154,13 @@ pub(super) struct Start {
 }
 
 impl Core {
-    /// The manager's state over a store; attempts that a crash cut off are put back first.
+    /// The manager's state over a store; attempts that a crash cut off are put back first. `run` is given
+    /// what is to be run.
     pub fn new(
         mut store: Writer,
         room: Arc<Room>,
         registry: Arc<Registry>,
-        executor: Executor,
+        run: Box<dyn Fn(Job) + Send>,
         changes: Arc<Changes>,
         settings: CoreSettings,
         now: Timestamp,
@@ -167,7 +173,7 @@ impl Core {
             store,
             room,
             registry,
-            executor,
+            run,
             settings,
             server,
             backlog,
@@ -248,7 +254,7 @@ impl Core {
             }
         }
         inbox.drained.store(true, Ordering::Release);
-        self.changes.tell_all();
+        self.changes.close();
     }
 
     /// One transaction with what follows it. Returns when the next has to be, whether or not anybody asks
@@ -306,8 +312,9 @@ impl Core {
         for command in commands {
             done.push(self.apply(command, now)?);
         }
-        let mut ended = self.keep_up(now)?;
-        let mut started = self.start_ready(now)?;
+        let mut started = self.keep_up(now)?;
+        let Started { mut starts, mut ended } = self.start_ready(now)?;
+        started.starts.append(&mut starts);
         started.ended.append(&mut ended);
         self.store.commit()?;
         Ok((done, started))
@@ -318,7 +325,7 @@ impl Core {
         let control = Control::new(place);
         let running = Running { task: task.clone(), control: control.clone(), then: Vec::new() };
         self.running.insert(task.id, running);
-        self.executor.start(Job { task, program, limits, control });
+        (self.run)(Job { task, program, limits, control });
     }
 
     /// Logs why the store did not take a transaction, now and then.

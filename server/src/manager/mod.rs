@@ -4,8 +4,12 @@
 mod apply;
 mod backlog;
 mod changes;
+mod check;
 mod core;
+#[cfg(test)]
+mod model;
 mod refused;
+mod schedules;
 mod tell;
 mod upkeep;
 mod waiters;
@@ -21,20 +25,25 @@ pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
 pub use refused::{FieldError, Refused};
 
-use crate::clock;
 use crate::executor::Report;
 use crate::host::live::LiveAttempts;
-use crate::host::log::{LogBuffer, LogLine, News};
+use crate::host::log::{LogBuffer, News};
 use crate::limits::{LimitOverrides, Limits};
 use crate::registry::{Registry, TaskType, Version};
-use crate::store::{ListFilter, ObjectWrite, Page, Precondition, Quota, Readers, StoreError};
-use crate::task::{AttemptRecord, Digest, Labels, RetryOverrides, RetryPolicy, Status, Task, TaskId, Timestamp, Usage};
+use crate::schedules::{Cron, Schedule, Spec};
+use crate::store::{ListFilter, LoggedLine, ObjectWrite, Page, Precondition, Quota, Readers, StoreError, ToldEvents};
+use crate::task::{AttemptRecord, Digest, Labels, RetryOverrides, Status, Task, TaskId, Timestamp};
 
 /// Requests that may wait for the manager's thread. More are refused: they would only wait longer.
 const MAX_WAITING: usize = 8192;
 
 /// How long a full log buffer waits for more lines before it is stored.
 const LOG_DELAY: Duration = Duration::from_millis(100);
+
+/// Log text that is stored at once, and how many times as long as that took is then waited.
+const LOG_BYTES_AT_ONCE: usize = 1 << 20;
+const LOG_PAUSE: u32 = 9;
+const LONGEST_LOG_PAUSE: Duration = Duration::from_secs(1);
 
 type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
@@ -126,6 +135,18 @@ enum Command {
         precondition: Precondition,
         reply: Reply<ObjectWrite>,
     },
+    PutSchedule {
+        tenant: Arc<str>,
+        put: Box<PutSchedule>,
+        /// With whether there was none before.
+        reply: Reply<(Schedule, bool)>,
+    },
+    DeleteSchedule {
+        tenant: Arc<str>,
+        name: Arc<str>,
+        precondition: Precondition,
+        reply: Reply<()>,
+    },
     /// Answered once everything before it was done.
     Flush {
         reply: Reply<()>,
@@ -144,6 +165,14 @@ struct PutObject {
     data: bytes::Bytes,
     precondition: Precondition,
     quota: Quota,
+}
+
+struct PutSchedule {
+    name: Arc<str>,
+    spec: Spec,
+    /// The spec's.
+    cron: Cron,
+    precondition: Precondition,
 }
 
 /// The commands, on their way to [`Core`].
@@ -276,69 +305,7 @@ impl Manager {
         if self.is_draining() {
             return Err(Refused::Draining);
         }
-        let task_type = self.task_type(tenant, &new.task_type).ok_or(Refused::UnknownTaskType)?;
-        if !matches!(self.version(task_type.current), Some(Version::Ready(_))) {
-            return Err(Refused::TypeNotReady);
-        }
-        let mut errors = Vec::new();
-        let of_type = self.limits_of(&task_type);
-        let limits = of_type.with(&new.limits, &of_type).unwrap_or_else(|bad| {
-            errors.extend(bad.into_iter().map(|bad| FieldError {
-                pointer: format!("#/limits/{}", bad.name),
-                detail: format!("must be between 1 and {}", bad.ceiling),
-            }));
-            of_type
-        });
-        let retry = task_type.retry().with(&new.retry).unwrap_or_else(|bad| {
-            errors.extend(bad.into_iter().map(|bad| FieldError {
-                pointer: format!("#/retry/{}", bad.name),
-                detail: format!("must be between 1 and {}", bad.most),
-            }));
-            RetryPolicy::DEFAULT
-        });
-        if !(-100..=100).contains(&new.priority) {
-            let detail = "must be between -100 and 100".to_owned();
-            errors.push(FieldError { pointer: "#/priority".into(), detail });
-        }
-        if !errors.is_empty() {
-            return Err(Refused::Invalid(errors));
-        }
-        if new.input.len() as u64 > limits.input_bytes {
-            return Err(Refused::InputTooLarge { limit: limits.input_bytes });
-        }
-        let id = TaskId(uuid::Uuid::now_v7());
-        let created_at = created_at(id);
-        let due_at = new.due_at.filter(|due| *due > created_at);
-        let task = Task {
-            id,
-            tenant: tenant.clone(),
-            task_type: task_type.name.clone(),
-            component: task_type.current,
-            priority: new.priority,
-            created_at,
-            limits: new.limits,
-            input: new.input,
-            labels: new.labels,
-            retry,
-            due_at,
-            ready_at: due_at.unwrap_or(created_at),
-            expires_at: new.expires_at,
-            unique_key: new.unique_key,
-            schedule: None,
-            status: Status::Pending,
-            attempt: 0,
-            failures: 0,
-            interruptions: 0,
-            server: None,
-            started_at: None,
-            finished_at: None,
-            progress: None,
-            output: None,
-            error: None,
-            usage: None,
-            usage_total: Usage::default(),
-        };
-        Ok(NewItem { task, limits, idempotency: new.idempotency })
+        check::new_item(&self.0.registry, &self.0.defaults, &self.0.ceiling, tenant, new)
     }
 
     /// A task, as far as it is now.
@@ -389,6 +356,21 @@ impl Manager {
         self.0.readers.attempts(tenant.clone(), id).await?.ok_or(Refused::NotFound)
     }
 
+    /// What happened to a task after event `after`.
+    pub async fn task_events(&self, tenant: &Arc<str>, id: TaskId, after: u64) -> Result<ToldEvents, Refused> {
+        self.0.readers.task_events(tenant.clone(), id, after).await?.ok_or(Refused::NotFound)
+    }
+
+    /// What happened to a tenant's tasks after event `after`.
+    pub async fn tenant_events(&self, tenant: &Arc<str>, after: u64) -> Result<ToldEvents, Refused> {
+        Ok(self.0.readers.tenant_events(tenant.clone(), after).await?)
+    }
+
+    /// The number of the newest event.
+    pub async fn newest_event(&self) -> Result<u64, Refused> {
+        Ok(self.0.readers.newest_event().await?)
+    }
+
     /// Listens to what happens.
     pub fn listen(&self, topic: Topic) -> Listener {
         self.0.changes.listen(topic)
@@ -427,7 +409,7 @@ impl Manager {
         id: TaskId,
         after: u64,
         limit: usize,
-    ) -> Result<Vec<(u64, u32, LogLine)>, Refused> {
+    ) -> Result<Vec<LoggedLine>, Refused> {
         self.0.readers.log(tenant.clone(), id, after, limit).await?.ok_or(Refused::NotFound)
     }
 
@@ -530,7 +512,9 @@ impl Manager {
         Ok(self.0.readers.ping().await?)
     }
 
-    /// Stores log lines some time after they were written, so that many go into one transaction.
+    /// Stores what attempts say some time after they said it, so that much goes into one transaction. It
+    /// takes its time: a flood of lines fills its writers' buffers, up to their limit, and holds up
+    /// nothing else.
     pub async fn store_logs(self, mut full: tokio::sync::mpsc::UnboundedReceiver<LogBuffer>) {
         let mut buffers = Vec::new();
         while full.recv_many(&mut buffers, 1).await > 0 {
@@ -539,14 +523,22 @@ impl Manager {
             while let Ok(buffer) = full.try_recv() {
                 buffers.push(buffer);
             }
+            let mut bytes = 0;
             for buffer in buffers.drain(..) {
                 let (id, attempt) = buffer.of();
                 // Sent while the buffer is held: the attempt's end, which takes the rest, comes after.
                 buffer.drain(|news| {
+                    bytes += news.bytes();
                     if !news.is_empty() {
                         self.send(Command::Log { id, attempt, news });
                     }
                 });
+                if bytes >= LOG_BYTES_AT_ONCE {
+                    bytes = 0;
+                    let started = tokio::time::Instant::now();
+                    let _ = self.ask(|reply| Command::Flush { reply }).await;
+                    tokio::time::sleep((started.elapsed() * LOG_PAUSE).min(LONGEST_LOG_PAUSE)).await;
+                }
             }
         }
     }
@@ -571,11 +563,6 @@ impl Manager {
         self.send(command(reply));
         answer.await.unwrap_or(Err(Refused::Draining))
     }
-}
-
-/// A UUIDv7 begins with its time of creation (RFC 9562, section 5.7).
-fn created_at(id: TaskId) -> Timestamp {
-    i64::try_from(id.0.as_u128() >> 80).map_or_else(|_| clock::now(), Timestamp)
 }
 
 impl From<StoreError> for Refused {

@@ -64,6 +64,15 @@ pub enum Refused {
         /// When to try again, in seconds.
         retry_after: u64,
     },
+    /// The precondition of a write does not hold.
+    #[error("the precondition does not hold")]
+    PreconditionFailed,
+    /// The tenant has as many schedules as it may.
+    #[error("there are {limit} schedules already")]
+    TooManySchedules {
+        /// How many that is.
+        limit: u64,
+    },
     /// The disk takes no writes at the moment.
     #[error("the storage takes no writes")]
     NoRoom,

@@ -1,7 +1,7 @@
 //! What is said after a transaction: the answers of one that was committed, and the refusals of one that
 //! was not.
 
-use super::core::{Core, Created, Done};
+use super::core::{Core, Created, Done, Start};
 use super::{Answer, Command, Refused, Stored, answer};
 use crate::sandbox::Stop;
 use crate::store::StoreError;
@@ -48,6 +48,10 @@ impl Core {
                 (Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. }, Done::Object(write)) => {
                     answer(reply, Ok(write));
                 }
+                (Command::PutSchedule { reply, .. }, Done::Schedule(put)) => answer(reply, Ok(*put)),
+                (Command::PutSchedule { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
+                (Command::DeleteSchedule { reply, .. }, Done::Nothing) => answer(reply, Ok(())),
+                (Command::DeleteSchedule { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
                 (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
                 // The others have nobody to answer to.
                 _ => {}
@@ -56,19 +60,22 @@ impl Core {
     }
 
     fn tell_created(&mut self, created: Result<Created, Refused>, reply: Answer) {
-        let stored = created.map(|created| self.begin(created));
-        match (reply, stored) {
-            (Answer::Stored(reply), stored) => answer(reply, stored),
-            (Answer::Ended(reply), Ok(stored)) => self.ended.add(stored.task.id, reply),
+        match (reply, created) {
+            (Answer::Stored(reply), created) => answer(reply, created.map(|created| self.begin(created))),
+            (Answer::Ended(reply), Ok(Created { task, start, .. })) => {
+                self.ended.add(task.id, reply);
+                if let Some((place, program, limits)) = start {
+                    self.start(Start { task, place, program, limits });
+                }
+            }
             (Answer::Ended(reply), Err(refused)) => answer(reply, Err(refused)),
         }
     }
 
     /// A task is stored: its attempt begins, where it starts at once.
-    fn begin(&mut self, created: Created) -> Stored {
-        let Created { task, replayed, start } = created;
-        if let Some(start) = start {
-            self.start(start);
+    fn begin(&mut self, Created { task, replayed, start }: Created) -> Stored {
+        if let Some((place, program, limits)) = start {
+            self.start(Start { task: task.clone(), place, program, limits });
         }
         Stored { task, replayed }
     }
@@ -110,7 +117,8 @@ impl Core {
                         self.ended.tell(task);
                     }
                 }
-                Command::Flush { reply } => answer(reply, Err(refusal())),
+                Command::PutSchedule { reply, .. } => answer(reply, Err(refusal())),
+                Command::Flush { reply } | Command::DeleteSchedule { reply, .. } => answer(reply, Err(refusal())),
                 Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. } => answer(reply, Err(refusal())),
                 Command::Report(ref report) => {
                     // Who waits for this end hears that it cannot be stored now; it is stopped all the same.

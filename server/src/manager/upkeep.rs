@@ -1,13 +1,13 @@
 //! What the manager does by itself, in bounded steps beside the commands: tasks whose time has come,
-//! tasks that expired, and what is kept no longer.
+//! tasks that expired, schedules that are due, and what is kept no longer.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::core::Core;
+use super::core::{Core, Started};
 use crate::registry::TaskType;
 use crate::store::{KEY_AGE_MS, StoreError, Time};
-use crate::task::{Event, Task, Timestamp};
+use crate::task::{Event, Timestamp};
 
 /// Tasks that one transaction looks at for each of these.
 const STEP: usize = 500;
@@ -29,12 +29,17 @@ const LONGEST_SLEEP_MS: u64 = 60_000;
 pub(super) struct Timer(Option<Timestamp>);
 
 impl Timer {
+    /// At `at`, or not at all.
+    pub(super) fn at(at: Option<Timestamp>) -> Timer {
+        Timer(at)
+    }
+
     /// Not later than at `at`.
     pub(super) fn earlier(&mut self, at: Timestamp) {
         self.0 = Some(self.0.map_or(at, |before| before.min(at)));
     }
 
-    fn has_come(self, now: Timestamp) -> bool {
+    pub(super) fn has_come(self, now: Timestamp) -> bool {
         self.0.is_some_and(|at| at <= now)
     }
 }
@@ -44,6 +49,10 @@ impl Timer {
 pub(super) struct Timers {
     pub(super) due: Timer,
     pub(super) expires: Timer,
+    /// The next due time of a schedule.
+    pub(super) schedules: Timer,
+    /// A task of a schedule has ended, for whose end a due time may wait.
+    pub(super) queued: Timer,
     sweep: Timer,
 }
 
@@ -51,23 +60,24 @@ impl Timers {
     /// Look at everything at once.
     pub(super) fn all_at_once() -> Timers {
         let now = Timer(Some(Timestamp(0)));
-        Timers { due: now, expires: now, sweep: now }
+        Timers { due: now, expires: now, schedules: now, queued: now, sweep: now }
     }
 
     /// How long until the first.
     pub(super) fn next(&self, now: Timestamp) -> Duration {
-        let first = [self.due, self.expires, self.sweep].into_iter().filter_map(|timer| timer.0).min();
+        let all = [self.due, self.expires, self.schedules, self.queued, self.sweep];
+        let first = all.into_iter().filter_map(|timer| timer.0).min();
         let wait = first.map_or(LONGEST_SLEEP_MS, |at| at.millis_since(now));
         Duration::from_millis(wait.min(LONGEST_SLEEP_MS))
     }
 }
 
 impl Core {
-    /// Does what is due, a bounded part of it. Returns the tasks that ended by it.
-    pub(super) fn keep_up(&mut self, now: Timestamp) -> Result<Vec<Task>, StoreError> {
-        let mut ended = Vec::new();
+    /// Does what is due, a bounded part of it.
+    pub(super) fn keep_up(&mut self, now: Timestamp) -> Result<Started, StoreError> {
+        let mut done = Started::default();
         if self.draining.is_some() {
-            return Ok(ended);
+            return Ok(done);
         }
         if self.timers.due.has_come(now) {
             let tasks = self.store.come(Time::Due, now, STEP)?;
@@ -84,17 +94,18 @@ impl Core {
             let all = tasks.len() < STEP;
             for mut task in tasks {
                 if self.change(&mut task, Event::Expire, now)?.is_ok() {
-                    ended.push(task);
+                    done.ended.push(task);
                 }
             }
             if all {
                 self.timers.expires = Timer(self.store.next(Time::Expires)?);
             }
         }
+        self.keep_schedules(now, &mut done.starts)?;
         if self.timers.sweep.has_come(now) && !self.sweep(now)? {
             self.timers.sweep = Timer(Some(now.plus_millis(SWEEP_EVERY_MS)));
         }
-        Ok(ended)
+        Ok(done)
     }
 
     /// Removes a bounded part of what is kept no longer. True: there may be more.

@@ -1,20 +1,28 @@
 //! What is kept of a task beside itself: events, log lines, attempts that are over.
 
-use rusqlite::{Connection, params};
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::rows::{self, Json};
-use super::{StoreError, Writer};
-use crate::history::Happened;
-use crate::host::log::LogLine;
-use crate::task::{AttemptRecord, Task, TaskId, Timestamp};
+use super::{Readers, StoreError, Writer};
+use crate::history::{Event, Happened};
+use crate::host::log::{LogLevel, LogLine};
+use crate::task::{AttemptRecord, Status, Task, TaskId, Timestamp};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
 /// Bytes of text that are kept together at most, unless a single line has more.
 const LINES_BYTES: usize = 64 << 10;
 
+/// The data of an event that says that its task was created by the event before, which has no row.
+const CREATED: &str = "\"created\"";
+
+/// A line of a log: its number, the attempt that wrote it, and the line.
+pub type LoggedLine = (u64, u32, LogLine);
+
 /// Log lines as they are kept: time, level, text.
-pub(super) type StoredLine<'a> = (i64, u8, std::borrow::Cow<'a, str>);
+type StoredLine<'a> = (i64, u8, std::borrow::Cow<'a, str>);
 
 pub(super) fn next_event(conn: &Connection) -> rusqlite::Result<u64> {
     conn.query_row("SELECT coalesce(max(seq), 0) + 1 FROM event", [], |row| row.get(0))
@@ -39,6 +47,14 @@ impl Writer {
             )?
             .execute(params![seq, &*task.tenant, task.id, happened as u8, attempt, at, data])?;
         Ok(seq)
+    }
+
+    /// Notes that a task was created and started at once: two events with their numbers, and one row, as
+    /// most tasks begin so.
+    pub fn append_begun(&mut self, task: &Task, at: Timestamp) -> Result<()> {
+        self.next_event += 1;
+        self.append_event(task, Happened::Running, task.attempt, at, Some(CREATED))?;
+        Ok(())
     }
 
     /// Adds lines to a task's log, and returns the number of the first and how many there are.
@@ -98,4 +114,150 @@ impl Writer {
         ])?;
         Ok(())
     }
+}
+
+/// An event with what there is to say about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// The event.
+    pub event: Event,
+    /// The name of the task's type; `None` where the task is gone.
+    pub task_type: Option<String>,
+    /// The lines, where it tells of some.
+    pub lines: Vec<LoggedLine>,
+}
+
+/// Some of the events that somebody asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToldEvents {
+    /// The events, in order.
+    pub told: Vec<Told>,
+    /// Up to which number was looked.
+    pub looked_to: u64,
+    /// Whether there are more at the moment.
+    pub more: bool,
+    /// Whether the task they are of has ended.
+    pub ended: bool,
+}
+
+/// Events that one read gives at most, and numbers that it looks at.
+const EVENTS_AT_ONCE: usize = 200;
+const LOOKED_AT_ONCE: u64 = 20_000;
+
+/// Bytes of log lines after which a read gives no further event.
+const LINES_AT_ONCE: usize = 1 << 20;
+
+impl Readers {
+    /// What happened to a task after event `after`; `None` where there is no such task.
+    pub async fn task_events(
+        &self,
+        tenant: Arc<str>,
+        id: TaskId,
+        after: u64,
+    ) -> std::result::Result<Option<ToldEvents>, StoreError> {
+        self.read(move |conn| {
+            let status: Option<Status> = conn
+                .prepare_cached("SELECT status FROM task WHERE id = ?1 AND tenant = ?2")?
+                .query_row(params![id, &*tenant], |row| row.get(0))
+                .optional()?;
+            let sql =
+                format!("SELECT {TOLD_COLUMNS} WHERE event.task = ?1 AND event.tenant = ?2 AND seq > ?3 ORDER BY seq");
+            let mut told = told(conn, &sql, params![id, &*tenant, after], after)?;
+            if status.is_none() && told.told.is_empty() {
+                return Ok(None);
+            }
+            told.looked_to = told.told.last().map_or(after, |last| last.event.seq);
+            told.ended = status.is_none_or(Status::is_ended);
+            Ok(Some(told))
+        })
+        .await
+    }
+
+    /// What happened to a tenant's tasks after event `after`.
+    pub async fn tenant_events(&self, tenant: Arc<str>, after: u64) -> std::result::Result<ToldEvents, StoreError> {
+        self.read(move |conn| {
+            let newest = newest_event(conn)?;
+            // Other tenants' events lie between: only so many are looked at, however few are this one's.
+            let to = newest.min(after.saturating_add(LOOKED_AT_ONCE));
+            let sql = format!("SELECT {TOLD_COLUMNS} WHERE event.tenant = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq");
+            let mut told = told(conn, &sql, params![&*tenant, after, to], after)?;
+            if told.more {
+                told.looked_to = told.told.last().map_or(to, |last| last.event.seq);
+            } else {
+                told.looked_to = to.max(after);
+                told.more = to < newest;
+            }
+            Ok(told)
+        })
+        .await
+    }
+
+    /// The number of the newest event of all.
+    pub async fn newest_event(&self) -> std::result::Result<u64, StoreError> {
+        self.read(newest_event).await
+    }
+}
+
+fn newest_event(conn: &Connection) -> rusqlite::Result<u64> {
+    conn.query_row("SELECT coalesce(max(seq), 0) FROM event", [], |row| row.get(0))
+}
+
+const TOLD_COLUMNS: &str = "seq, event.task, kind, event.attempt, at, data, task.task_type \
+     FROM event LEFT JOIN task ON task.id = event.task";
+
+fn told(conn: &Connection, sql: &str, params: impl rusqlite::Params, after: u64) -> rusqlite::Result<ToldEvents> {
+    let mut found = ToldEvents { told: Vec::new(), looked_to: 0, more: false, ended: false };
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query(params)?;
+    let mut bytes = 0;
+    while let Some(row) = rows.next()? {
+        if found.told.len() >= EVENTS_AT_ONCE || bytes > LINES_AT_ONCE {
+            found.more = true;
+            break;
+        }
+        let mut event = rows::event(row)?;
+        let mut lines = Vec::new();
+        if event.data.as_deref() == Some(CREATED) && event.happened == Happened::Running {
+            event.data = None;
+            let created = Event { seq: event.seq - 1, happened: Happened::Pending, attempt: 0, ..event.clone() };
+            if created.seq > after {
+                found.told.push(Told { event: created, task_type: row.get(6)?, lines: Vec::new() });
+            }
+        }
+        if event.happened == Happened::Log
+            && let Some(Json((first, count))) =
+                event.data.as_deref().and_then(|data| serde_json::from_str(data).ok()).map(Json::<(u64, usize)>)
+        {
+            lines = log_lines(conn, event.task, first.saturating_sub(1), count)?;
+        }
+        bytes += lines.iter().map(|(_, _, line)| line.message.len()).sum::<usize>();
+        found.told.push(Told { event, task_type: row.get(6)?, lines });
+    }
+    Ok(found)
+}
+
+/// Lines of a log after line `after`: number, attempt and line.
+pub(super) fn log_lines(conn: &Connection, id: TaskId, after: u64, limit: usize) -> rusqlite::Result<Vec<LoggedLine>> {
+    let mut statement = conn.prepare_cached(
+        "SELECT first, attempt, lines FROM log_lines WHERE task = ?1 AND first >= coalesce(
+             (SELECT max(first) FROM log_lines WHERE task = ?1 AND first <= ?2), 0)
+         ORDER BY first",
+    )?;
+    let from = i64::try_from(after).unwrap_or(i64::MAX).saturating_add(1);
+    let mut rows = statement.query(params![id, from])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (first, attempt): (u64, u32) = (row.get(0)?, row.get(1)?);
+        let lines: Vec<StoredLine<'_>> = row.get::<_, Json<_>>(2)?.0;
+        for (number, (at, level, message)) in (first..).zip(lines) {
+            if found.len() == limit {
+                return Ok(found);
+            }
+            if number > after {
+                let level = LogLevel::from_number(level);
+                found.push((number, attempt, LogLine { at: Timestamp(at), level, message: message.into_owned() }));
+            }
+        }
+    }
+    Ok(found)
 }

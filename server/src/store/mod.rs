@@ -4,12 +4,14 @@
 //! transaction; [`Readers`] read beside it, each in a snapshot. The store decides nothing: it
 //! writes down what the manager and the state machine decided.
 
+mod backup;
 mod error;
 mod history;
 mod list;
 mod queue;
 mod read;
 mod rows;
+mod schedules;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -18,11 +20,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use rusqlite::{Connection, OpenFlags};
 
+pub use backup::{back_up, restore};
 pub use error::StoreError;
+pub use history::{LoggedLine, Told, ToldEvents};
 pub use queue::{KEY_AGE_MS, KeyUse, Time};
 pub use read::{ListFilter, ObjectMeta, Page, Readers, TaskSummary};
 pub use rows::StoredType;
 pub use write::{ObjectWrite, Precondition, Quota, Writer};
+
+/// The name of the database in a data directory.
+const DATABASE: &str = "taskcell.db";
 
 /// Says that a file is a taskcell database ("tcel").
 const APPLICATION_ID: i32 = 0x7463_656c;
@@ -39,9 +46,9 @@ const CHECK_TIME: Duration = Duration::from_millis(250);
 /// A file that is damaged, that a newer taskcell wrote, or that is no taskcell database is refused
 /// before anything is written to it.
 pub fn open(dir: &Path, readers: usize) -> anyhow::Result<(Writer, Readers)> {
-    let path = dir.join("taskcell.db");
+    let path = dir.join(DATABASE);
     if path.exists() {
-        inspect(&path)?;
+        inspect(&path, Some(CHECK_TIME))?;
     }
     let mut conn = Connection::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     configure_writer(&conn)?;
@@ -74,8 +81,8 @@ fn configure_writer(conn: &Connection) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Looks at an existing file without changing it.
-fn inspect(path: &Path) -> anyhow::Result<()> {
+/// Looks at an existing file without changing it, for damage no longer than `check`.
+fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()> {
     let shown = path.display();
     let damaged = || {
         format!(
@@ -113,7 +120,7 @@ fn inspect(path: &Path) -> anyhow::Result<()> {
         }
     }
     let started = Instant::now();
-    conn.progress_handler(10_000, Some(move || started.elapsed() > CHECK_TIME))?;
+    conn.progress_handler(10_000, Some(move || check.is_some_and(|check| started.elapsed() > check)))?;
     let found: rusqlite::Result<String> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
     conn.progress_handler(0, None::<fn() -> bool>)?;
     match found {

@@ -203,3 +203,23 @@ impl Writer {
         Ok(statement.execute(params![before, limit as i64])?)
     }
 }
+
+/// What the model looks at.
+#[cfg(test)]
+impl Writer {
+    pub(crate) fn all_tasks(&mut self) -> Result<Vec<Task>> {
+        let mut statement = self.conn.prepare_cached(&format!("SELECT {TASK_COLUMNS} FROM task ORDER BY id"))?;
+        let rows = statement.query_map([], rows::task)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    pub(crate) fn attempt_numbers(&mut self, id: TaskId) -> Result<Vec<u32>> {
+        let mut statement = self.conn.prepare_cached("SELECT number FROM attempt WHERE task = ?1 ORDER BY number")?;
+        let rows = statement.query_map([id], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    pub(crate) fn newest_event_number(&self) -> u64 {
+        self.next_event - 1
+    }
+}

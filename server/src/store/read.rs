@@ -8,10 +8,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::StoreError;
-use super::history::StoredLine;
+use super::history::{LoggedLine, log_lines};
 use super::list;
-use super::rows::{self, Json, TASK_COLUMNS};
-use crate::host::log::{LogLevel, LogLine};
+use super::rows::{self, TASK_COLUMNS};
 use crate::task::{AttemptRecord, Digest, ErrorKind, Status, Task, TaskId, Timestamp};
 
 /// A read that takes longer is given up: it would keep the write-ahead log from being emptied.
@@ -99,7 +98,7 @@ impl Readers {
     }
 
     /// Runs `read` on a thread that may block.
-    async fn read<T: Send + 'static>(
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -144,13 +143,7 @@ impl Readers {
     }
 
     /// Lines of a task's log after line `after`, each with its number; `None` where there is no such task.
-    pub async fn log(
-        &self,
-        tenant: Arc<str>,
-        id: TaskId,
-        after: u64,
-        limit: usize,
-    ) -> Result<Option<Vec<(u64, u32, LogLine)>>> {
+    pub async fn log(&self, tenant: Arc<str>, id: TaskId, after: u64, limit: usize) -> Result<Option<Vec<LoggedLine>>> {
         self.read(move |conn| {
             let exists = conn
                 .prepare_cached("SELECT 1 FROM task WHERE id = ?1 AND tenant = ?2")?
@@ -270,32 +263,6 @@ impl Readers {
     pub async fn ping(&self) -> Result<()> {
         self.read(|conn| conn.query_row("SELECT 1", [], |_| Ok(()))).await
     }
-}
-
-/// Lines of a log after line `after`: number, attempt and line.
-fn log_lines(conn: &Connection, id: TaskId, after: u64, limit: usize) -> rusqlite::Result<Vec<(u64, u32, LogLine)>> {
-    let mut statement = conn.prepare_cached(
-        "SELECT first, attempt, lines FROM log_lines WHERE task = ?1 AND first >= coalesce(
-             (SELECT max(first) FROM log_lines WHERE task = ?1 AND first <= ?2), 0)
-         ORDER BY first",
-    )?;
-    let from = i64::try_from(after).unwrap_or(i64::MAX).saturating_add(1);
-    let mut rows = statement.query(params![id, from])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (first, attempt): (u64, u32) = (row.get(0)?, row.get(1)?);
-        let lines: Vec<StoredLine<'_>> = row.get::<_, Json<_>>(2)?.0;
-        for (number, (at, level, message)) in (first..).zip(lines) {
-            if found.len() == limit {
-                return Ok(found);
-            }
-            if number > after {
-                let level = LogLevel::from_number(level);
-                found.push((number, attempt, LogLine { at: Timestamp(at), level, message: message.into_owned() }));
-            }
-        }
-    }
-    Ok(found)
 }
 
 /// A place among the readers. The blocking thread holds it, not the caller, who may go away.

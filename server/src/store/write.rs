@@ -23,7 +23,7 @@ pub struct Quota {
     pub bytes: u64,
 }
 
-/// What must hold for a write of an object to happen (RFC 9110, section 13.1).
+/// What must hold for a write of an object or a schedule to happen (RFC 9110, section 13.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Precondition {
     /// Nothing.
@@ -37,7 +37,8 @@ pub enum Precondition {
 }
 
 impl Precondition {
-    fn holds(&self, current: Option<&str>) -> bool {
+    /// Whether it holds for what has the entity tag `current`, or for nothing.
+    pub fn holds(&self, current: Option<&str>) -> bool {
         match self {
             Precondition::None => true,
             Precondition::Match(tags) => current.is_some_and(|current| tags.iter().any(|tag| tag == current)),

@@ -73,6 +73,18 @@ impl Client {
         Ok(Answer { of, status: response.status().as_u16(), headers: response.headers().clone(), body })
     }
 
+    /// `GET` of a body that comes bit by bit: status, headers, and a reader of the body.
+    #[track_caller]
+    pub(crate) fn stream(&self, path: &str, headers: Headers<'_>) -> (u16, HeaderMap, impl std::io::Read + use<>) {
+        let mut request = self.agent.get(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.call().unwrap_or_else(|error| panic!("GET {path}: {error}"));
+        let (head, body) = response.into_parts();
+        (head.status.as_u16(), head.headers, body.into_reader())
+    }
+
     /// `GET`.
     #[track_caller]
     pub(crate) fn get(&self, path: &str) -> Answer {

@@ -30,6 +30,7 @@ CREATE INDEX task_due ON task (due_at, id) WHERE status = 0 AND due_at IS NOT NU
 CREATE INDEX task_expires ON task (expires_at, id) WHERE status = 0 AND expires_at IS NOT NULL;
 CREATE UNIQUE INDEX task_unique ON task (tenant, unique_key) WHERE status < 2 AND unique_key IS NOT NULL;
 CREATE INDEX task_schedule ON task (tenant, schedule, id) WHERE schedule IS NOT NULL;
+CREATE INDEX task_schedule_open ON task (tenant, schedule) WHERE schedule IS NOT NULL AND status < 2;
 -- For retention.
 CREATE INDEX task_ended ON task (tenant, task_type, finished_at) WHERE status >= 2;
 
@@ -96,19 +97,22 @@ DROP TABLE log;
 CREATE TABLE schedule (
     tenant     TEXT NOT NULL,
     name       TEXT NOT NULL,
-    -- What the client sent.
-    spec       TEXT NOT NULL,
+    paused     INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
-    -- The due time that comes next; NULL while paused, or when there is none.
+    -- The due time that comes next, or with which it goes on after a pause; NULL: there is none.
     next_at    INTEGER,
     -- Due times that wait for the task before them (overlap: queue).
     queued     INTEGER NOT NULL DEFAULT 0,
-    -- Why the last due time made no task.
+    -- Why the last due time made no task, and when that was.
     error      TEXT,
+    error_at   INTEGER,
+    -- What the client said. The last column: it may be large.
+    spec       TEXT NOT NULL,
     PRIMARY KEY (tenant, name)
 ) WITHOUT ROWID;
-CREATE INDEX schedule_next ON schedule (next_at) WHERE next_at IS NOT NULL;
+CREATE INDEX schedule_next ON schedule (next_at) WHERE next_at IS NOT NULL AND paused = 0;
+CREATE INDEX schedule_queued ON schedule (tenant, name) WHERE queued > 0 AND paused = 0;
 
 -- Cancels, retries and deletes of all tasks that match a filter.
 CREATE TABLE operation (

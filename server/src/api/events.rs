@@ -1,0 +1,313 @@
+//! What happens to tasks, as server-sent events (WHATWG HTML, section 9.2).
+//!
+//! Events are read from the store and not handed over: a reader that is slow holds no memory here, one
+//! that was cut off goes on where it was, and one that comes late sees what it missed.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, HeaderMap};
+use axum::http::{HeaderName, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use futures::stream;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::Api;
+use super::extract::IdInPath;
+use super::problem::{Kind, Problem, problems};
+use super::tasks::set;
+use super::wire::{self, Time};
+use crate::history::Happened;
+use crate::host::log::LogLevel;
+use crate::manager::{Listener, Manager, Refused, Topic};
+use crate::store::{Told, ToldEvents};
+use crate::task::TaskId;
+
+/// How often a comment is sent where nothing happens.
+const COMMENT_EVERY: Duration = Duration::from_secs(15);
+
+/// How long a tenant's stream waits for more to happen before it reads: one read for many events.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How long a client waits before it connects again.
+const RECONNECT: Duration = Duration::from_secs(2);
+
+problems!(TaskEventsProblems: Malformed, NotFound, TooManyStreams, Overloaded, Draining);
+problems!(EventsProblems: Malformed, TooManyStreams, Overloaded, Draining);
+
+/// The open streams of each tenant.
+pub(super) struct Streams {
+    most: usize,
+    open: Mutex<HashMap<Arc<str>, usize>>,
+}
+
+/// One open stream.
+struct OpenStream {
+    streams: Arc<Streams>,
+    tenant: Arc<str>,
+}
+
+impl Streams {
+    /// At most `most` for each tenant.
+    pub(super) fn new(most: usize) -> Arc<Streams> {
+        Arc::new(Streams { most, open: Mutex::default() })
+    }
+
+    fn open(self: &Arc<Self>, tenant: &Arc<str>) -> Result<OpenStream, Problem> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(tenant.clone()).or_default();
+        if *count >= self.most {
+            return Err(Problem::too_many_streams(self.most));
+        }
+        *count += 1;
+        Ok(OpenStream { streams: self.clone(), tenant: tenant.clone() })
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let mut open = self.streams.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.tenant);
+            }
+        }
+    }
+}
+
+/// What an event says.
+#[derive(Serialize)]
+struct Data<'a> {
+    #[serde(serialize_with = "wire::id")]
+    id: TaskId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task_type: Option<&'a str>,
+    attempt: u32,
+    time: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lines: Vec<Line<'a>>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    seq: u64,
+    time: Time,
+    level: LogLevel,
+    message: &'a str,
+}
+
+fn event(Told { event, task_type, lines }: &Told) -> Event {
+    let more = event.data.as_deref().and_then(|data| serde_json::from_str::<&RawValue>(data).ok());
+    let of = |happened: &[Happened]| more.filter(|_| happened.contains(&event.happened));
+    let data = Data {
+        id: event.task,
+        task_type: task_type.as_deref(),
+        attempt: event.attempt,
+        time: Time(event.at),
+        error: of(&[Happened::Pending, Happened::Failed]),
+        progress: of(&[Happened::Progress]),
+        lines: lines
+            .iter()
+            .map(|(seq, _, line)| Line { seq: *seq, time: Time(line.at), level: line.level, message: &line.message })
+            .collect(),
+    };
+    // JSON has no line break outside of its strings' escapes, so it is one line of `data`.
+    let text = serde_json::to_string(&data).unwrap_or_default();
+    Event::default().id(event.seq.to_string()).event(event.happened.name()).data(text)
+}
+
+/// Where a client was before.
+fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let Some(value) = headers.get("last-event-id") else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    // What a client sends that has seen no event yet.
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let wrong = || Problem::new(Kind::Malformed, "the Last-Event-ID is not the id of an event");
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().map(Some).map_err(|_| wrong())
+    } else {
+        Err(wrong())
+    }
+}
+
+/// A stream on its way.
+struct Reading {
+    manager: Manager,
+    tenant: Arc<str>,
+    /// One task; `None`: all of the tenant's.
+    task: Option<TaskId>,
+    listener: Listener,
+    after: u64,
+    /// Read and not yet sent.
+    ready: Option<ToldEvents>,
+    over: bool,
+    _open: OpenStream,
+}
+
+impl Reading {
+    async fn read(&self) -> Result<ToldEvents, Refused> {
+        match self.task {
+            Some(id) => self.manager.task_events(&self.tenant, id, self.after).await,
+            None => self.manager.tenant_events(&self.tenant, self.after).await,
+        }
+    }
+
+    /// The next events, once there are any; `None` at the end. A read that fails ends the stream: the
+    /// client connects again and goes on where it was.
+    async fn next(&mut self) -> Option<Vec<Event>> {
+        while !self.over {
+            let told = match self.ready.take() {
+                Some(told) => told,
+                None => self.read().await.ok()?,
+            };
+            self.after = told.looked_to;
+            let gone = told.told.last().is_some_and(|last| last.event.happened == Happened::Deleted);
+            self.over = self.task.is_some() && !told.more && (told.ended || gone);
+            if !told.told.is_empty() {
+                return Some(told.told.iter().map(event).collect());
+            }
+            if self.over || (!told.more && !self.wait().await) {
+                return None;
+            }
+        }
+        None
+    }
+
+    async fn wait(&mut self) -> bool {
+        if self.manager.is_drained() || !self.listener.changed().await {
+            return false;
+        }
+        if self.task.is_none() {
+            tokio::time::sleep(GATHER).await;
+        }
+        true
+    }
+}
+
+fn answer(reading: Reading) -> Response {
+    let events = stream::unfold(reading, async |mut reading| Some((reading.next().await?, reading)));
+    let first = stream::iter([Ok::<_, Infallible>(Event::default().retry(RECONNECT))]);
+    let events = first.chain(events.flat_map(|events| stream::iter(events.into_iter().map(Ok))));
+    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(COMMENT_EVERY)).into_response();
+    set(&mut response, CACHE_CONTROL, "no-store");
+    // Proxies that gather answers would hold events back.
+    set(&mut response, HeaderName::from_static("x-accel-buffering"), "no");
+    response
+}
+
+/// Listen to a task
+///
+/// What happened to it so far and what happens from now on, as server-sent events: `task.pending`,
+/// `task.running`, `task.progress`, `task.log`, `task.completed`, `task.failed`, `task.deleted`. The stream
+/// ends after the last one. `Last-Event-ID` goes on after the event with that id.
+#[utoipa::path(
+    get, path = "/task/{id}/events", operation_id = "get_task_events", tag = "events",
+    params(
+        ("id" = String, Path, description = "The id of the task", format = Uuid),
+        ("Last-Event-ID" = Option<u64>, Header, description = "The id of the last event that the client has"),
+    ),
+    responses(
+        (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
+        (status = 204, description = "The task has ended, and the client has its last event"),
+        TaskEventsProblems,
+    )
+)]
+pub(super) async fn of_task(
+    State(api): State<Arc<Api>>,
+    IdInPath(id): IdInPath,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let resumed = last_event_id(&headers)?;
+    if api.manager.is_draining() {
+        return Err(Problem::of(Kind::Draining));
+    }
+    // A task that is gone has no path any more; who listens while it goes is told.
+    api.manager.get(&api.tenant, id).await?;
+    let open = api.streams.open(&api.tenant)?;
+    // Before the first read, so that nothing is missed after it.
+    let listener = api.manager.listen(Topic::Task(id));
+    let after = resumed.unwrap_or(0);
+    let told = api.manager.task_events(&api.tenant, id, after).await?;
+    if resumed.is_some() && told.ended && told.told.is_empty() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let (manager, tenant) = (api.manager.clone(), api.tenant.clone());
+    Ok(answer(Reading {
+        manager,
+        tenant,
+        task: Some(id),
+        listener,
+        after,
+        ready: Some(told),
+        over: false,
+        _open: open,
+    }))
+}
+
+/// Listen to all tasks
+///
+/// What happens to any task from now on, or, with `Last-Event-ID`, since the event with that id. Events of
+/// tasks that were removed meanwhile are not told, but that they were (for an hour).
+#[utoipa::path(
+    get, path = "/events", operation_id = "get_events", tag = "events",
+    params(("Last-Event-ID" = Option<u64>, Header, description = "The id of the last event that the client has")),
+    responses((status = 200, description = "The events", body = String, content_type = "text/event-stream"), EventsProblems)
+)]
+pub(super) async fn of_tenant(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, Problem> {
+    let resumed = last_event_id(&headers)?;
+    if api.manager.is_draining() {
+        return Err(Problem::of(Kind::Draining));
+    }
+    let open = api.streams.open(&api.tenant)?;
+    let listener = api.manager.listen(Topic::Tenant(api.tenant.clone()));
+    let after = match resumed {
+        Some(after) => after,
+        None => api.manager.newest_event().await?,
+    };
+    let (manager, tenant) = (api.manager.clone(), api.tenant.clone());
+    Ok(answer(Reading { manager, tenant, task: None, listener, after, ready: None, over: false, _open: open }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_counted_by_tenant() {
+        let streams = Streams::new(2);
+        let (a, b) = (Arc::from("a"), Arc::from("b"));
+        let first = streams.open(&a).unwrap();
+        let _second = streams.open(&a).unwrap();
+        assert_eq!(streams.open(&a).err().unwrap().status(), 429);
+        let third = streams.open(&b).unwrap();
+        drop((first, third));
+        assert!(streams.open(&a).is_ok());
+        assert!(!streams.open.lock().unwrap().contains_key("b"), "nobody is remembered for ever");
+    }
+
+    #[test]
+    fn where_a_client_was() {
+        let of = |value: &'static str| {
+            let headers = HeaderMap::from_iter([(HeaderName::from_static("last-event-id"), value.parse().unwrap())]);
+            last_event_id(&headers).map_err(|problem| problem.status().as_u16())
+        };
+        assert_eq!((of("12"), of(""), of(" 7 ")), (Ok(Some(12)), Ok(None), Ok(Some(7))));
+        for wrong in ["x", "-1", "+1", "1.5", "99999999999999999999999"] {
+            assert_eq!(of(wrong), Err(400), "{wrong}");
+        }
+        assert_eq!(last_event_id(&HeaderMap::new()).ok(), Some(None));
+    }
+}

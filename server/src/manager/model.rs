@@ -1,0 +1,461 @@
+//! Random operations on the manager over a real store, with a clock of the test's own, against a model
+//! of what must be true. `SEED` repeats a run, `STEPS` makes it longer.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+
+use super::core::{Core, CoreSettings};
+use super::{Answer, BacklogLimits, Command, Idempotency, Manager, NewItem, Refused, Reply, Stored};
+use crate::executor::{Job, Report};
+use crate::host::Services;
+use crate::host::live::LiveAttempts;
+use crate::host::log::{LogLevel, LogLine, News};
+use crate::limits::{LimitOverrides, Limits};
+use crate::objects::{ObjectLimits, Objects};
+use crate::registry::{Registry, TaskType, Version};
+use crate::room::{Memory, Room};
+use crate::sandbox::{CodeCache, EngineSettings, RunEnd, Sandbox};
+use crate::store::{self, Quota};
+use crate::task::{
+    AttemptEnd, Digest, ErrorKind, Labels, Outcome, RetryOverrides, RetryPolicy, Status, Task, TaskError, TaskId,
+    Timestamp, Usage,
+};
+
+/// Attempts at once.
+const SLOTS: usize = 3;
+
+const MAX_INTERRUPTIONS: u32 = 2;
+const MAX_ATTEMPTS: u32 = 3;
+const MAX_PENDING: u64 = 12;
+const RETENTION_MS: u64 = 200_000;
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+
+    fn one_of<T: Clone>(&mut self, items: &[T]) -> Option<T> {
+        (!items.is_empty()).then(|| items[self.below(items.len() as u64) as usize].clone())
+    }
+}
+
+fn reply<T>() -> (Reply<T>, oneshot::Receiver<Result<T, Refused>>) {
+    oneshot::channel()
+}
+
+/// What must be there whatever happens: tasks that were acknowledged, as they were told last.
+#[derive(Default)]
+struct Told {
+    /// By id: the task as it was told, and whether it was asked to be ended since.
+    tasks: BTreeMap<TaskId, Task>,
+    keys: HashMap<String, TaskId>,
+    deleted: HashSet<TaskId>,
+}
+
+struct World {
+    directory: tempfile::TempDir,
+    runtime: Runtime,
+    program: Version,
+    registry: Arc<Registry>,
+    core: Option<Core>,
+    jobs: std::sync::mpsc::Receiver<Job>,
+    /// Attempts that the manager has started and that did not end yet.
+    running: BTreeMap<TaskId, Job>,
+    /// Reports of attempts that are over, to be sent once more.
+    late: Vec<(TaskId, u32)>,
+    now: Timestamp,
+    told: Told,
+    last_event: u64,
+}
+
+const COMPONENT: Digest = Digest([7; 32]);
+
+impl World {
+    fn new() -> World {
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+        let registry = Arc::new(Registry::default());
+        let program = Version::Ready(Arc::new(program(directory.path(), &runtime)));
+        registry.put_version(COMPONENT, program.clone());
+        registry.put_type(
+            crate::registry::SHARED.into(),
+            TaskType {
+                name: "t".into(),
+                current: COMPONENT,
+                limits: LimitOverrides::default(),
+                retry: RetryOverrides::default(),
+                retention_ms: None,
+            },
+        );
+        let mut world = World {
+            directory,
+            runtime,
+            program,
+            registry,
+            core: None,
+            jobs: std::sync::mpsc::channel().1,
+            running: BTreeMap::new(),
+            late: Vec::new(),
+            now: Timestamp(1_800_000_000_000),
+            told: Told::default(),
+            last_event: 0,
+        };
+        world.start();
+        world
+    }
+
+    /// A server starts on what there is.
+    fn start(&mut self) {
+        let (writer, _) = store::open(self.directory.path(), 1).unwrap();
+        let room = Arc::new(Room::new(SLOTS, SLOTS, Memory::new(0)));
+        let (send, jobs) = std::sync::mpsc::channel();
+        self.jobs = jobs;
+        let settings = CoreSettings {
+            defaults: Limits::DEFAULT,
+            ceiling: Limits::CEILING,
+            max_interruptions: MAX_INTERRUPTIONS,
+            backlog: BacklogLimits { total: MAX_PENDING, tenant: MAX_PENDING },
+            retention_ms: RETENTION_MS,
+            max_schedules: 1,
+        };
+        let run = Box::new(move |job| drop(send.send(job)));
+        let core = Core::new(writer, room, self.registry.clone(), run, Arc::default(), settings, self.now).unwrap();
+        self.core = Some(core);
+        self.step(Vec::new());
+    }
+
+    /// The server goes down without a word.
+    fn crash(&mut self) {
+        self.running.clear();
+        self.core = None;
+        self.start();
+    }
+
+    fn step(&mut self, commands: Vec<Command>) {
+        let mut kept = commands;
+        let core = self.core.as_mut().unwrap();
+        // What is to be done again is done at once, as the manager's thread does it.
+        loop {
+            let commands = std::mem::take(&mut kept);
+            let again = core.step(commands, self.now, &mut kept);
+            if kept.is_empty() && again > Duration::ZERO {
+                break;
+            }
+        }
+        while let Ok(job) = self.jobs.try_recv() {
+            let before = self.running.insert(job.task.id, job);
+            assert!(before.is_none(), "two attempts of one task at once");
+        }
+    }
+
+    fn new_task(&self, random: &mut Random) -> Task {
+        let id = TaskId(uuid::Uuid::now_v7());
+        let later = |random: &mut Random, within: u64| self.now.plus_millis(random.below(within));
+        let due_at = (random.below(4) == 0).then(|| later(random, 20_000)).filter(|due| *due > self.now);
+        Task {
+            id,
+            tenant: "default".into(),
+            task_type: "t".into(),
+            component: COMPONENT,
+            priority: random.below(3) as i32 - 1,
+            created_at: self.now,
+            limits: LimitOverrides::default(),
+            input: random.below(1 << 30).to_string().into(),
+            labels: Labels::from([("n".to_owned(), random.below(3).to_string())]),
+            retry: RetryPolicy { max_attempts: MAX_ATTEMPTS, initial_backoff_ms: 5_000, max_backoff_ms: 20_000 },
+            due_at,
+            ready_at: due_at.unwrap_or(self.now),
+            expires_at: (random.below(6) == 0).then(|| later(random, 15_000)),
+            unique_key: (random.below(5) == 0).then(|| random.below(3).to_string().into()),
+            schedule: None,
+            status: Status::Pending,
+            attempt: 0,
+            failures: 0,
+            interruptions: 0,
+            server: None,
+            started_at: None,
+            finished_at: None,
+            progress: None,
+            output: None,
+            error: None,
+            usage: None,
+            usage_total: Usage::default(),
+        }
+    }
+
+    fn create(&mut self, random: &mut Random) {
+        let task = self.new_task(random);
+        let key = (random.below(4) == 0).then(|| random.below(40).to_string());
+        let idempotency =
+            key.as_deref().map(|key| Idempotency { key: key.into(), item: -1, fingerprint: Digest([0; 32]) });
+        let item = Box::new(NewItem { task: task.clone(), limits: Limits::DEFAULT, idempotency });
+        let (answer, mut answered) = reply::<Stored>();
+        let pending = self.count(Status::Pending) as u64;
+        self.step(vec![Command::Create { item, reply: Answer::Stored(answer) }]);
+        match answered.try_recv().unwrap() {
+            Ok(Stored { task: stored, replayed }) => {
+                let before = key.as_ref().and_then(|key| self.told.keys.get(key));
+                if replayed {
+                    assert_eq!(Some(&stored.id), before, "another task than the key's");
+                } else {
+                    assert_eq!(stored.id, task.id);
+                    assert_eq!(before, None, "the key has a task already");
+                    self.told.keys.extend(key.map(|key| (key, stored.id)));
+                }
+                self.told.tasks.insert(stored.id, stored);
+            }
+            Err(Refused::UniqueKey { holder }) => {
+                let holder = self.stored(holder).unwrap();
+                assert_eq!(holder.unique_key, task.unique_key);
+                assert!(!holder.status.is_ended());
+            }
+            // Removed by somebody, or because it ended long ago.
+            Err(Refused::Gone) => {
+                let before = self.told.keys[&key.unwrap()];
+                assert!(self.stored(before).is_none(), "{before} is there");
+            }
+            Err(Refused::TooManyPending { .. }) => {
+                assert!(pending >= MAX_PENDING, "refused though there is room");
+            }
+            Err(refused) => panic!("{refused}"),
+        }
+    }
+
+    fn end_attempt(&mut self, random: &mut Random) {
+        let ids: Vec<TaskId> = self.running.keys().copied().collect();
+        let Some(job) = random.one_of(&ids).and_then(|id| self.running.remove(&id)) else { return };
+        let failed = |kind| Outcome::Failed(TaskError::new(kind, "why"));
+        let outcome = match random.below(8) {
+            0..4 => Outcome::Completed(job.task.input.clone()),
+            4 => failed(ErrorKind::Transient),
+            5 => failed(ErrorKind::Timeout),
+            6 => failed(ErrorKind::Trap),
+            _ => {
+                job.control.leave();
+                self.late.push((job.task.id, job.task.attempt));
+                return self.report(job.task.id, job.task.attempt, RunEnd::GiveBack);
+            }
+        };
+        let end = AttemptEnd {
+            outcome,
+            usage: Usage { fuel: 1, ..Usage::default() },
+            progress: None,
+            retry_after_ms: (random.below(2) == 0).then_some(3_000),
+        };
+        job.control.leave();
+        self.late.push((job.task.id, job.task.attempt));
+        self.report(job.task.id, job.task.attempt, RunEnd::Ended(end));
+    }
+
+    fn report(&mut self, id: TaskId, attempt: u32, end: RunEnd) {
+        let line = LogLine { at: self.now, level: LogLevel::Info, message: "x".into() };
+        let news = News { lines: vec![line], progress: None };
+        self.step(vec![Command::Report(Report { id, attempt, end, news })]);
+    }
+
+    /// A report that comes a second time, or of an attempt that a crash took.
+    fn late_report(&mut self, random: &mut Random) {
+        let Some((id, attempt)) = random.one_of(&self.late) else { return };
+        if self.running.get(&id).is_some_and(|job| job.task.attempt == attempt) {
+            return;
+        }
+        let before = self.stored(id);
+        let end = AttemptEnd::host_failure("late");
+        self.report(id, attempt, RunEnd::Ended(end));
+        // Only time may have changed it.
+        let after = self.stored(id);
+        assert_eq!(before.map(|task| (task.attempt, task.output)), after.map(|task| (task.attempt, task.output)));
+    }
+
+    fn some_id(&self, random: &mut Random) -> Option<TaskId> {
+        random.one_of(&self.told.tasks.keys().copied().collect::<Vec<_>>())
+    }
+
+    fn cancel(&mut self, random: &mut Random) {
+        let Some(id) = self.some_id(random) else { return };
+        let (answer, mut answered) = reply();
+        self.step(vec![Command::Cancel { tenant: "default".into(), id, stopped: false, reply: answer }]);
+        if let Some(job) = self.running.remove(&id) {
+            // It is asked to stop, and does.
+            job.control.leave();
+            let stopped = Outcome::Failed(TaskError::new(ErrorKind::Canceled, "canceled"));
+            let end = AttemptEnd { outcome: stopped, ..AttemptEnd::host_failure("") };
+            self.report(id, job.task.attempt, RunEnd::Ended(end));
+        }
+        match answered.try_recv().unwrap() {
+            Ok(task) => {
+                assert_eq!(task.error.as_ref().unwrap().kind, ErrorKind::Canceled);
+                self.told.tasks.insert(id, task);
+            }
+            Err(Refused::Ended) => assert!(self.stored(id).unwrap().status.is_ended()),
+            Err(Refused::NotFound) => assert!(self.stored(id).is_none()),
+            Err(refused) => panic!("{refused}"),
+        }
+    }
+
+    fn retry(&mut self, random: &mut Random) {
+        let Some(id) = self.some_id(random) else { return };
+        let (answer, mut answered) = reply();
+        self.step(vec![Command::Retry { tenant: "default".into(), id, reply: answer }]);
+        match answered.try_recv().unwrap() {
+            Ok(task) => {
+                self.told.tasks.insert(id, task);
+            }
+            Err(Refused::NotEnded) => assert!(!self.stored(id).unwrap().status.is_ended()),
+            Err(Refused::NotFound) => assert!(self.stored(id).is_none()),
+            Err(Refused::UniqueKey { .. } | Refused::TooManyPending { .. }) => {}
+            Err(refused) => panic!("{refused}"),
+        }
+    }
+
+    fn delete(&mut self, random: &mut Random) {
+        let Some(id) = self.some_id(random) else { return };
+        let (answer, mut answered) = reply();
+        self.step(vec![Command::Delete { tenant: "default".into(), id, reply: answer }]);
+        if let Some(job) = self.running.remove(&id) {
+            job.control.leave();
+            self.report(id, job.task.attempt, RunEnd::Ended(AttemptEnd::host_failure("stopped")));
+        }
+        match answered.try_recv().unwrap() {
+            Ok(()) => assert!(self.stored(id).is_none()),
+            Err(Refused::NotFound) => {}
+            Err(refused) => panic!("{refused}"),
+        }
+        self.told.tasks.remove(&id);
+        self.told.deleted.insert(id);
+    }
+
+    fn stored(&mut self, id: TaskId) -> Option<Task> {
+        self.core.as_mut().unwrap().store.task(id).unwrap()
+    }
+
+    fn all(&mut self) -> Vec<Task> {
+        self.core.as_mut().unwrap().store.all_tasks().unwrap()
+    }
+
+    fn count(&mut self, status: Status) -> usize {
+        self.all().iter().filter(|task| task.status == status).count()
+    }
+
+    /// What must be true after every step.
+    fn check(&mut self) {
+        let now = self.now;
+        let all = self.all();
+        let by_id: HashMap<TaskId, &Task> = all.iter().map(|task| (task.id, task)).collect();
+        for (id, told) in &self.told.tasks {
+            let Some(task) = by_id.get(id) else {
+                let old = told.finished_at.is_none_or(|ended| now.millis_since(ended) >= RETENTION_MS);
+                assert!(old, "{id} was acknowledged and is gone");
+                continue;
+            };
+            assert_eq!((&task.input, &task.labels), (&told.input, &told.labels), "{id} changed");
+            if told.status.is_ended() {
+                assert_eq!(*task, told, "an ended task changed");
+            }
+            // One that was given back is not counted.
+            assert!(task.attempt + 1 >= told.attempt, "attempts are uncounted: {task:?}");
+        }
+        for id in &self.told.deleted {
+            assert!(!by_id.contains_key(id), "{id} was deleted and is back");
+        }
+        let running: Vec<TaskId> =
+            all.iter().filter(|task| task.status == Status::Running).map(|task| task.id).collect();
+        assert_eq!(running, self.running.keys().copied().collect::<Vec<_>>(), "what runs is what is Running");
+        assert!(running.len() <= SLOTS);
+        let mut unique = HashSet::new();
+        for task in &all {
+            assert!(task.failures <= MAX_ATTEMPTS && task.interruptions <= MAX_INTERRUPTIONS + 1, "{task:?}");
+            if task.status == Status::Pending {
+                assert!(task.due_at.is_none_or(|due| due > now), "due and not ready: {task:?}");
+                assert!(task.expires_at.is_none_or(|expires| expires > now), "expired and waits: {task:?}");
+                assert!(task.due_at.is_some() || running.len() == SLOTS || self.is_held(), "ready, and there is room");
+            }
+            if let Some(key) = task.unique_key.as_ref().filter(|_| !task.status.is_ended()) {
+                assert!(unique.insert(key.clone()), "two tasks with one key");
+            }
+            let ended_long_ago = task.finished_at.is_some_and(|ended| now.millis_since(ended) > RETENTION_MS + 20_000);
+            assert!(!ended_long_ago, "kept too long: {task:?}");
+        }
+        let core = self.core.as_mut().unwrap();
+        let pending = core.store.pending().unwrap().iter().map(|(_, count)| count).sum::<u64>();
+        assert_eq!(core.backlog.total(), pending, "the count is the store's");
+        for task in &all {
+            let attempts = core.store.attempt_numbers(task.id).unwrap();
+            // Those in the table, and the one in the task's own row.
+            let over = if task.started_at.is_some() { task.attempt - 1 } else { task.attempt };
+            assert_eq!(attempts, (1..=over).collect::<Vec<_>>(), "{task:?}");
+        }
+        let events = core.store.newest_event_number();
+        assert!(events >= self.last_event, "event numbers only grow");
+        self.last_event = events;
+        for task in all.into_iter().filter(|task| task.status.is_ended()) {
+            // From now on it must stay as it is.
+            if self.told.tasks.contains_key(&task.id) {
+                self.told.tasks.insert(task.id, task);
+            }
+        }
+    }
+
+    /// The machine was short of something a moment ago, and starts wait.
+    fn is_held(&self) -> bool {
+        self.core.as_ref().unwrap().hold_starts.is_some()
+    }
+}
+
+/// The smallest program there is; it is never run here.
+fn program(directory: &Path, runtime: &Runtime) -> crate::sandbox::Program {
+    let (_writer, readers) = store::open(&directory.join("elsewhere"), 1)
+        .or_else(|_| {
+            std::fs::create_dir_all(directory.join("elsewhere")).unwrap();
+            store::open(&directory.join("elsewhere"), 1)
+        })
+        .unwrap();
+    let live = Arc::new(LiveAttempts::default());
+    let (manager, _) =
+        Manager::new(readers.clone(), Arc::default(), live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
+    let limits = ObjectLimits { max_bytes: 0, quota: Quota { objects: 0, bytes: 0 } };
+    let objects = Objects::new(manager, readers, limits);
+    let services = Services { objects, timers: runtime.handle().clone(), live };
+    let room = Arc::new(Room::new(1, 1, Memory::new(0)));
+    let cache = CodeCache::open(directory.join("compiled")).unwrap();
+    let settings = EngineSettings { slots: 1, max_memory_bytes: 1 << 20 };
+    let sandbox = Sandbox::new(&settings, cache, room, services).unwrap();
+    let bytes = wat::parse_str(include_str!("model.wat")).unwrap();
+    sandbox.load(COMPONENT, &bytes).unwrap()
+}
+
+#[test]
+fn whatever_happens_the_invariants_hold() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = number("SEED").unwrap_or_else(|| uuid::Uuid::now_v7().as_u128() as u64);
+    let steps = number("STEPS").unwrap_or(1_500);
+    println!("SEED={seed}");
+    let mut random = Random(seed);
+    let mut world = World::new();
+    assert!(matches!(world.program, Version::Ready(_)));
+    let _on = world.runtime.handle().clone();
+    for _ in 0..steps {
+        match random.below(100) {
+            0..30 => world.create(&mut random),
+            30..60 => world.end_attempt(&mut random),
+            60..70 => world.cancel(&mut random),
+            70..76 => world.retry(&mut random),
+            76..82 => world.delete(&mut random),
+            82..86 => world.late_report(&mut random),
+            86..98 => {
+                world.now = world.now.plus_millis(random.below(8_000));
+                world.step(Vec::new());
+            }
+            _ => world.crash(),
+        }
+        world.check();
+    }
+}
