@@ -6,6 +6,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use crate::support::server::Setup;
+use crate::support::time::{in_millis, millis};
 use crate::support::{Answer, Client, guest, server, shared_server};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -152,6 +153,28 @@ fn a_key_survives_a_crash() {
     create(&server.client, "kept", body).problem(410);
     let all = server.client.get("/tasks").expect(200).json();
     assert_eq!(all["tasks"], json!([]), "nothing was created twice");
+}
+
+/// After 24 hours a key means nothing any more. The clock cannot be moved, but what it wrote can.
+#[test]
+fn a_key_is_forgotten_after_a_day() {
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+    let mut server = server(&[]);
+    let body = r#"{"task_type":"echo"}"#;
+    let first = id(&create(&server.client, "day", body).expect(202));
+    for (age_ms, is_same) in [(DAY_MS - 60_000, true), (DAY_MS + 1, false)] {
+        server.client.wait_for_end(&first);
+        let setup = server.crash();
+        let database = rusqlite::Connection::open(setup.database()).unwrap();
+        let created = millis(&in_millis(0)) - age_ms;
+        assert_eq!(database.execute("UPDATE idempotency SET created_at = ?1", [created]).unwrap(), 1);
+        drop(database);
+        server = setup.start();
+        let again = create(&server.client, "day", body);
+        assert_eq!(id(&again) == first, is_same, "{again:?}");
+        assert_eq!(again.header("idempotency-replayed").is_some(), is_same);
+    }
+    create(&server.client, "day", r#"{"task_type":"echo","input":1}"#).problem(422);
 }
 
 fn unique(key: &str) -> Value {

@@ -236,3 +236,40 @@ fn unique_keys_hold_within_a_request() {
     assert_eq!(statuses, [202, 409, 202]);
     server.client.delete(&format!("/task/{}", id(&results[0]))).expect(200);
 }
+
+/// A task with an input above its own limit is refused alone.
+#[test]
+fn an_input_above_its_limit_is_refused_alone() {
+    let server = shared_server();
+    let item = |input: &str| json!({"task_type": "echo", "input": input, "limits": {"input_bytes": 10}});
+    let results = results(post(&server.client, &array([item("x"), item("more than ten"), item("y")])));
+    let statuses: Vec<_> = results.iter().map(|result| result["status"].as_u64().unwrap()).collect();
+    assert_eq!(statuses, [202, 413, 202]);
+}
+
+/// A body above 64 MiB is refused before it is sent.
+#[test]
+fn a_body_has_a_most() {
+    let server = shared_server();
+    let answer = |bytes: u64, start: &str| send_half(&server, &format!("content-length: {bytes}"), start);
+    let refused = answer((64 << 20) + 1, "");
+    assert!(refused.starts_with("HTTP/1.1 413 "), "{refused}");
+    let taken = answer(64 << 20, "x");
+    assert!(!taken.starts_with("HTTP/1.1 413 "), "{taken}");
+}
+
+/// The same request from many at once creates each task once.
+#[test]
+fn the_same_request_from_many_at_once_creates_each_task_once() {
+    let server = shared_server();
+    let body = array((0..300).map(|n| labeled("at-once", n)));
+    let headers = [JSON, ("idempotency-key", "many-at-once")];
+    let send = || results(server.client.send("POST", "/tasks", &headers, Some(body.as_bytes())));
+    let all: Vec<Vec<String>> = std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..6).map(|_| scope.spawn(|| send().iter().map(id).collect())).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    assert!(all.iter().all(|ids| *ids == all[0]), "the same tasks in the same order");
+    let listed: BTreeSet<_> = listed(&server.client, "at-once").into_iter().collect();
+    assert_eq!(listed, all[0].iter().cloned().collect());
+}

@@ -220,6 +220,22 @@ fn only_an_ended_task_is_retried_by_hand() {
     client.get(&format!("/task/{id}/attempts")).problem(404);
 }
 
+#[test]
+fn a_retry_by_hand_is_one_attempt_for_each_request() {
+    let server = shared_server();
+    let client = &server.client;
+    let id = id(&client.run(&json!({"task_type": "echo"})));
+    let answers = std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..8).map(|_| scope.spawn(|| client.post(&format!("/task/{id}/retry")).status)).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(answers.iter().all(|status| matches!(status, 202 | 409)), "{answers:?}");
+    let retried = answers.iter().filter(|status| **status == 202).count();
+    assert!(retried >= 1);
+    assert_eq!(client.wait_for_end(&id)["attempt"], retried + 1);
+    assert_eq!(attempts(client, &id).len(), retried + 1);
+}
+
 /// Who waits for a task waits through its attempts.
 #[test]
 fn a_wait_ends_with_the_last_attempt() {
