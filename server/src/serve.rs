@@ -90,8 +90,12 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         backlog: BacklogLimits { total: config.max_pending, tenant: config.max_tenant_pending },
         retention_ms: config.retention,
     };
+    let operations = writer.open_operations()?;
     let core = Core::new(writer, room.clone(), registry, executor, changes, core_settings, clock::now())?;
     let core_thread = std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
+    for operation in operations {
+        api_threads.spawn(manager.clone().go_on(operation));
+    }
 
     let served = api_threads.block_on(serve_api(listener, &config, manager.clone(), objects, room));
     // Also where serving failed: what runs is put back, and what was said is on the disk.

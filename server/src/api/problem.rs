@@ -92,6 +92,8 @@ kinds! {
         "The tenant keeps as many objects, or as many bytes in them, as it may. Remove some.";
     TooManyPending = "too-many-pending", TOO_MANY_REQUESTS, "Too many tasks are pending",
         "As many tasks of the tenant wait as may. Retry-After is reckoned from the rate at which they are done.";
+    TooManyOperations = "too-many-operations", TOO_MANY_REQUESTS, "Too many operations are running",
+        "As many bulk operations of the tenant are open as may be. GET /operations lists them; send the request again when one is Completed.";
     QueueFull = "queue-full", SERVICE_UNAVAILABLE, "The queue is full",
         "As many tasks wait as the server takes. Retry-After is reckoned from the rate at which they are done.";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong in the server",
@@ -109,7 +111,7 @@ impl Kind {
     fn retry_after(self) -> Option<&'static str> {
         match self {
             Kind::Overloaded => Some("1"),
-            Kind::TooManyPending | Kind::QueueFull => Some("10"),
+            Kind::TooManyPending | Kind::QueueFull | Kind::TooManyOperations => Some("10"),
             Kind::Draining | Kind::StorageUnavailable => Some("5"),
             Kind::TypeNotReady => Some("30"),
             Kind::QuotaExceeded => Some("60"),
@@ -152,7 +154,7 @@ impl Problem {
     }
 
     /// The same with a header.
-    fn with(mut self, name: HeaderName, value: String) -> Problem {
+    pub(super) fn with(mut self, name: HeaderName, value: String) -> Problem {
         self.headers.extend(HeaderValue::try_from(value).ok().map(|value| (name, value)));
         self
     }
@@ -218,6 +220,10 @@ impl From<manager::Refused> for Problem {
             Refused::QueueFull { retry_after } => {
                 Problem::of(Kind::QueueFull).with(RETRY_AFTER, retry_after.to_string())
             }
+            Refused::TooManyOperations { limit } => Problem::of(Kind::TooManyOperations)
+                .with(HeaderName::from_static("ratelimit"), "\"open-operations\";r=0".to_owned())
+                .with(HeaderName::from_static("ratelimit-policy"), format!("\"open-operations\";q={limit}")),
+            Refused::Changed => Problem::of(Kind::PreconditionFailed),
             Refused::NoRoom => Problem::of(Kind::StorageUnavailable),
             Refused::Busy | Refused::TooSlow => {
                 tracing::warn!("a request was refused: {refused}");

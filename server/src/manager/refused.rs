@@ -64,6 +64,15 @@ pub enum Refused {
         /// When to try again, in seconds.
         retry_after: u64,
     },
+    /// The tenant has as many bulk operations open as it may.
+    #[error("{limit} operations are running")]
+    TooManyOperations {
+        /// How many that is.
+        limit: u64,
+    },
+    /// What is to be changed is not as its client knows it.
+    #[error("it was changed since")]
+    Changed,
     /// The disk takes no writes at the moment.
     #[error("the storage takes no writes")]
     NoRoom,

@@ -7,6 +7,7 @@
 mod error;
 mod history;
 mod list;
+mod operations;
 mod queue;
 mod read;
 mod rows;
@@ -19,6 +20,8 @@ use anyhow::{Context, bail};
 use rusqlite::{Connection, OpenFlags};
 
 pub use error::StoreError;
+pub use list::Found;
+pub use operations::{Action, Operation, OperationId};
 pub use queue::{KEY_AGE_MS, KeyUse, Time};
 pub use read::{ListFilter, ObjectMeta, Page, Readers, TaskSummary};
 pub use rows::StoredType;
