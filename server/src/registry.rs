@@ -21,7 +21,7 @@ pub enum Version {
 }
 
 /// A task type.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskType {
     /// Its name.
     pub name: Arc<str>,

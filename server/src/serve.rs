@@ -92,8 +92,12 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         retention_ms: config.retention,
     };
     let run = Box::new(move |job| executor.start(job));
+    let operations = writer.open_operations()?;
     let core = Core::new(writer, room.clone(), registry, run, changes, core_settings, clock::now())?;
     let core_thread = std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
+    for operation in operations {
+        api_threads.spawn(manager.clone().go_on(operation));
+    }
 
     let served = api_threads.block_on(serve_api(listener, &config, manager.clone(), objects, room));
     // Also where serving failed: what runs is put back, and what was said is on the disk.

@@ -280,12 +280,17 @@ async fn collect(body: &mut Body, most: u64) -> Result<Option<Bytes>, Problem> {
 /// One without a media type is refused as well: a web page of any origin could send it to a server
 /// on the reader's own machine without being asked whether it may.
 pub(super) fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
+    check_media_type(headers, "application/json")
+}
+
+/// Refuses a body of another media type.
+pub(super) fn check_media_type(headers: &HeaderMap, expected: &str) -> Result<(), Problem> {
     let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = media_type.split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case("application/json") {
+    if essence.eq_ignore_ascii_case(expected) {
         Ok(())
     } else {
-        Err(Problem::new(Kind::UnsupportedMediaType, "the body must be application/json"))
+        Err(Problem::new(Kind::UnsupportedMediaType, format!("the body must be {expected}")))
     }
 }
 
@@ -328,6 +333,17 @@ pub(super) fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserialize
     }
 
     deserializer.deserialize_map(FromMap(PhantomData))
+}
+
+/// As [`object`], or null.
+pub(super) fn object_or_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(bound = "T: Deserialize<'de>")]
+    struct Object<T>(#[serde(deserialize_with = "object")] T);
+
+    Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
 }
 
 /// Where in the body `error` is. The path is followed in a second reading, of bad bodies only.

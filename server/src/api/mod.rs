@@ -4,6 +4,7 @@
 //! `extract` (what handlers take from it) and one handler, which asks the manager or the objects
 //! and writes the answer (`wire`) or a `problem`.
 
+mod bulk;
 mod conditional;
 mod create;
 mod cursor;
@@ -97,12 +98,17 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(events::of_tenant))
         .routes(routes!(tasks::cancel))
         .routes(routes!(tasks::retry))
+        .routes(routes!(bulk::cancel))
+        .routes(routes!(bulk::retry))
+        .routes(routes!(bulk::delete))
+        .routes(routes!(bulk::list))
+        .routes(routes!(bulk::get))
         .routes(routes!(objects::list))
         .routes(routes!(objects::get, objects::head, objects::put, objects::remove))
         .routes(routes!(schedules::list))
         .routes(routes!(schedules::get, schedules::put, schedules::remove))
         .routes(routes!(task_types::list))
-        .routes(routes!(task_types::get))
+        .routes(routes!(task_types::get, task_types::patch))
         .routes(routes!(operations::healthz))
         .routes(routes!(operations::readyz))
         .routes(routes!(operations::metrics))

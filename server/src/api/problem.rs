@@ -96,6 +96,8 @@ kinds! {
         "The tenant listens on as many streams of events as it may. Close one.";
     TooManySchedules = "too-many-schedules", TOO_MANY_REQUESTS, "There are too many schedules",
         "The tenant has as many schedules as it may (--max-schedules). Remove some.";
+    TooManyOperations = "too-many-operations", TOO_MANY_REQUESTS, "Too many operations are running",
+        "As many bulk operations of the tenant are open as may be. GET /operations lists them; send the request again when one is Completed.";
     QueueFull = "queue-full", SERVICE_UNAVAILABLE, "The queue is full",
         "As many tasks wait as the server takes. Retry-After is reckoned from the rate at which they are done.";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong in the server",
@@ -113,7 +115,7 @@ impl Kind {
     fn retry_after(self) -> Option<&'static str> {
         match self {
             Kind::Overloaded => Some("1"),
-            Kind::TooManyPending | Kind::TooManyStreams | Kind::QueueFull => Some("10"),
+            Kind::TooManyPending | Kind::TooManyStreams | Kind::TooManyOperations | Kind::QueueFull => Some("10"),
             Kind::Draining | Kind::StorageUnavailable => Some("5"),
             Kind::TypeNotReady => Some("30"),
             Kind::QuotaExceeded | Kind::TooManySchedules => Some("60"),
@@ -156,7 +158,7 @@ impl Problem {
     }
 
     /// The same with a header.
-    fn with(mut self, name: HeaderName, value: String) -> Problem {
+    pub(super) fn with(mut self, name: HeaderName, value: String) -> Problem {
         self.headers.extend(HeaderValue::try_from(value).ok().map(|value| (name, value)));
         self
     }
@@ -244,6 +246,9 @@ impl From<manager::Refused> for Problem {
             Refused::TooManySchedules { limit } => Problem::of(Kind::TooManySchedules)
                 .with(HeaderName::from_static("ratelimit"), "\"schedules\";r=0".to_owned())
                 .with(HeaderName::from_static("ratelimit-policy"), format!("\"schedules\";q={limit}")),
+            Refused::TooManyOperations { limit } => Problem::of(Kind::TooManyOperations)
+                .with(HeaderName::from_static("ratelimit"), "\"open-operations\";r=0".to_owned())
+                .with(HeaderName::from_static("ratelimit-policy"), format!("\"open-operations\";q={limit}")),
             Refused::NoRoom => Problem::of(Kind::StorageUnavailable),
             Refused::Busy | Refused::TooSlow => {
                 tracing::warn!("a request was refused: {refused}");

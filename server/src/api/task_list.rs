@@ -75,7 +75,7 @@ fn labels(uri: &Uri) -> Result<(Vec<(String, String)>, Uri), Problem> {
 }
 
 /// Labels that a filter may have.
-const MOST_LABELS: usize = 8;
+pub(super) const MOST_LABELS: usize = 8;
 
 /// A page of tasks.
 #[derive(Serialize, ToSchema)]

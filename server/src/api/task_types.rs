@@ -2,24 +2,34 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::header::{ETAG, HeaderMap};
+use axum::extract::{Request, State};
+use axum::http::header::{ETAG, HeaderMap, HeaderName};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
-use super::extract::NameInPath;
+use super::conditional::Tags;
+use super::extract::{self, NameInPath};
 use super::problem::{Kind, Problem, problems};
 use super::wire::{self, Time};
 use super::{Api, conditional};
 use crate::limits::{LimitOverrides, Limits};
+use crate::manager::SettingsPatch;
 use crate::registry::{self, Version};
-use crate::task::Digest;
+use crate::task::{Digest, RetryOverrides, RetryPolicy};
+
+/// What a patch of a type's settings is written in (RFC 7396).
+const MERGE_PATCH: &str = "application/merge-patch+json";
+
+/// The largest one.
+const PATCH_BYTES: u64 = 64 << 10;
 
 problems!(ListProblems:);
 problems!(ReadProblems: NotFound, Overloaded);
+problems!(PatchProblems: Malformed, NotFound, RequestTimeout, PreconditionFailed, TooLarge, UnsupportedMediaType,
+    Unacceptable, Overloaded, Draining, StorageUnavailable);
 
 /// Every task type.
 #[derive(Serialize, ToSchema)]
@@ -59,6 +69,27 @@ pub(super) struct TaskType {
     /// The limits of an attempt where the task lowers none.
     #[schema(value_type = LimitOverrides)]
     limits: Limits,
+    /// How an attempt is repeated where the task does not say.
+    #[schema(value_type = RetryOverrides)]
+    retry: RetryPolicy,
+    /// How long ended tasks are kept, in milliseconds; null: as long as the server says.
+    #[schema(required)]
+    retention_ms: Option<u64>,
+}
+
+/// Settings of a task type. What is not there stays as it is; null sets it back to the default.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TaskTypePatch {
+    /// Limits of an attempt, none above what the server allows.
+    #[serde(default, deserialize_with = "extract::object_or_null")]
+    limits: Option<LimitOverrides>,
+    /// How an attempt is repeated where the task does not say.
+    #[serde(default, deserialize_with = "extract::object_or_null")]
+    retry: Option<RetryOverrides>,
+    /// How long ended tasks are kept, in milliseconds.
+    #[schema(minimum = 1)]
+    retention_ms: Option<u64>,
 }
 
 /// Whether a type, or a version of it, can run.
@@ -120,27 +151,94 @@ pub(super) async fn get(
     NameInPath(name): NameInPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let task_type = find(&api, name)?;
+    let (text, tag) = whole(&api, &task_type).await?;
+    let mut response = if conditional::has(&headers, &tag) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        wire::json_bytes(StatusCode::OK, text)
+    };
+    add_tag(&mut response, &tag);
+    Ok(response)
+}
+
+/// Change a task type's settings
+///
+/// They hold for every attempt that starts after the answer, also of tasks that wait already; the retry
+/// policy for every task that is created after it.
+#[utoipa::path(
+    patch, path = "/task-types/{name}", operation_id = "patch_task_type", tag = "task types",
+    params(
+        ("name" = String, Path, description = "The name of the type"),
+        ("If-Match" = Option<String>, Header, description = "Only where the type has one of these entity tags"),
+    ),
+    request_body(content = TaskTypePatch, content_type = "application/merge-patch+json"),
+    responses(
+        (status = 200, description = "The type as it is now", body = TaskTypeWithVersions, headers(
+            ("ETag" = String, description = "The entity tag"))),
+        PatchProblems,
+    )
+)]
+pub(super) async fn patch(
+    State(api): State<Arc<Api>>,
+    NameInPath(name): NameInPath,
+    request: Request,
+) -> Result<Response, Problem> {
+    extract::check_media_type(request.headers(), MERGE_PATCH)
+        .map_err(|problem| problem.with(HeaderName::from_static("accept-patch"), MERGE_PATCH.to_owned()))?;
+    let task_type = find(&api, name)?;
+    let seen = match conditional::if_match(request.headers()) {
+        // There is one, which is all that `*` wants.
+        None | Some(Tags::Any) => None,
+        Some(Tags::These(tags)) => {
+            let (_, tag) = whole(&api, &task_type).await?;
+            if !conditional::strong(tags).contains(&tag) {
+                return Err(Problem::of(Kind::PreconditionFailed));
+            }
+            Some(task_type.clone())
+        }
+    };
+    let body = api.uploads.read(request, PATCH_BYTES).await?;
+    let TaskTypePatch { limits, retry, retention_ms } = extract::from_json(&body.bytes)?;
+    let patch = SettingsPatch {
+        // Read before as what it may be.
+        patch: serde_json::from_slice(&body.bytes).map_err(|error| Problem::internal(&error.into()))?,
+        limits: limits.unwrap_or_default(),
+        retry: retry.unwrap_or_default(),
+        retention_ms,
+        seen,
+    };
+    drop(body);
+    let task_type = api.manager.patch_task_type(&api.tenant, &task_type.name, patch).await?;
+    let (text, tag) = whole(&api, &task_type).await?;
+    let mut response = wire::json_bytes(StatusCode::OK, text);
+    add_tag(&mut response, &tag);
+    Ok(response)
+}
+
+fn find(api: &Api, name: Option<String>) -> Result<registry::TaskType, Problem> {
     let task_type = name.and_then(|name| api.manager.task_type(&api.tenant, &name));
-    let task_type = task_type.ok_or_else(|| Problem::of(Kind::NotFound))?;
+    task_type.ok_or_else(|| Problem::of(Kind::NotFound))
+}
+
+/// All that is said of a type, and its strong entity tag: that of the very bytes that are sent.
+async fn whole(api: &Api, task_type: &registry::TaskType) -> Result<(Vec<u8>, String), Problem> {
     let versions =
         api.manager.versions(&api.tenant, &task_type.name).await?.into_iter().map(|(version, created_at)| {
             let loaded = api.manager.version(version);
             let (state, reason) = state(loaded.as_ref());
             TypeVersion { version, created_at: Time(created_at), state, reason }
         });
-    let body = TaskTypeWithVersions { task_type: of(&api, &task_type), versions: versions.collect() };
+    let body = TaskTypeWithVersions { task_type: of(api, task_type), versions: versions.collect() };
     let text = serde_json::to_vec(&body).map_err(|error| Problem::internal(&error.into()))?;
-    // Of the very bytes that are sent: a strong entity tag.
     let tag = Digest(Sha256::digest(&text).into()).hex();
-    let mut response = if conditional::has(&headers, &tag) {
-        StatusCode::NOT_MODIFIED.into_response()
-    } else {
-        wire::json_bytes(StatusCode::OK, text)
-    };
+    Ok((text, tag))
+}
+
+fn add_tag(response: &mut Response, tag: &str) {
     if let Ok(tag) = HeaderValue::try_from(format!("\"{tag}\"")) {
         response.headers_mut().insert(ETAG, tag);
     }
-    Ok(response)
 }
 
 fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
@@ -154,7 +252,17 @@ fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
         Some(Version::Failed(_)) | None => (Vec::new(), Vec::new()),
     };
     let limits = api.manager.limits_of(task_type);
-    TaskType { name: task_type.name.to_string(), state, reason, version: task_type.current, imports, exports, limits }
+    TaskType {
+        name: task_type.name.to_string(),
+        state,
+        reason,
+        version: task_type.current,
+        imports,
+        exports,
+        limits,
+        retry: task_type.retry(),
+        retention_ms: task_type.retention_ms,
+    }
 }
 
 fn state(version: Option<&Version>) -> (TypeState, Option<String>) {

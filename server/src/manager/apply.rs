@@ -77,6 +77,8 @@ impl Core {
             Command::DeleteSchedule { tenant, name, precondition, .. } => {
                 self.delete_schedule(tenant, name, precondition)
             }
+            Command::Bulk(command) => Ok(Done::Bulk(self.apply_bulk(command, now)?)),
+            Command::Settings(command) => Ok(Done::Settings(self.apply_settings(command)?)),
             Command::Flush { .. } | Command::Room => Ok(Done::Nothing),
             Command::Drain { grace } => {
                 self.draining.get_or_insert(Instant::now() + *grace);
@@ -373,7 +375,7 @@ impl Core {
     }
 }
 
-fn is_canceled(task: &Task) -> bool {
+pub(super) fn is_canceled(task: &Task) -> bool {
     task.error.as_ref().is_some_and(|error| error.kind == ErrorKind::Canceled)
 }
 

@@ -83,6 +83,6 @@ pub(super) fn new_item(
 }
 
 /// A UUIDv7 begins with its time of creation (RFC 9562, section 5.7).
-fn created_at(id: TaskId) -> Timestamp {
+pub(super) fn created_at(id: TaskId) -> Timestamp {
     i64::try_from(id.0.as_u128() >> 80).map_or_else(|_| clock::now(), Timestamp)
 }

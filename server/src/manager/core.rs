@@ -15,7 +15,9 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::backlog::{Backlog, BacklogLimits};
+use super::bulk::BulkDone;
 use super::changes::Changes;
+use super::settings::SettingsDone;
 use super::upkeep::Timers;
 use super::waiters::EndWaiters;
 use super::{Command, Inbox, Refused};
@@ -125,6 +127,8 @@ pub(super) enum Done {
     Object(ObjectWrite),
     /// The schedule as it is now, and whether there was none before.
     Schedule(Box<(Schedule, bool)>),
+    Bulk(BulkDone),
+    Settings(SettingsDone),
 }
 
 /// A task that is there now.

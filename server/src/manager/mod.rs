@@ -3,13 +3,16 @@
 
 mod apply;
 mod backlog;
+mod bulk;
 mod changes;
 mod check;
 mod core;
 #[cfg(test)]
 mod model;
+mod objects;
 mod refused;
 mod schedules;
+mod settings;
 mod tell;
 mod upkeep;
 mod waiters;
@@ -24,6 +27,11 @@ pub use self::core::{Core, CoreSettings};
 pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
 pub use refused::{FieldError, Refused};
+pub use settings::SettingsPatch;
+
+use bulk::BulkCommand;
+use objects::PutObject;
+use settings::SettingsCommand;
 
 use crate::executor::Report;
 use crate::host::live::LiveAttempts;
@@ -31,7 +39,7 @@ use crate::host::log::{LogBuffer, News};
 use crate::limits::{LimitOverrides, Limits};
 use crate::registry::{Registry, TaskType, Version};
 use crate::schedules::{Cron, Schedule, Spec};
-use crate::store::{ListFilter, LoggedLine, ObjectWrite, Page, Precondition, Quota, Readers, StoreError, ToldEvents};
+use crate::store::{ListFilter, LoggedLine, ObjectWrite, Page, Precondition, Readers, StoreError, ToldEvents};
 use crate::task::{AttemptRecord, Digest, Labels, RetryOverrides, Status, Task, TaskId, Timestamp};
 
 /// Requests that may wait for the manager's thread. More are refused: they would only wait longer.
@@ -147,6 +155,8 @@ enum Command {
         precondition: Precondition,
         reply: Reply<()>,
     },
+    Bulk(BulkCommand),
+    Settings(Box<SettingsCommand>),
     /// Answered once everything before it was done.
     Flush {
         reply: Reply<()>,
@@ -157,14 +167,6 @@ enum Command {
     Drain {
         grace: Duration,
     },
-}
-
-struct PutObject {
-    name: String,
-    etag: String,
-    data: bytes::Bytes,
-    precondition: Precondition,
-    quota: Quota,
 }
 
 struct PutSchedule {
@@ -222,6 +224,8 @@ struct Shared {
     changes: Arc<Changes>,
     defaults: Limits,
     ceiling: Limits,
+    /// Held to look for tasks of bulk operations.
+    bulk_turn: tokio::sync::Semaphore,
 }
 
 impl Manager {
@@ -248,6 +252,7 @@ impl Manager {
             changes,
             defaults,
             ceiling,
+            bulk_turn: tokio::sync::Semaphore::new(1),
         };
         (Manager(Arc::new(shared)), Inbox { commands: inbox, waiting, drained })
     }
@@ -455,30 +460,6 @@ impl Manager {
     /// The limits of a type's attempts where a task asks for nothing.
     pub fn limits_of(&self, task_type: &TaskType) -> Limits {
         task_type.limits(&self.0.defaults, &self.0.ceiling)
-    }
-
-    /// Creates or replaces an object; durable when it returns.
-    pub(crate) async fn put_object(
-        &self,
-        tenant: &Arc<str>,
-        name: String,
-        etag: String,
-        data: bytes::Bytes,
-        precondition: Precondition,
-        quota: Quota,
-    ) -> Result<ObjectWrite, Refused> {
-        let put = PutObject { name, etag, data, precondition, quota };
-        self.ask(|reply| Command::PutObject { tenant: tenant.clone(), put, reply }).await
-    }
-
-    /// Removes an object.
-    pub(crate) async fn remove_object(
-        &self,
-        tenant: &Arc<str>,
-        name: String,
-        precondition: Precondition,
-    ) -> Result<ObjectWrite, Refused> {
-        self.ask(|reply| Command::RemoveObject { tenant: tenant.clone(), name, precondition, reply }).await
     }
 
     /// Takes the end of an attempt.

@@ -73,6 +73,12 @@ pub enum Refused {
         /// How many that is.
         limit: u64,
     },
+    /// The tenant has as many bulk operations open as it may.
+    #[error("{limit} operations are running")]
+    TooManyOperations {
+        /// How many that is.
+        limit: u64,
+    },
     /// The disk takes no writes at the moment.
     #[error("the storage takes no writes")]
     NoRoom,

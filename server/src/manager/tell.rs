@@ -20,7 +20,10 @@ impl Core {
                 (Command::Report(report), Done::Task(task)) => {
                     let then = self.running.remove(&report.id).map(|running| running.then).unwrap_or_default();
                     // Who waits for a task that is being deleted is told that it is gone, in a moment.
-                    let deleted = then.iter().any(|command| matches!(command, Command::Delete { .. }));
+                    let deleted = then.iter().any(|command| match command {
+                        Command::Bulk(command) => command.removes(),
+                        command => matches!(command, Command::Delete { .. }),
+                    });
                     if task.status.is_ended() && !deleted {
                         self.ended.tell(task);
                     }
@@ -52,6 +55,8 @@ impl Core {
                 (Command::PutSchedule { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
                 (Command::DeleteSchedule { reply, .. }, Done::Nothing) => answer(reply, Ok(())),
                 (Command::DeleteSchedule { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
+                (Command::Bulk(command), Done::Bulk(done)) => self.tell_bulk(command, done),
+                (Command::Settings(command), Done::Settings(done)) => self.tell_settings(*command, done),
                 (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
                 // The others have nobody to answer to.
                 _ => {}
@@ -81,7 +86,7 @@ impl Core {
     }
 
     /// Stops the attempt that runs of a task, and does `then` when it has ended.
-    fn stop(&mut self, id: TaskId, mut then: Command) {
+    pub(super) fn stop(&mut self, id: TaskId, mut then: Command) {
         if let Command::Cancel { stopped, .. } = &mut then {
             *stopped = true;
         }
@@ -119,6 +124,8 @@ impl Core {
                 }
                 Command::PutSchedule { reply, .. } => answer(reply, Err(refusal())),
                 Command::Flush { reply } | Command::DeleteSchedule { reply, .. } => answer(reply, Err(refusal())),
+                Command::Bulk(command) => kept.extend(command.refuse(refusal()).map(Command::Bulk)),
+                Command::Settings(command) => command.refuse(refusal()),
                 Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. } => answer(reply, Err(refusal())),
                 Command::Report(ref report) => {
                     // Who waits for this end hears that it cannot be stored now; it is stopped all the same.
@@ -137,6 +144,9 @@ impl Core {
 impl Command {
     /// Whether somebody waits for an answer, and was counted for it.
     pub(super) fn is_asked(&self) -> bool {
+        if let Command::Bulk(command) = self {
+            return command.is_asked();
+        }
         !matches!(self, Command::Report(_) | Command::Log { .. } | Command::Room | Command::Drain { .. })
     }
 }

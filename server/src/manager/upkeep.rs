@@ -21,6 +21,9 @@ const SWEEP_EVERY_MS: u64 = 10_000;
 /// How long it can still be read that a task was removed: an hour.
 const DELETED_AGE_MS: u64 = 60 * 60 * 1000;
 
+/// How long it can still be read what a bulk operation did: a day.
+const OPERATION_AGE_MS: u64 = 24 * 60 * 60 * 1000;
+
 /// The clock is looked at again at least this often: it may be set while nothing happens.
 const LONGEST_SLEEP_MS: u64 = 60_000;
 
@@ -129,6 +132,7 @@ impl Core {
         let old = |age: u64| Timestamp(now.0.saturating_sub_unsigned(age));
         let keys = self.store.forget_keys(old(KEY_AGE_MS), STEP)?;
         let events = self.store.forget_deleted(old(DELETED_AGE_MS), STEP)?;
-        Ok(keys == STEP || events == STEP)
+        let operations = self.store.forget_operations(old(OPERATION_AGE_MS), STEP)?;
+        Ok([keys, events, operations].contains(&STEP))
     }
 }

@@ -30,6 +30,11 @@ impl EndWaiters {
         replies.push(reply);
     }
 
+    /// Whether anybody waits for the end of the task.
+    pub(super) fn has(&self, id: TaskId) -> bool {
+        self.waiters.contains_key(&id)
+    }
+
     /// Tells everybody who waits that the task has ended.
     pub(super) fn tell(&mut self, task: Task) {
         let Some(mut replies) = self.waiters.remove(&task.id) else { return };

@@ -31,14 +31,18 @@ impl Conditions {
     }
 }
 
-pub(super) fn page(
-    conn: &Connection,
-    tenant: &str,
-    filter: &ListFilter,
-    before: Option<TaskId>,
-    limit: usize,
-) -> rusqlite::Result<Page> {
-    // What an index finds: these are the rows that are looked at.
+/// What a filter is as SQL.
+struct Query {
+    from: &'static str,
+    /// The column that the ids are read off, which the index has that finds the rows.
+    id: &'static str,
+    /// What an index finds: these are the rows that are looked at.
+    found: Conditions,
+    /// And what is looked at in each of them.
+    matches: Conditions,
+}
+
+fn query(tenant: &str, filter: &ListFilter) -> rusqlite::Result<Query> {
     let mut found = Conditions { sql: String::new(), values: Vec::new() };
     let from = match filter.labels.first() {
         None => {
@@ -68,10 +72,6 @@ pub(super) fn page(
     if let Some(created_before) = filter.created_before {
         found.add(&format!("{id} < ?"), &first_id_at(created_before))?;
     }
-    if let Some(before) = before {
-        found.add(&format!("{id} < ?"), &before)?;
-    }
-    // And what is looked at in each of them.
     let mut matches = Conditions { sql: String::from("1"), values: Vec::new() };
     if let Some(task_type) = &filter.task_type {
         matches.add("task_type = ?", task_type)?;
@@ -86,7 +86,20 @@ pub(super) fn page(
         )?;
         matches.add("l.value = ?)", value)?;
     }
+    Ok(Query { from, id, found, matches })
+}
 
+pub(super) fn page(
+    conn: &Connection,
+    tenant: &str,
+    filter: &ListFilter,
+    before: Option<TaskId>,
+    limit: usize,
+) -> rusqlite::Result<Page> {
+    let Query { from, id, mut found, matches } = query(tenant, filter)?;
+    if let Some(before) = before {
+        found.add(&format!("{id} < ?"), &before)?;
+    }
     let columns = rows::without_data().replace("id, tenant,", "task.id, task.tenant,");
     let sql = format!(
         "SELECT {columns}, ({}) FROM {from} WHERE {} ORDER BY {id} DESC",
@@ -116,6 +129,127 @@ pub(super) fn page(
         }
     }
     Ok(page)
+}
+
+/// Which tasks a bulk operation is about.
+#[derive(Clone, Debug)]
+pub(super) struct Bulk<'a> {
+    pub(super) tenant: &'a str,
+    pub(super) filter: &'a ListFilter,
+    /// Only of one of these.
+    pub(super) statuses: &'a [Status],
+    /// Only created before this id.
+    pub(super) before: TaskId,
+}
+
+/// A part of the tasks that a bulk operation is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Their ids, oldest first.
+    pub ids: Vec<TaskId>,
+    /// How far was looked, where there may be more behind it.
+    pub until: Option<TaskId>,
+}
+
+impl Bulk<'_> {
+    /// One query for each index that the tasks are in: each gives them in the order of their ids. One
+    /// query for several statuses would have to sort all tasks for each part.
+    fn queries(&self) -> rusqlite::Result<Vec<Query>> {
+        let may = |status: &Status| {
+            self.filter.status.is_none_or(|only| only == *status)
+                // A Completed task has no error.
+                && (self.filter.error_kind.is_none() || *status != Status::Completed)
+        };
+        let statuses: Vec<Status> = self.statuses.iter().copied().filter(may).collect();
+        let mut queries = if statuses.len() == Status::ALL.len() {
+            vec![query(self.tenant, self.filter)?]
+        } else {
+            let of = |status| query(self.tenant, &ListFilter { status: Some(status), ..self.filter.clone() });
+            statuses.into_iter().map(of).collect::<rusqlite::Result<_>>()?
+        };
+        for Query { id, found, .. } in &mut queries {
+            found.add(&format!("{id} < ?"), &self.before)?;
+        }
+        Ok(queries)
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self, conn: &Connection) -> rusqlite::Result<u64> {
+        let snapshot = conn.unchecked_transaction()?;
+        let mut count = 0;
+        for Query { from, found, matches, .. } in self.queries()? {
+            let sql = format!(
+                "SELECT count(*) FROM {from} WHERE {} AND {}",
+                found.sql.trim_start_matches(" AND "),
+                matches.sql
+            );
+            let values = params_from_iter(found.values.iter().chain(&matches.values));
+            count += snapshot.prepare_cached(&sql)?.query_row(values, |row| row.get::<_, u64>(0))?;
+        }
+        Ok(count)
+    }
+
+    /// The first of them after `after`, at most `limit`; fewer where looking takes long.
+    pub(super) fn find(&self, conn: &Connection, after: Option<TaskId>, limit: usize) -> rusqlite::Result<Found> {
+        // A task that changes its status must not slip through between two queries.
+        let snapshot = conn.unchecked_transaction()?;
+        let queries = self.queries()?;
+        let look = LOOK / u32::try_from(queries.len().max(1)).unwrap_or(u32::MAX);
+        let mut ids = Vec::new();
+        let mut until: Option<TaskId> = None;
+        for query in queries {
+            let found = query.find(&snapshot, after, limit, look)?;
+            ids.extend(found.ids);
+            until = until.into_iter().chain(found.until).min();
+        }
+        ids.sort_unstable();
+        if let Some(until) = until {
+            ids.retain(|id| *id <= until);
+        }
+        if ids.len() > limit {
+            ids.truncate(limit);
+            until = ids.last().copied();
+        }
+        Ok(Found { ids, until })
+    }
+}
+
+impl Query {
+    fn find(
+        mut self,
+        conn: &Connection,
+        after: Option<TaskId>,
+        limit: usize,
+        look: Duration,
+    ) -> rusqlite::Result<Found> {
+        let id = self.id;
+        if let Some(after) = after {
+            self.found.add(&format!("{id} > ?"), &after)?;
+        }
+        let sql = format!(
+            "SELECT {id}, ({}) FROM {} WHERE {} ORDER BY {id}",
+            self.matches.sql,
+            self.from,
+            self.found.sql.trim_start_matches(" AND ")
+        );
+        let mut statement = conn.prepare_cached(&sql)?;
+        let mut rows = statement.query(params_from_iter(self.matches.values.iter().chain(&self.found.values)))?;
+        let mut found = Found::default();
+        let started = Instant::now();
+        let mut looked_at = 0_u32;
+        while let Some(row) = rows.next()? {
+            let id = row.get(0)?;
+            if row.get(1)? {
+                found.ids.push(id);
+            }
+            looked_at += 1;
+            if found.ids.len() == limit || (looked_at.is_multiple_of(256) && started.elapsed() > look) {
+                found.until = Some(id);
+                break;
+            }
+        }
+        Ok(found)
+    }
 }
 
 /// The smallest UUIDv7 of that millisecond (RFC 9562, section 5.7).

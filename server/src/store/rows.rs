@@ -15,7 +15,7 @@ use crate::task::{
 };
 
 /// A task type as it is stored.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredType {
     /// Whose it is; empty for the types that all tenants share.
     pub tenant: Arc<str>,
@@ -242,6 +242,21 @@ pub(super) fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
         failures: row.get(25)?,
         server: row.get(26)?,
         schedule: optional_text(27)?,
+    })
+}
+
+/// The columns of a task type, in the order of [`task_type`].
+pub(super) const TYPE_COLUMNS: &str = "tenant, name, component, limits, retry, retention_ms";
+
+/// A task type from a row of [`TYPE_COLUMNS`].
+pub(super) fn task_type(row: &Row<'_>) -> rusqlite::Result<StoredType> {
+    Ok(StoredType {
+        tenant: text(row, 0)?,
+        name: text(row, 1)?,
+        component: row.get(2)?,
+        limits: json(row, 3)?.unwrap_or_default(),
+        retry: json(row, 4)?.unwrap_or_default(),
+        retention_ms: row.get(5)?,
     })
 }
 

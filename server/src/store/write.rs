@@ -5,8 +5,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::rows::{self, INSERT_TASK, Json, StoredType, TASK_COLUMNS, UPDATE_TASK};
 use super::{StoreError, history};
 use crate::clock;
-use crate::limits::LimitOverrides;
-use crate::task::{Digest, RetryOverrides, Task, TaskId};
+use crate::task::{Digest, Task, TaskId};
 
 /// Pages the write-ahead log may have before the writer moves them into the database: 64 MiB. A page
 /// that many tasks change is moved once, so fewer moves are less work, and a longer log at a start.
@@ -170,6 +169,12 @@ impl Writer {
         Ok(self.conn.prepare_cached(&sql)?.query_row(params![id, tenant], rows::task).optional()?)
     }
 
+    /// The tenant's task without its input and output, which may be large.
+    pub fn task_head(&mut self, tenant: &str, id: TaskId) -> Result<Option<Task>> {
+        let sql = format!("SELECT {} FROM task WHERE id = ?1 AND tenant = ?2", rows::without_data());
+        Ok(self.conn.prepare_cached(&sql)?.query_row(params![id, tenant], rows::task).optional()?)
+    }
+
     /// Stores an object in place of the one of that name, if there is one.
     pub fn put_object(
         &mut self,
@@ -271,20 +276,28 @@ impl Writer {
 
     /// All task types.
     pub fn task_types(&mut self) -> Result<Vec<StoredType>> {
-        let mut statement = self.conn.prepare_cached(
-            "SELECT tenant, name, component, limits, retry, retention_ms FROM task_type ORDER BY tenant, name",
-        )?;
-        let rows = statement.query_map([], |row| {
-            Ok(StoredType {
-                tenant: row.get::<_, String>(0)?.into(),
-                name: row.get::<_, String>(1)?.into(),
-                component: row.get(2)?,
-                limits: row.get::<_, Json<LimitOverrides>>(3)?.0,
-                retry: row.get::<_, Json<RetryOverrides>>(4)?.0,
-                retention_ms: row.get(5)?,
-            })
-        })?;
+        let sql = format!("SELECT {} FROM task_type ORDER BY tenant, name", rows::TYPE_COLUMNS);
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        let rows = statement.query_map([], rows::task_type)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The task type that a tenant has under that very name.
+    pub fn task_type(&mut self, tenant: &str, name: &str) -> Result<Option<StoredType>> {
+        let sql = format!("SELECT {} FROM task_type WHERE tenant = ?1 AND name = ?2", rows::TYPE_COLUMNS);
+        Ok(self.conn.prepare_cached(&sql)?.query_row(params![tenant, name], rows::task_type).optional()?)
+    }
+
+    /// Writes the settings of a task type.
+    pub fn update_task_type(&mut self, task_type: &StoredType) -> Result<()> {
+        let StoredType { tenant, name, limits, retry, retention_ms, .. } = task_type;
+        let retention_ms = retention_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX));
+        self.conn
+            .prepare_cached(
+                "UPDATE task_type SET limits = ?3, retry = ?4, retention_ms = ?5 WHERE tenant = ?1 AND name = ?2",
+            )?
+            .execute(params![&**tenant, &**name, Json(limits), Json(retry), retention_ms])?;
+        Ok(())
     }
 
     /// The versions that tasks which have not ended are pinned to.

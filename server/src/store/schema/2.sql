@@ -123,10 +123,11 @@ CREATE TABLE operation (
     matched     INTEGER,
     done        INTEGER NOT NULL,
     skipped     INTEGER NOT NULL,
-    -- The last task that was looked at.
+    -- The last task that it is done with.
     after       BLOB,
     created_at  INTEGER NOT NULL,
     finished_at INTEGER
 ) WITHOUT ROWID;
+CREATE INDEX operation_tenant ON operation (tenant, id);
 CREATE INDEX operation_open ON operation (tenant) WHERE finished_at IS NULL;
 CREATE INDEX operation_age ON operation (finished_at) WHERE finished_at IS NOT NULL;

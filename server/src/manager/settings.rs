@@ -1,0 +1,204 @@
+//! What is set of a task type while the server runs.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::core::Core;
+use super::{Command, FieldError, Manager, Refused, Reply, answer};
+use crate::limits::LimitOverrides;
+use crate::registry::{SHARED, TaskType};
+use crate::store::{StoreError, StoredType};
+use crate::task::{RetryOverrides, RetryPolicy};
+
+/// The longest that ended tasks can be kept: a hundred years.
+const LONGEST_RETENTION_MS: u64 = 100 * 366 * 24 * 60 * 60 * 1000;
+
+/// Changes of a type's settings, as a JSON merge patch has them (RFC 7396).
+#[derive(Clone, Debug)]
+pub struct SettingsPatch {
+    /// The patch itself.
+    pub patch: Value,
+    /// What it sets, to be checked. What it takes back is not in here.
+    pub limits: LimitOverrides,
+    /// The same of the retry policy.
+    pub retry: RetryOverrides,
+    /// And of how long ended tasks are kept.
+    pub retention_ms: Option<u64>,
+    /// Only where the type is still as it was here.
+    pub seen: Option<TaskType>,
+}
+
+/// The manager's thread is asked to change a type's settings.
+pub(super) struct SettingsCommand {
+    tenant: Arc<str>,
+    name: String,
+    patch: SettingsPatch,
+    reply: Reply<TaskType>,
+}
+
+/// What the change came to inside the transaction.
+pub(super) type SettingsDone = Result<StoredType, Refused>;
+
+impl SettingsCommand {
+    pub(super) fn refuse(self, why: Refused) {
+        answer(self.reply, Err(why));
+    }
+}
+
+impl Manager {
+    /// Changes the settings of a task type. They are durable and hold when this returns.
+    pub async fn patch_task_type(
+        &self,
+        tenant: &Arc<str>,
+        name: &str,
+        patch: SettingsPatch,
+    ) -> Result<TaskType, Refused> {
+        self.check_patch(&patch)?;
+        let (tenant, name) = (tenant.clone(), name.to_owned());
+        self.ask(|reply| Command::Settings(Box::new(SettingsCommand { tenant, name, patch, reply }))).await
+    }
+
+    fn check_patch(&self, patch: &SettingsPatch) -> Result<(), Refused> {
+        let mut errors = Vec::new();
+        let mut wrong = |pointer: String, most: u64| {
+            errors.push(FieldError { pointer, detail: format!("must be between 1 and {most}") });
+        };
+        let ceiling = self.0.ceiling;
+        for bad in ceiling.with(&patch.limits, &ceiling).err().into_iter().flatten() {
+            wrong(format!("#/limits/{}", bad.name), bad.ceiling);
+        }
+        for bad in RetryPolicy::DEFAULT.with(&patch.retry).err().into_iter().flatten() {
+            wrong(format!("#/retry/{}", bad.name), bad.most);
+        }
+        if patch.retention_ms.is_some_and(|ms| ms == 0 || ms > LONGEST_RETENTION_MS) {
+            wrong("#/retention_ms".into(), LONGEST_RETENTION_MS);
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Refused::Invalid(errors)) }
+    }
+}
+
+impl Core {
+    pub(super) fn apply_settings(&mut self, command: &SettingsCommand) -> Result<SettingsDone, StoreError> {
+        let SettingsCommand { tenant, name, patch, .. } = command;
+        // The one that the name means for the tenant. A shared one is the operator's; the one tenant that
+        // there is is the operator.
+        let stored = match self.store.task_type(tenant, name)? {
+            Some(own) => Some(own),
+            None => self.store.task_type(SHARED, name)?,
+        };
+        let Some(mut stored) = stored else { return Ok(Err(Refused::NotFound)) };
+        // Compared here, in turn with the other changes, so that none is lost.
+        if patch.seen.as_ref().is_some_and(|seen| *seen != in_registry(&stored)) {
+            return Ok(Err(Refused::PreconditionFailed));
+        }
+        match patched(&stored, &patch.patch) {
+            Ok((limits, retry, retention_ms)) => {
+                stored = StoredType { limits, retry, retention_ms, ..stored };
+            }
+            Err(error) => return Ok(Err(Refused::Internal(error.into()))),
+        }
+        self.store.update_task_type(&stored)?;
+        Ok(Ok(stored))
+    }
+
+    pub(super) fn tell_settings(&mut self, command: SettingsCommand, done: SettingsDone) {
+        let told = done.map(|stored| {
+            let task_type = in_registry(&stored);
+            self.registry.put_type(stored.tenant, task_type.clone());
+            task_type
+        });
+        answer(command.reply, told);
+    }
+}
+
+fn in_registry(stored: &StoredType) -> TaskType {
+    let StoredType { name, component, limits, retry, retention_ms, .. } = stored.clone();
+    TaskType { name, current: component, limits, retry, retention_ms }
+}
+
+type Settings = (LimitOverrides, RetryOverrides, Option<u64>);
+
+/// A type's settings with a patch in place.
+fn patched(stored: &StoredType, patch: &Value) -> serde_json::Result<Settings> {
+    let mut settings = serde_json::json!({
+        "limits": stored.limits,
+        "retry": stored.retry,
+        "retention_ms": stored.retention_ms,
+    });
+    merge(&mut settings, patch);
+    let mut take = |name: &str| settings.get_mut(name).map(Value::take).unwrap_or_default();
+    let some = |value: Value| if value.is_null() { Value::Object(Default::default()) } else { value };
+    Ok((
+        serde_json::from_value(some(take("limits")))?,
+        serde_json::from_value(some(take("retry")))?,
+        serde_json::from_value(take("retention_ms"))?,
+    ))
+}
+
+/// Merges a patch (RFC 7396, section 2). It has been read as what it may be before, so it is not deep.
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Default::default());
+    }
+    let Some(members) = target.as_object_mut() else { return };
+    for (name, value) in patch {
+        if value.is_null() {
+            members.remove(name);
+        } else {
+            merge(members.entry(name.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::task::Digest;
+
+    /// The examples of RFC 7396, appendix A.
+    #[test]
+    fn merge_patches() {
+        for (mut target, patch, merged) in [
+            (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
+            (json!({"a": "b"}), json!({"b": "c"}), json!({"a": "b", "b": "c"})),
+            (json!({"a": "b"}), json!({"a": null}), json!({})),
+            (json!({"a": "b", "b": "c"}), json!({"a": null}), json!({"b": "c"})),
+            (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
+            (json!({"a": "c"}), json!({"a": ["b"]}), json!({"a": ["b"]})),
+            (json!({"a": {"b": "c"}}), json!({"a": {"b": "d", "c": null}}), json!({"a": {"b": "d"}})),
+            (json!({"a": [{"b": "c"}]}), json!({"a": [1]}), json!({"a": [1]})),
+            (json!(["a", "b"]), json!(["c", "d"]), json!(["c", "d"])),
+            (json!({"a": "b"}), json!(["c"]), json!(["c"])),
+            (json!({"a": "foo"}), json!(null), json!(null)),
+            (json!({"e": null}), json!({"a": 1}), json!({"e": null, "a": 1})),
+            (json!([1, 2]), json!({"a": "b", "c": null}), json!({"a": "b"})),
+            (json!({}), json!({"a": {"bb": {"ccc": null}}}), json!({"a": {"bb": {}}})),
+        ] {
+            merge(&mut target, &patch);
+            assert_eq!(target, merged, "{patch}");
+        }
+    }
+
+    #[test]
+    fn settings() {
+        let limits = LimitOverrides { fuel: Some(5), cpu_ms: Some(7), ..Default::default() };
+        let retry = RetryOverrides { max_attempts: Some(3), ..Default::default() };
+        let (tenant, name) = (Arc::from(SHARED), Arc::from("a"));
+        let stored = StoredType { tenant, name, component: Digest([0; 32]), limits, retry, retention_ms: Some(9) };
+        let of = |patch: Value| patched(&stored, &patch).unwrap();
+        assert_eq!(of(json!({})), (limits, retry, Some(9)));
+        assert_eq!(of(json!({"limits": {"fuel": null}})).0, LimitOverrides { fuel: None, ..limits });
+        assert_eq!(of(json!({"limits": {"timeout_ms": 1}})).0, LimitOverrides { timeout_ms: Some(1), ..limits });
+        assert_eq!(
+            of(json!({"limits": null, "retry": null, "retention_ms": null})),
+            (LimitOverrides::default(), RetryOverrides::default(), None)
+        );
+    }
+}
