@@ -110,6 +110,9 @@ impl BulkCommand {
     }
 }
 
+/// What a step did to each task that it looked at.
+type Ones = Vec<(TaskId, One)>;
+
 impl Core {
     pub(super) fn apply_bulk(&mut self, command: &BulkCommand, now: Timestamp) -> Result<BulkDone, StoreError> {
         match command {
@@ -144,7 +147,7 @@ impl Core {
         id: OperationId,
         found: &Found,
         now: Timestamp,
-    ) -> Result<Option<(Stepped, Vec<(TaskId, One)>)>, StoreError> {
+    ) -> Result<Option<(Stepped, Ones)>, StoreError> {
         let operation = self.store.operation(id)?;
         let Some(mut operation) = operation.filter(|operation| operation.finished_at.is_none()) else {
             return Ok(None);
