@@ -64,7 +64,10 @@ fn written_read_listed_and_removed() {
     for (member, value) in body["task"].as_object().unwrap() {
         assert_eq!(&schedule["task"][member], value, "{schedule:#}");
     }
-    assert_eq!((&schedule["name"], &schedule["paused"], &schedule["queued"]), (&json!("crud-a"), &json!(false), &json!(0)));
+    assert_eq!(
+        (&schedule["name"], &schedule["paused"], &schedule["queued"]),
+        (&json!("crud-a"), &json!(false), &json!(0))
+    );
     assert_eq!((&schedule["last_tasks"], &schedule["error"]), (&json!([]), &Value::Null));
     let times: Vec<_> = schedule["next_times"].as_array().unwrap().iter().map(|at| at.as_str().unwrap()).collect();
     assert_eq!(times.len(), 5);
@@ -135,8 +138,14 @@ fn what_is_wrong_is_told_with_its_place() {
         ("#/task/limits/fuel", json!({"cron": "* * * * *", "task": {"task_type": "echo", "limits": {"fuel": 0}}})),
         ("#/task/unique_key", json!({"cron": "* * * * *", "task": {"task_type": "echo", "unique_key": ""}})),
         ("#/task/delay_ms", json!({"cron": "* * * * *", "task": {"task_type": "echo", "delay_ms": 5}})),
-        ("#/task/run_at", json!({"cron": "* * * * *", "task": {"task_type": "echo", "run_at": "2026-11-23T10:00:00Z"}})),
-        ("#/task/expires_at", json!({"cron": "* * * * *", "task": {"task_type": "echo", "expires_at": "2036-11-23T10:00:00Z"}})),
+        (
+            "#/task/run_at",
+            json!({"cron": "* * * * *", "task": {"task_type": "echo", "run_at": "2026-11-23T10:00:00Z"}}),
+        ),
+        (
+            "#/task/expires_at",
+            json!({"cron": "* * * * *", "task": {"task_type": "echo", "expires_at": "2036-11-23T10:00:00Z"}}),
+        ),
     ] {
         let problem = put(client, "wrong", &body).problem(422);
         assert_eq!(problem["errors"][0]["pointer"], pointer, "{body}: {problem:#}");

@@ -60,7 +60,8 @@ fn what_was_missed_is_caught_up_as_the_schedule_says() {
         let body = json!({"cron": format!("0 {hour} * * *"), "task": task(name, "echo"), "catch_up": catch_up});
         put(&server.client, name, &body).expect(201);
     }
-    let body = json!({"cron": format!("0 {hour} * * *"), "task": task("paused", "echo"), "catch_up": "one", "paused": true});
+    let body =
+        json!({"cron": format!("0 {hour} * * *"), "task": task("paused", "echo"), "catch_up": "one", "paused": true});
     put(&server.client, "paused", &body).expect(201);
     let setup = server.stop();
     let next = next_at(&setup.database(), "none");
@@ -70,7 +71,9 @@ fn what_was_missed_is_caught_up_as_the_schedule_says() {
     }
     let server = setup.start();
     for (name, _, _, tasks_made) in all {
-        wait_for(format!("{tasks_made} tasks of {name}"), || (tasks(&server.client, name).len() == tasks_made).then_some(()));
+        wait_for(format!("{tasks_made} tasks of {name}"), || {
+            (tasks(&server.client, name).len() == tasks_made).then_some(())
+        });
         let next_time = get(&server.client, name)["next_times"][0].clone();
         assert!(next_time.as_str().is_some(), "{name}");
     }

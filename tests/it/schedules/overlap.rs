@@ -8,7 +8,8 @@ use crate::support::{Client, guest, shared_server, wait_for};
 /// A schedule of tasks that never end, and one beside it that counts the seconds.
 fn start(client: &Client, name: &str, overlap: &str) -> String {
     let clock = format!("{name}-clock");
-    let body = |name: &str, task_type: &str| json!({"cron": SECONDS, "task": task(name, task_type), "overlap": overlap});
+    let body =
+        |name: &str, task_type: &str| json!({"cron": SECONDS, "task": task(name, task_type), "overlap": overlap});
     put(client, name, &body(name, guest("sleep-forever"))).expect(201);
     put(client, &clock, &body(&clock, "echo")).expect(201);
     wait_for(format!("the first task of {name}"), || (!tasks(client, name).is_empty()).then_some(()));
