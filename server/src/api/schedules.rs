@@ -6,7 +6,8 @@ use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, ETAG, HeaderMap, LOCATION};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
+use serde::de::IntoDeserializer;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
@@ -52,17 +53,22 @@ pub(super) struct PutSchedule<'a> {
     #[serde(borrow, deserialize_with = "extract::object")]
     task: CreateTask<'a>,
     /// What happens at a due time while a task of the schedule is Pending or Running.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "named")]
     #[schema(inline, required = false, default = "allow")]
     overlap: Overlap,
     /// What happens with due times that were missed.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "named")]
     #[schema(inline, required = false, default = "none")]
     catch_up: CatchUp,
     /// No tasks are created; due times that pass meanwhile are missed.
     #[serde(default)]
     #[schema(default = false)]
     paused: bool,
+}
+
+/// Reads one of a few names. By itself serde_json takes whatever is no text there for no JSON at all.
+fn named<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
 fn utc() -> String {
