@@ -204,6 +204,23 @@ fn an_ended_task_is_retried_by_hand_under_its_id() {
     }
 }
 
+/// Each attempt is told, and the stream of a task that was retried by hand goes on.
+#[test]
+fn attempts_are_told_as_events() {
+    let server = shared_server();
+    let client = &server.client;
+    let id = id(&client.run(&fails_until(3, 0, at_once(2))));
+    let told = || -> Vec<String> {
+        let text = client.get(&format!("/task/{id}/events")).expect(200).text();
+        text.lines().filter_map(|line| line.strip_prefix("event: task.")).map(str::to_owned).collect()
+    };
+    let first = ["pending", "running", "pending", "running", "failed"];
+    assert_eq!(told(), first);
+    client.post(&format!("/task/{id}/retry")).expect(202);
+    client.wait_for_end(&id);
+    assert_eq!(told(), [&first[..], &["pending", "running", "completed"]].concat());
+}
+
 #[test]
 fn only_an_ended_task_is_retried_by_hand() {
     let server = shared_server();
