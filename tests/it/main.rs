@@ -4,6 +4,7 @@
 
 mod architecture;
 mod bad_input;
+mod bulk;
 mod config;
 mod durability;
 mod durable;
@@ -14,3 +15,4 @@ mod readme;
 mod sandbox;
 mod slow_clients;
 mod support;
+mod task_types;
