@@ -5,6 +5,7 @@
 mod architecture;
 mod backup;
 mod bad_input;
+mod bulk;
 mod config;
 mod durability;
 mod durable;
@@ -23,4 +24,5 @@ mod sandbox;
 mod schedules;
 mod slow_clients;
 mod support;
+mod task_types;
 mod times;
