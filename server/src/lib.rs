@@ -25,6 +25,7 @@ pub mod store;
 pub mod task;
 mod types_at_start;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use config::{Command, LogFormat};
@@ -46,9 +47,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the last word of a process that cannot go on")]
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("taskcell: {error:#}");
+    // Where nobody reads it, the exit code says it all the same.
+    let _ = writeln!(std::io::stderr(), "taskcell: {error:#}");
     ExitCode::FAILURE
 }
 
@@ -56,7 +57,11 @@ fn start_logging(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .from_env_lossy();
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // Nobody may be left to read the log, or its disk may be full: that is not to end the server.
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => {
             use std::io::IsTerminal;

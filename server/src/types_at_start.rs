@@ -49,7 +49,9 @@ fn read_dir(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
             "{}: a task type's name has 1 to 63 lower-case letters, digits and '-', and does not begin with '-'",
             path.display()
         );
-        let size = std::fs::metadata(&path)?.len();
+        let about = std::fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        anyhow::ensure!(about.is_file(), "{} is no file", path.display());
+        let size = about.len();
         anyhow::ensure!(size <= MAX_COMPONENT_BYTES, "{} is larger than {MAX_COMPONENT_BYTES} bytes", path.display());
         found.push((name, std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?));
     }

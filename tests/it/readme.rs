@@ -135,7 +135,9 @@ fn shape(name: &str, value: &Value) -> Value {
         Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), shape(name, value))).collect(),
         Value::Array(items) => items.iter().map(|item| shape(name, item)).collect(),
         Value::Number(_) if name != "status" => "a number".into(),
-        Value::String(_) if name.ends_with("_at") || matches!(name, "id" | "component" | "object" | "next_times") => {
+        Value::String(_)
+            if name.ends_with("_at") || matches!(name, "id" | "component" | "object" | "next_times" | "until") =>
+        {
             "a text".into()
         }
         // The create is answered while the task may or may not run already.

@@ -73,8 +73,9 @@ impl Traffic {
     }
 
     /// An answer that is held in memory until the client has read it needs room, if it is large. Where
-    /// there is none it is dropped, and the client is asked to come again.
-    fn bounded(&self, response: Response) -> Response {
+    /// there is none it is dropped, and the client is asked to come again. Only of reads: an answer that
+    /// says that something was done is never replaced by one that says to try again.
+    fn bounded(&self, is_read: bool, response: Response) -> Response {
         let bytes = usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX);
         if bytes <= LARGE_ANSWER {
             return response;
@@ -90,6 +91,7 @@ impl Traffic {
                     }))
                 })
             }
+            Err(_) if !is_read => response,
             Err(_) => {
                 Problem::new(Kind::Overloaded, "too many large answers are being read at the moment").into_response()
             }
@@ -198,6 +200,7 @@ async fn connection(
 
 /// Answers one request. A panic in a handler becomes an answer, too.
 async fn answer(mut router: Router, traffic: Arc<Traffic>, request: Request<Incoming>) -> Result<Response, Infallible> {
+    let is_read = request.method().is_safe();
     let answered = AssertUnwindSafe(async { router.call(request.map(Body::new)).await }).catch_unwind().await;
     let mut response = match answered {
         Ok(Ok(response)) => response,
@@ -212,7 +215,7 @@ async fn answer(mut router: Router, traffic: Arc<Traffic>, request: Request<Inco
         // (RFC 9110, section 8.6).
         response.headers_mut().remove(CONTENT_LENGTH);
     }
-    let response = traffic.bounded(response);
+    let response = traffic.bounded(is_read, response);
     traffic.count(response.status());
     Ok(response)
 }
@@ -386,7 +389,7 @@ mod tests {
             )
             .route("/slow", get(|| async { sleep(SHORT).await }))
             .route("/long", get(|| async { sleep(LONG).await }))
-            .route("/large", get(|| async { vec![0; 64 << 20] }));
+            .route("/large", get(|| async { vec![0; 64 << 20] }).post(|| async { vec![0; 1 << 20] }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let traffic = Arc::new(Traffic::new(max_connections));
@@ -496,6 +499,8 @@ mod tests {
             answer.get(..200).unwrap_or(&answer)
         );
         assert!(server.exchange(&last("/")).await.ends_with("hello"), "small answers need no room");
+        let done = server.exchange(&last("/large").replace("GET", "POST")).await;
+        assert!(done.starts_with("HTTP/1.1 200 "), "what was done is said");
         drop(unread);
         while server.traffic.large.available_permits() < 64 << 20 >> 16 {
             sleep(Duration::from_millis(1)).await;

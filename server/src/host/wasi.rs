@@ -20,7 +20,7 @@ const MAX_RANDOM_BYTES: u64 = 64 * 1024;
 /// Most bytes for one write.
 const WRITE_BYTES: usize = 64 * 1024;
 
-/// A line is cut at this many bytes.
+/// A longer line is several lines.
 const LINE_BYTES: usize = 8 * 1024;
 
 pub(super) fn deny_all(log: &LogBuffer) -> WasiCtx {
@@ -79,12 +79,17 @@ impl LineStream {
         }
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let (part, ended) = match part {
+            let (mut part, ended) = match part {
                 [part @ .., b'\n'] => (part, true),
                 part => (part, false),
             };
-            let room = LINE_BYTES.saturating_sub(line.bytes.len());
-            line.bytes.extend_from_slice(&part[..part.len().min(room)]);
+            while line.bytes.len() + part.len() > LINE_BYTES {
+                let (now, later) = part.split_at(LINE_BYTES - line.bytes.len());
+                line.bytes.extend_from_slice(now);
+                line.end();
+                part = later;
+            }
+            line.bytes.extend_from_slice(part);
             if ended {
                 line.end();
             }

@@ -15,6 +15,7 @@ mod rows;
 mod schedules;
 mod write;
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -159,7 +160,12 @@ pub fn sync_dir(dir: &Path) -> anyhow::Result<()> {
 /// what is synced in a directory that a power loss takes away is lost with it.
 fn create_dir(path: &Path) -> anyhow::Result<()> {
     let missing = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).count();
-    std::fs::create_dir_all(path).with_context(|| format!("cannot create the data directory {}", path.display()))?;
+    // What tenants store is nobody else's on this machine.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot create the data directory {}", path.display()))?;
     // One more than was missing: a start that ended just here has made it, and not synced it.
     for (number, dir) in path.ancestors().take(missing + 1).enumerate() {
         let Some(parent) = dir.parent() else { break };

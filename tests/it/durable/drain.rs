@@ -119,3 +119,21 @@ fn waits_end_with_the_server() {
     });
     assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
 }
+
+/// The log has nowhere to go: the server serves, stores, and stops in good order all the same.
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+    let setup = crate::support::server::Setup::new(&["--max-connections", "5"]);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut server = setup.command().stdout(Stdio::piped()).stderr(full).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("taskcell listening on ").unwrap_or_else(|| panic!("{line:?}"));
+    let client = crate::support::Client::new(address);
+    assert_eq!(client.output(&json!({"task_type": "echo", "input": 1})), 1);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&server), rustix::process::Signal::TERM).unwrap();
+    let status = crate::support::wait_for("the server's end", || server.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+}

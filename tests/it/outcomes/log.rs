@@ -124,3 +124,17 @@ fn logs_of_running_and_failed_tasks() {
     let lines = log(client, task["id"].as_str().unwrap());
     assert!(messages(&lines).iter().any(|line| line.contains("this task traps")), "{lines:?}");
 }
+
+/// A printed line that is too long for one is several, and nothing of it is lost.
+#[test]
+fn long_printed_lines_are_several() {
+    let server = shared_server();
+    let text = "0123456789".repeat(3000);
+    let task = server.client.run(&json!({"task_type": guest("log"), "input": {"lines": 0, "rest": text}}));
+    let id = task["id"].as_str().unwrap();
+    let log = server.client.get(&format!("/task/{id}/logs?limit=1000")).expect(200).json();
+    let lines: Vec<&str> =
+        log["lines"].as_array().unwrap().iter().map(|line| line["message"].as_str().unwrap()).collect();
+    assert_eq!(lines.len(), 4);
+    assert_eq!(lines.concat(), text);
+}
