@@ -60,7 +60,7 @@ pub(super) enum BulkCommand {
 pub(super) enum BulkDone {
     Created(Result<Operation, Refused>),
     /// `None`: there is no such operation, or none that is open.
-    Stepped(Option<(Stepped, Vec<(TaskId, One)>)>),
+    Stepped(Option<Part>),
     Stopped(One),
 }
 
@@ -70,6 +70,9 @@ pub(super) struct Stepped {
     /// There was no room for more tasks in the queue.
     full: bool,
 }
+
+/// The same with what became of each task, to be told.
+type Part = (Stepped, Vec<(TaskId, One)>);
 
 /// What became of one task.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -110,9 +113,6 @@ impl BulkCommand {
     }
 }
 
-/// What a step did to each task that it looked at.
-type Ones = Vec<(TaskId, One)>;
-
 impl Core {
     pub(super) fn apply_bulk(&mut self, command: &BulkCommand, now: Timestamp) -> Result<BulkDone, StoreError> {
         match command {
@@ -142,12 +142,7 @@ impl Core {
         }
     }
 
-    fn bulk_step(
-        &mut self,
-        id: OperationId,
-        found: &Found,
-        now: Timestamp,
-    ) -> Result<Option<(Stepped, Ones)>, StoreError> {
+    fn bulk_step(&mut self, id: OperationId, found: &Found, now: Timestamp) -> Result<Option<Part>, StoreError> {
         let operation = self.store.operation(id)?;
         let Some(mut operation) = operation.filter(|operation| operation.finished_at.is_none()) else {
             return Ok(None);
