@@ -20,11 +20,50 @@ struct Task<'a> {
     output: Option<&'a RawValue>,
 }
 
+/// What became of the tasks of one `POST /tasks`.
+#[derive(Deserialize)]
+struct Batch<'a> {
+    #[serde(borrow)]
+    results: Vec<Item<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Item<'a> {
+    status: u16,
+    #[serde(borrow)]
+    task: Option<Task<'a>>,
+}
+
+/// A task as it was sent.
+#[derive(Deserialize)]
+struct Sent<'a> {
+    #[serde(borrow)]
+    input: &'a RawValue,
+}
+
+/// Every task that was sent must be accepted, in its place.
+fn check_batch(body: &[u8], response: &Response<'_>) -> Result<()> {
+    let shown = || start_of(response.body);
+    ensure!(response.status == 200, "status {} and not 200: {}", response.status, shown());
+    let sent: Vec<Sent<'_>> = serde_json::from_slice(body).context("a batch that is no JSON was sent")?;
+    let batch: Batch<'_> =
+        serde_json::from_slice(response.body).with_context(|| format!("an answer that is no batch: {}", shown()))?;
+    ensure!(batch.results.len() == sent.len(), "{} results for {} tasks", batch.results.len(), sent.len());
+    for (number, (item, sent)) in batch.results.iter().zip(&sent).enumerate() {
+        ensure!(matches!(item.status, 200 | 202), "task {number} of a batch got the status {}", item.status);
+        let task = item.task.as_ref().with_context(|| format!("no task {number} in the answer to a batch"))?;
+        let (sent, found) = (sent.input.get(), task.input.get());
+        ensure!(sent == found, "task {number} of a batch: sent the input {sent}, got {found}");
+    }
+    Ok(())
+}
+
 /// Compares an answer with what this input must get: byte for byte, because that is what the server
 /// promises for inputs and outputs.
 pub(crate) fn check(kind: Kind, input: &[u8], response: &Response<'_>) -> Result<()> {
     let shown = || start_of(response.body);
     let expected = match kind {
+        Kind::Batch => return check_batch(input, response),
         Kind::Waited => 200,
         Kind::Enqueued => 202,
     };
@@ -78,6 +117,23 @@ mod tests {
             let error = format!("{:#}", verdict(Kind::Waited, status, body).expect_err(reason));
             assert!(error.contains(reason), "`{error}` should name `{reason}`");
         }
+    }
+
+    #[test]
+    fn every_task_of_a_batch_must_be_accepted_in_its_place() {
+        let sent = br#"[{"task_type":"echo","input":1},{"task_type":"echo","input":2}]"#;
+        let item = |status: u16, input: u8| {
+            format!(r#"{{"status":{status},"task":{{"status":"Pending","input":{input},"output":null}}}}"#)
+        };
+        let verdict = |items: &[String]| {
+            let body = format!(r#"{{"results":[{}]}}"#, items.join(","));
+            check(Kind::Batch, sent, &Response { status: 200, body: body.as_bytes(), close: false })
+        };
+        verdict(&[item(202, 1), item(200, 2)]).expect("good");
+        verdict(&[item(202, 1)]).expect_err("one is missing");
+        verdict(&[item(202, 1), item(429, 2)]).expect_err("one was refused");
+        verdict(&[item(202, 2), item(202, 1)]).expect_err("in the wrong places");
+        verdict(&[item(202, 1), r#"{"status":202}"#.into()]).expect_err("one is not told");
     }
 
     #[test]

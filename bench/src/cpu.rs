@@ -1,4 +1,4 @@
-//! The CPU time of a process.
+//! The CPU time and the memory of a process.
 
 use std::time::Duration;
 
@@ -13,6 +13,18 @@ pub(crate) fn used_by(process: u32) -> Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 
+/// The most memory that a process held since its start, in bytes.
+pub(crate) fn peak_memory(process: u32) -> Result<u64> {
+    let path = format!("/proc/{process}/status");
+    let status = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    peak(&status).with_context(|| format!("{path} is not as expected"))
+}
+
+fn peak(status: &str) -> Option<u64> {
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"))?;
+    Some(kib.trim().parse::<u64>().ok()? * 1024)
+}
+
 fn ticks(stat: &str) -> Option<u64> {
     // The second field, the name in brackets, may hold anything; utime and stime are the 14th and
     // 15th.
@@ -25,6 +37,11 @@ fn ticks(stat: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_peak_is_read_in_bytes() {
+        assert_eq!(peak("Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n"), Some(2 << 20));
+    }
 
     #[test]
     fn a_name_with_brackets_and_spaces_does_not_shift_the_fields() {

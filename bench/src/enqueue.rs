@@ -13,17 +13,20 @@ use crate::Setup;
 use crate::http;
 use crate::load::{self, Found, Plan};
 use crate::report::{Spread, Table, millis, millis_of};
-use crate::request::{Kind, Random};
+use crate::request::{BATCH, Kind, Random};
 use crate::rounds::{self, Point};
 use crate::server::Server;
 
 const CONNECTIONS: [usize; 3] = [1, 64, 512];
+const BATCH_CONNECTIONS: [usize; 3] = [1, 4, 16];
 /// How often the server is asked whether all have ended: the resolution of the drain figures.
 const POLL: Duration = Duration::from_millis(50);
 const DRAIN_LIMIT: Duration = Duration::from_secs(600);
 
 struct Drained {
     posted: Found,
+    /// Tasks in each request.
+    tasks_each: u64,
     /// From the last answer to the end of the last task.
     rest: Duration,
     /// From the first request to the end of the last task.
@@ -38,14 +41,25 @@ impl Point for Drained {
 
 impl Drained {
     fn tasks(&self) -> u64 {
-        self.posted.answered + self.posted.late
+        (self.posted.answered + self.posted.late) * self.tasks_each
     }
 }
 
-/// Runs all rounds and prints their table. `true`: no fault was found.
+/// One task a request. Runs all rounds and prints their table. `true`: no fault was found.
 pub(crate) fn run(setup: &Setup, random: &mut Random) -> Result<bool> {
+    measure(setup, random, Kind::Enqueued, "enqueue: POST /task without waiting", &CONNECTIONS)
+}
+
+/// The same with many tasks a request.
+pub(crate) fn run_batch(setup: &Setup, random: &mut Random) -> Result<bool> {
+    let about = format!("batch: POST /tasks with {BATCH} tasks a request");
+    measure(setup, random, Kind::Batch, &about, &BATCH_CONNECTIONS)
+}
+
+fn measure(setup: &Setup, random: &mut Random, kind: Kind, what: &str, connections: &[usize]) -> Result<bool> {
+    let tasks_each = if kind == Kind::Batch { BATCH as u64 } else { 1 };
     let about = format!(
-        "enqueue: POST /task without waiting, type `{}`, then until all have ended; \
+        "{what}, type `{}`, then until all have ended; \
          median of the rounds",
         setup.task_type
     );
@@ -61,10 +75,10 @@ pub(crate) fn run(setup: &Setup, random: &mut Random) -> Result<bool> {
             at_most: 0,
         };
         let plan = Plan {
-            kind: Kind::Enqueued,
+            kind,
             warm_up: Duration::ZERO,
             measured: setup.measured,
-            at_most: setup.tasks,
+            at_most: setup.tasks.div_ceil(tasks_each),
             ..warm_up
         };
         // Tasks of a warm-up without waiting would still be queued when the clock starts.
@@ -72,12 +86,12 @@ pub(crate) fn run(setup: &Setup, random: &mut Random) -> Result<bool> {
         let mut posted = load::run(&plan, random)?;
         posted.errors += warmed.errors;
         posted.messages.extend(warmed.messages);
-        drain(server.address, posted)
+        drain(server.address, posted, tasks_each)
     };
-    rounds::run(setup, &about, &CONNECTIONS, measure, table)
+    rounds::run(setup, &about, connections, measure, table)
 }
 
-fn drain(address: SocketAddr, mut posted: Found) -> Result<Drained> {
+fn drain(address: SocketAddr, mut posted: Found, tasks_each: u64) -> Result<Drained> {
     let start = Instant::now();
     // In this order: a task that is no longer Pending is Running or has ended.
     while has_any(address, "Pending")? || has_any(address, "Running")? {
@@ -89,7 +103,7 @@ fn drain(address: SocketAddr, mut posted: Found) -> Result<Drained> {
         posted.errors += 1;
         posted.messages.push("some tasks Failed".to_owned());
     }
-    Ok(Drained { rest: end - start, whole: end - posted.began, posted })
+    Ok(Drained { rest: end - start, whole: end - posted.began, posted, tasks_each })
 }
 
 fn has_any(address: SocketAddr, status: &str) -> Result<bool> {
@@ -110,7 +124,7 @@ fn table(points: &[(usize, Vec<Drained>)]) -> Table {
         "connections",
         "requests",
         "seconds",
-        "req/s",
+        "accepted/s",
         "min–max",
         "p50 ms",
         "p99 ms",
@@ -123,7 +137,7 @@ fn table(points: &[(usize, Vec<Drained>)]) -> Table {
     ]);
     for (connections, rounds) in points {
         let spread = |figure: fn(&Drained) -> f64| Spread::of(rounds.iter().map(figure));
-        let rate = spread(|point| point.posted.rate());
+        let rate = spread(|point| point.posted.rate() * point.tasks_each as f64);
         let ended = spread(|point| point.tasks() as f64 / point.whole.as_secs_f64());
         let seconds: Duration = rounds.iter().map(|point| point.posted.elapsed).sum();
         let longest = rounds.iter().map(|point| point.posted.latency.max()).max();

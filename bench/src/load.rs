@@ -13,7 +13,7 @@ use crate::check::check;
 use crate::connection::Connection;
 use crate::cpu;
 use crate::histogram::Histogram;
-use crate::request::{Kind, Random, Template, random_input};
+use crate::request::{Kind, Random, Template};
 
 /// `Prefer: wait` is answered after 60 s at the latest; what is out longer has been lost.
 const ANSWER_LIMIT: Duration = Duration::from_secs(70);
@@ -288,7 +288,7 @@ impl<'a> Load<'a> {
         }
         self.to_start -= 1;
         let connection = &mut self.connections[index];
-        random_input(self.random, &mut connection.input);
+        self.template.random(self.random, &mut connection.input);
         self.template.write(&connection.input, &mut self.request);
         connection.sent = Some(Instant::now());
         self.in_flight += 1;

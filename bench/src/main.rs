@@ -51,6 +51,8 @@ enum Command {
     /// Tasks that are only handed over: `POST /task` without waiting, then the time until all of
     /// them have ended
     Enqueue,
+    /// Many tasks handed over in each request: `POST /tasks`, then the time until all have ended
+    Batch,
     /// The sandbox alone, in this process: instantiate, run `echo` and drop
     Sandbox,
     /// Guests that compute: with all limits, without any, and the same code native
@@ -70,7 +72,8 @@ struct Options {
     /// directory of this program]
     #[arg(long, global = true, value_name = "PATH")]
     dir: Option<PathBuf>,
-    /// Numbers of connections, separated by commas [default: 1,64,256,512; enqueue: 1,64,512]
+    /// Numbers of connections, separated by commas [default: 1,64,256,512; enqueue: 1,64,512; batch:
+    /// 1,4,16]
     #[arg(long, global = true, value_name = "N,…", value_delimiter = ',',
           value_parser = clap::value_parser!(u16).range(1..))]
     connections: Vec<u16>,
@@ -87,7 +90,7 @@ struct Options {
     /// The task type; its output must be its input
     #[arg(long, global = true, value_name = "NAME", default_value = "echo")]
     task_type: String,
-    /// enqueue: at most this many tasks for each point and round
+    /// enqueue, batch: at most this many tasks for each point and round
     #[arg(long, global = true, value_name = "N", default_value = "100000",
           value_parser = clap::value_parser!(u64).range(1..))]
     tasks: u64,
@@ -152,6 +155,9 @@ fn run(cli: Cli) -> Result<bool> {
     }
     if matches!(cli.command, None | Some(Command::Enqueue)) {
         good &= enqueue::run(&setup, &mut random)?;
+    }
+    if matches!(cli.command, None | Some(Command::Batch)) {
+        good &= enqueue::run_batch(&setup, &mut random)?;
     }
     let in_process = setup.program.dir.join("in-process");
     if matches!(cli.command, None | Some(Command::Sandbox)) {

@@ -49,6 +49,15 @@ impl Table {
         Self { rows: vec![head] }
     }
 
+    /// The table with one more column.
+    pub(crate) fn with_column(mut self, name: &str, cells: Vec<String>) -> Self {
+        let cells = std::iter::once(name.to_owned()).chain(cells);
+        for (row, cell) in self.rows.iter_mut().zip(cells) {
+            row.push(cell);
+        }
+        self
+    }
+
     /// Adds a row with one cell for each column.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.rows[0].len(), "a cell for each column");

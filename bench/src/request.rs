@@ -45,6 +45,9 @@ pub(crate) fn random_input(random: &mut Random, input: &mut Vec<u8>) {
     written.expect("writing to a Vec does not fail");
 }
 
+/// Tasks in one `POST /tasks`.
+pub(crate) const BATCH: usize = 1000;
+
 /// Whether the server is asked to answer at once or when the task has ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
@@ -52,12 +55,15 @@ pub(crate) enum Kind {
     Waited,
     /// No `Prefer`: the answer is the accepted task.
     Enqueued,
+    /// `POST /tasks`: the answer tells of each of [`BATCH`] tasks.
+    Batch,
 }
 
 /// All of a `POST /task` that stays the same from one request to the next.
 pub(crate) struct Template {
     head: String,
     body_start: String,
+    kind: Kind,
 }
 
 impl Template {
@@ -65,26 +71,46 @@ impl Template {
     pub(crate) fn new(address: SocketAddr, task_type: &str, kind: Kind) -> Self {
         let prefer = match kind {
             Kind::Waited => "Prefer: wait=60\r\n",
-            Kind::Enqueued => "",
+            Kind::Enqueued | Kind::Batch => "",
         };
+        let path = if kind == Kind::Batch { "/tasks" } else { "/task" };
         let name = serde_json::Value::from(task_type);
         Self {
             head: format!(
-                "POST /task HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{prefer}Content-Length: "
+                "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{prefer}Content-Length: "
             ),
             body_start: format!("{{\"task_type\":{name},\"input\":"),
+            kind,
         }
+    }
+
+    /// Puts what a request is to send into `input`: one random value, or an array of tasks with one each.
+    pub(crate) fn random(&self, random: &mut Random, input: &mut Vec<u8>) {
+        if self.kind != Kind::Batch {
+            return random_input(random, input);
+        }
+        input.clear();
+        let mut value = Vec::new();
+        for number in 0..BATCH {
+            input.push(if number == 0 { b'[' } else { b',' });
+            random_input(random, &mut value);
+            input.extend_from_slice(self.body_start.as_bytes());
+            input.extend_from_slice(&value);
+            input.push(b'}');
+        }
+        input.push(b']');
     }
 
     /// Puts the whole request for `input` into `out`.
     pub(crate) fn write(&self, input: &[u8], out: &mut Vec<u8>) {
-        let length = self.body_start.len() + input.len() + 1;
+        let (start, end) = if self.kind == Kind::Batch { ("", "") } else { (self.body_start.as_str(), "}") };
+        let length = start.len() + input.len() + end.len();
         out.clear();
         out.extend_from_slice(self.head.as_bytes());
         write!(out, "{length}\r\n\r\n").expect("writing to a Vec does not fail");
-        out.extend_from_slice(self.body_start.as_bytes());
+        out.extend_from_slice(start.as_bytes());
         out.extend_from_slice(input);
-        out.push(b'}');
+        out.extend_from_slice(end.as_bytes());
     }
 }
 

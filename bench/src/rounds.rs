@@ -4,6 +4,7 @@
 use anyhow::Result;
 
 use crate::Setup;
+use crate::cpu;
 use crate::machine::SyncTime;
 use crate::report::{Faults, Table};
 use crate::server::Server;
@@ -29,21 +30,24 @@ pub(crate) fn run<P: Point>(
     let chosen = if setup.connections.is_empty() { connections } else { &setup.connections };
     let mut points: Vec<(usize, Vec<P>)> = chosen.iter().map(|&count| (count, Vec::new())).collect();
     let mut faults = Faults::default();
+    let mut peaks = vec![0; chosen.len()];
     let before = SyncTime::measure(&setup.program.dir)?;
     for round in 1..=setup.rounds {
-        if let Err(error) = one_round(setup, round, &mut points, &mut measure, &mut faults) {
+        if let Err(error) = one_round(setup, round, &mut points, &mut peaks, &mut measure, &mut faults) {
             faults.add_error(&format!("round {round}"), &error);
             break;
         }
     }
     let after = SyncTime::measure(&setup.program.dir)?;
+    let peaks = points.iter().zip(peaks).filter(|((_, rounds), _)| !rounds.is_empty());
+    let peaks = peaks.map(|(_, bytes)| format!("{:.0}", bytes as f64 / f64::from(1 << 20))).collect();
     points.retain(|(_, rounds)| !rounds.is_empty());
     println!("\n{about}; rounds: {}", setup.rounds);
     println!("fdatasync of 4 KiB: before {before}; after {after}\n");
     if points.is_empty() {
         println!("Nothing was measured.");
     } else {
-        print!("{}", table(&points));
+        print!("{}", table(&points).with_column("server peak MiB", peaks));
     }
     Ok(faults.print())
 }
@@ -52,11 +56,12 @@ fn one_round<P: Point>(
     setup: &Setup,
     round: u32,
     points: &mut [(usize, Vec<P>)],
+    peaks: &mut [u64],
     measure: &mut impl FnMut(&mut Server, usize) -> Result<P>,
     faults: &mut Faults,
 ) -> Result<()> {
     let mut server = Server::start(&setup.program, &setup.task_type)?;
-    for (connections, rounds) in points {
+    for ((connections, rounds), peak) in points.iter_mut().zip(peaks) {
         let part = format!("round {round}, {connections} connections");
         eprintln!("{part} ...");
         match measure(&mut server, *connections) {
@@ -67,6 +72,7 @@ fn one_round<P: Point>(
                     server.keep_log();
                 }
                 rounds.push(found);
+                *peak = cpu::peak_memory(server.process())?.max(*peak);
             }
             Err(error) => {
                 let error = anyhow::anyhow!("{connections} connections: {error:#}");
