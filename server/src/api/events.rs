@@ -260,7 +260,8 @@ pub(super) async fn of_task(
 /// Listen to all tasks
 ///
 /// What happens to any task from now on, or, with `Last-Event-ID`, since the event with that id. Events of
-/// tasks that were removed meanwhile are not told, but that they were (for an hour).
+/// tasks that are gone meanwhile are not told, but that somebody removed them (for an hour); what retention
+/// removes goes without an event.
 #[utoipa::path(
     get, path = "/events", operation_id = "get_events", tag = "events",
     params(("Last-Event-ID" = Option<u64>, Header, description = "The id of the last event that the client has")),

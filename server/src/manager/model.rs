@@ -267,12 +267,11 @@ impl World {
         if self.running.get(&id).is_some_and(|job| job.task.attempt == attempt) {
             return;
         }
-        let before = self.stored(id);
         let end = AttemptEnd::host_failure("late");
         self.report(id, attempt, RunEnd::Ended(end));
-        // Only time may have changed it.
-        let after = self.stored(id);
-        assert_eq!(before.map(|task| (task.attempt, task.output)), after.map(|task| (task.attempt, task.output)));
+        // Time may have changed the task meanwhile; the report must not have.
+        let error = self.stored(id).and_then(|task| task.error);
+        assert!(error.is_none_or(|error| error.message != "late"), "a late end was taken");
     }
 
     fn some_id(&self, random: &mut Random) -> Option<TaskId> {

@@ -25,7 +25,11 @@ pub type LoggedLine = (u64, u32, LogLine);
 type StoredLine<'a> = (i64, u8, std::borrow::Cow<'a, str>);
 
 pub(super) fn next_event(conn: &Connection) -> rusqlite::Result<u64> {
-    conn.query_row("SELECT coalesce(max(seq), 0) + 1 FROM event", [], |row| row.get(0))
+    conn.query_row(
+        "SELECT max(coalesce((SELECT max(seq) FROM event), 0), coalesce((SELECT max(events) FROM server), 0)) + 1",
+        [],
+        |row| row.get(0),
+    )
 }
 
 impl Writer {

@@ -102,11 +102,21 @@ impl Writer {
 
     /// Notes that a server starts on this database, and gives it a number that no other start had.
     pub fn new_server(&mut self, now: Timestamp) -> Result<i64> {
-        self.conn.prepare_cached("INSERT INTO server (started_at) VALUES (?1)")?.execute([now])?;
+        self.conn
+            .prepare_cached("INSERT INTO server (started_at, events) VALUES (?1, ?2)")?
+            .execute(params![now, self.next_event - 1])?;
         let server = self.conn.last_insert_rowid();
         // Only those that a Running task may belong to are of any use.
         self.conn.prepare_cached("DELETE FROM server WHERE id < ?1 - 100")?.execute([server])?;
         Ok(server)
+    }
+
+    /// Remembers which numbers of events were given, for when events are removed that nothing follows.
+    pub fn remember_events(&mut self, server: i64) -> Result<()> {
+        self.conn
+            .prepare_cached("UPDATE server SET events = ?2 WHERE id = ?1")?
+            .execute(params![server, self.next_event - 1])?;
+        Ok(())
     }
 
     /// Every tenant and type that has tasks which have ended.
@@ -115,16 +125,24 @@ impl Writer {
         let mut found: Vec<(Arc<str>, Arc<str>)> = Vec::new();
         loop {
             let (tenant, name) = found.last().map_or(("", ""), |(tenant, name)| (tenant, name));
-            let next = self
-                .conn
-                .prepare_cached(
+            let mut next = None;
+            // Two seeks and not one for the pair: that would go through all tasks of the type.
+            for place in ["tenant = ?1 AND task_type > ?2", "tenant > ?1 AND ?2 IS NOT NULL"] {
+                let sql = format!(
                     "SELECT tenant, task_type FROM task INDEXED BY task_ended
-                     WHERE status >= 2 AND (tenant, task_type) > (?1, ?2) ORDER BY tenant, task_type LIMIT 1",
-                )?
-                .query_row(params![tenant, name], |row| {
-                    Ok((row.get::<_, String>(0)?.into(), row.get::<_, String>(1)?.into()))
-                })
-                .optional()?;
+                     WHERE status >= 2 AND {place} ORDER BY tenant, task_type LIMIT 1"
+                );
+                next = self
+                    .conn
+                    .prepare_cached(&sql)?
+                    .query_row(params![tenant, name], |row| {
+                        Ok((row.get::<_, String>(0)?.into(), row.get::<_, String>(1)?.into()))
+                    })
+                    .optional()?;
+                if next.is_some() {
+                    break;
+                }
+            }
             match next {
                 Some(next) => found.push(next),
                 None => return Ok(found),

@@ -3,7 +3,9 @@
 -- Each start of a server on this database. A Running task belongs to one.
 CREATE TABLE server (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
-    started_at INTEGER NOT NULL
+    started_at INTEGER NOT NULL,
+    -- Numbers of events that were given, though the events may be gone.
+    events     INTEGER NOT NULL
 );
 
 ALTER TABLE task_type ADD COLUMN retry TEXT NOT NULL DEFAULT '{}';
