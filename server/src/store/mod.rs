@@ -94,6 +94,14 @@ fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()> {
              with an empty one"
         )
     };
+    // What a crash left of a transaction outside of the write-ahead log, as the first start on a restored
+    // backup may: it has to be rolled back before anything can be read.
+    let journal = path.with_extension("db-journal");
+    if journal.exists() {
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+            .and_then(|conn| conn.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))
+            .with_context(damaged)?;
+    }
     let mut conn =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .with_context(|| format!("cannot read {shown}"))?;
