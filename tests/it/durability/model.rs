@@ -134,7 +134,8 @@ impl Task {
         if attempts.iter().any(|attempt| attempt["finished_at"].is_null()) {
             return Err(format!("an attempt never ended: {attempts:?}"));
         }
-        if let (Some(first), true) = (attempts.first(), self.delay_ms > 0) {
+        // One that was canceled while it waited for its time is attempted at once when it is retried.
+        if let (Some(first), true) = (attempts.first(), self.delay_ms > 0 && self.retries == 0) {
             let at = |value: &Value| millis(value.as_str().unwrap_or_default());
             if at(&first["started_at"]) + A_MOMENT_MS < at(&now["created_at"]) + self.delay_ms {
                 return Err(format!("it started before its time: {first}"));
