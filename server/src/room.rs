@@ -75,6 +75,18 @@ impl Room {
         Ok(Place { room: self.clone(), state: AtomicU8::new(WORKING) })
     }
 
+    /// How many attempts can be started, as long as there is memory for them.
+    pub fn free(&self) -> usize {
+        let slots = self.slots.saturating_sub(self.started.load(Ordering::Acquire));
+        slots.min(self.max_working.saturating_sub(self.working.load(Ordering::SeqCst)))
+    }
+
+    /// Announces that somebody waits for room, who is told when there is some, as after [`take`](Self::take)
+    /// found none.
+    pub fn announce(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
+    }
+
     /// Whether the machine has memory for a guest to grow by `bytes`.
     pub fn may_grow(&self, bytes: u64) -> bool {
         self.memory.may_grow(bytes)

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::core::{Core, Created, Done, MAX_STARTS, RETRY_START, Start, Started};
-use super::{Command, Idempotency, NewItem, Refused};
+use super::{Answer, Command, Idempotency, NewItem, Refused, Reply};
 use crate::executor::Report;
 use crate::history::Happened;
 use crate::limits::Limits;
@@ -19,6 +19,7 @@ type Result<T> = std::result::Result<T, StoreError>;
 impl Core {
     pub(super) fn apply(&mut self, command: &Command, now: Timestamp) -> Result<Done> {
         match command {
+            Command::Create { item, reply: Answer::Ended(reply) } if self.is_held(item, reply, now) => Ok(Done::Held),
             Command::Create { item, .. } => Ok(Done::Created(self.create(item, now)?)),
             Command::CreateMany { items, .. } => {
                 let created = items.iter().map(|item| self.create(item, now)).collect::<Result<_>>()?;
@@ -127,6 +128,21 @@ impl Core {
         self.backlog.came(&task.tenant);
         self.waits(&task);
         Ok(Ok(Created { task, replayed: false, start: None }))
+    }
+
+    /// Whether a create that is waited for is held back: it would have to queue, and nothing before which it
+    /// would go is in the queue.
+    fn is_held(&self, item: &NewItem, reply: &Reply<Task>, now: Timestamp) -> bool {
+        let rank = rank(item.task.ready_at, item.task.priority);
+        self.draining.is_none()
+            && self.places_for_new() == 0
+            && self.ready.first().is_none_or(|(first, _)| first <= rank)
+            && self.held.may_hold(item, reply, now)
+    }
+
+    /// How many new tasks could be started without the queue, as long as there is memory for them.
+    pub(super) fn places_for_new(&self) -> usize {
+        if self.ready.is_exhausted() && self.hold_starts.is_none() { self.room.free() } else { 0 }
     }
 
     fn place_for_new(&mut self, task: &Task) -> Option<(Place, std::sync::Arc<crate::sandbox::Program>)> {

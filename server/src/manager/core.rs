@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::backlog::{Backlog, BacklogLimits};
 use super::bulk::BulkDone;
 use super::changes::Changes;
+use super::held::{Held, LONGEST_HELD};
 use super::settings::SettingsDone;
 use super::upkeep::Timers;
 use super::waiters::EndWaiters;
@@ -95,6 +96,7 @@ pub struct Core {
     pub(super) ready: ReadyWindow,
     pub(super) running: HashMap<TaskId, Running>,
     pub(super) ended: EndWaiters,
+    pub(super) held: Held,
     /// No attempt is started before: the machine was short of something.
     pub(super) hold_starts: Option<Instant>,
     pub(super) draining: Option<Instant>,
@@ -114,6 +116,8 @@ pub(super) struct Running {
 pub(super) enum Done {
     Nothing,
     Refused(Refused),
+    /// A create that is done again in some milliseconds.
+    Held,
     /// The task as it is now.
     Task(Task),
     /// A new task, or the one that there is already under its idempotency key.
@@ -187,6 +191,7 @@ impl Core {
             ready: ReadyWindow::new(WINDOW),
             running: HashMap::new(),
             ended: EndWaiters::default(),
+            held: Held::default(),
             hold_starts: None,
             draining: None,
             failure_logged: None,
@@ -264,6 +269,7 @@ impl Core {
     /// One transaction with what follows it. Returns when the next has to be, whether or not anybody asks
     /// for anything; what has to be done again is put into `kept`.
     pub(super) fn step(&mut self, commands: Vec<Command>, now: Timestamp, kept: &mut Vec<Command>) -> Duration {
+        let commands = self.with_held(commands, now);
         match self.transaction(&commands, now) {
             Ok((done, Started { starts, ended })) => {
                 let full = starts.len() + ended.len() >= MAX_STARTS;
@@ -281,8 +287,13 @@ impl Core {
                 if full || !kept.is_empty() {
                     return Duration::ZERO;
                 }
-                let timer = self.timers.next(now);
-                self.held_for().map_or(timer, |held| held.min(timer))
+                let mut next = self.timers.next(now);
+                if !self.held.is_empty() {
+                    // Whoever makes room from here on says so.
+                    self.room.announce();
+                    next = if self.places_for_new() > 0 { Duration::ZERO } else { next.min(LONGEST_HELD) };
+                }
+                self.held_for().map_or(next, |held| held.min(next))
             }
             Err(error) => {
                 self.store.rollback();
@@ -295,6 +306,17 @@ impl Core {
                 RETRY_STORE
             }
         }
+    }
+
+    /// The commands, after the creates that were held back until now.
+    fn with_held(&mut self, commands: Vec<Command>, now: Timestamp) -> Vec<Command> {
+        if self.held.is_empty() {
+            return commands;
+        }
+        let places = if self.draining.is_some() { usize::MAX } else { self.places_for_new() };
+        let mut all = self.held.take(places, now);
+        all.extend(commands);
+        all
     }
 
     /// Waits for commands, and takes all that are there. False when there can be no more.

@@ -7,6 +7,7 @@ mod bulk;
 mod changes;
 mod check;
 mod core;
+mod held;
 #[cfg(test)]
 mod model;
 mod objects;

@@ -1,6 +1,8 @@
 //! Random operations on the manager over a real store, with a clock of the test's own, against a model
 //! of what must be true. `SEED` repeats a run, `STEPS` makes it longer.
 
+mod waited;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use tokio::sync::oneshot;
 
 use super::core::{Core, CoreSettings};
 use super::{Answer, BacklogLimits, Command, Idempotency, Manager, NewItem, Refused, Reply, Stored};
+use waited::Waited;
+
 use crate::executor::{Job, Report};
 use crate::host::Services;
 use crate::host::live::LiveAttempts;
@@ -73,6 +77,8 @@ struct World {
     late: Vec<(TaskId, u32)>,
     now: Timestamp,
     told: Told,
+    /// Creates that wait for the end of their task.
+    waited: Vec<Waited>,
     last_event: u64,
 }
 
@@ -106,6 +112,7 @@ impl World {
             late: Vec::new(),
             now: Timestamp(1_800_000_000_000),
             told: Told::default(),
+            waited: Vec::new(),
             last_event: 0,
         };
         world.start();
@@ -197,6 +204,12 @@ impl World {
         let idempotency =
             key.as_deref().map(|key| Idempotency { key: key.into(), item: -1, fingerprint: Digest([0; 32]) });
         let item = Box::new(NewItem { task: task.clone(), limits: Limits::DEFAULT, idempotency });
+        if key.is_none() && random.below(2) == 0 {
+            let (answer, answered) = reply();
+            self.step(vec![Command::Create { item, reply: Answer::Ended(answer) }]);
+            self.waited.push(Waited { task, answered });
+            return;
+        }
         let (answer, mut answered) = reply::<Stored>();
         let pending = self.count(Status::Pending) as u64;
         self.step(vec![Command::Create { item, reply: Answer::Stored(answer) }]);
@@ -346,6 +359,7 @@ impl World {
 
     /// What must be true after every step.
     fn check(&mut self) {
+        self.check_waited();
         let now = self.now;
         let all = self.all();
         let by_id: HashMap<TaskId, &Task> = all.iter().map(|task| (task.id, task)).collect();
@@ -448,9 +462,10 @@ fn whatever_happens_the_invariants_hold() {
             60..70 => world.cancel(&mut random),
             70..76 => world.retry(&mut random),
             76..82 => world.delete(&mut random),
-            82..86 => world.late_report(&mut random),
-            86..98 => {
-                world.now = world.now.plus_millis(random.below(8_000));
+            82..85 => world.late_report(&mut random),
+            85..87 => world.give_up(&mut random),
+            87..98 => {
+                world.now = world.now.plus_millis(if random.below(3) == 0 { 10 } else { random.below(8_000) });
                 world.step(Vec::new());
             }
             _ => world.crash(),

@@ -12,6 +12,7 @@ impl Core {
     pub(super) fn tell(&mut self, commands: Vec<Command>, done: Vec<Done>, again: &mut Vec<Command>) {
         for (command, done) in commands.into_iter().zip(done) {
             match (command, done) {
+                (Command::Create { item, reply: Answer::Ended(reply) }, Done::Held) => self.held.add(item, reply),
                 (Command::Create { reply, .. }, Done::Created(created)) => self.tell_created(created, reply),
                 (Command::CreateMany { reply, .. }, Done::CreatedMany(all)) => {
                     let stored = all.into_iter().map(|created| Ok(self.begin(created?))).collect();

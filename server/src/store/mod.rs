@@ -75,7 +75,7 @@ fn configure_writer(conn: &Connection) -> anyhow::Result<()> {
          PRAGMA journal_size_limit = 134217728;
          PRAGMA foreign_keys = ON;
          PRAGMA temp_store = MEMORY;
-         PRAGMA cache_size = -65536;
+         PRAGMA cache_size = -8192;
          PRAGMA busy_timeout = 5000;",
     )?;
     let mode: String = conn.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
