@@ -81,6 +81,15 @@ impl Executor {
                 tracing::error!(task = %task.id, "running an attempt panicked, which is a bug");
                 RunEnd::Ended(AttemptEnd::host_failure("the host failed under it"))
             });
+            // A flood of lines is stored at its own pace, which holds up nothing else. The attempt keeps its
+            // slot until then, so that no more than there are slots of them wait.
+            if log.is_flooded() {
+                control.park();
+                tokio::select! {
+                    () = log.ebbed() => {}
+                    () = control.until_stopped() => {}
+                }
+            }
             // Everything the attempt held is free before its end is told: what waits for room finds it.
             control.leave();
             let (id, attempt) = (task.id, task.attempt);

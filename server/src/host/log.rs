@@ -3,12 +3,16 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use crate::clock;
 use crate::task::{Progress, TaskId, Timestamp};
 
 /// What a line costs beside its text, so that empty lines are not free.
 const LINE_OVERHEAD: u64 = 64;
+
+/// Text that may be stored with the attempt's end. What is more is stored before, at the logs' own pace.
+const AT_THE_END: usize = 16 << 10;
 
 /// How serious a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
@@ -64,6 +68,7 @@ struct Shared {
     limit: u64,
     on_line: OnLine,
     inner: Mutex<Inner>,
+    drained: Notify,
 }
 
 /// What an attempt said of itself that is not stored yet.
@@ -97,7 +102,7 @@ struct Inner {
 impl LogBuffer {
     /// A buffer that takes `limit` bytes over the whole attempt.
     pub fn new(task: TaskId, attempt: u32, limit: u64, on_line: OnLine) -> LogBuffer {
-        LogBuffer(Arc::new(Shared { task, attempt, limit, on_line, inner: Mutex::default() }))
+        LogBuffer(Arc::new(Shared { task, attempt, limit, on_line, inner: Mutex::default(), drained: Notify::new() }))
     }
 
     /// Whose log it is: the task and the number of the attempt.
@@ -154,7 +159,22 @@ impl LogBuffer {
     pub fn drain<R>(&self, take: impl FnOnce(News) -> R) -> R {
         let mut inner = self.lock();
         let news = std::mem::take(&mut inner.news);
-        take(news)
+        let taken = take(news);
+        drop(inner);
+        self.0.drained.notify_one();
+        taken
+    }
+
+    /// Whether so many lines wait that the attempt has to outlast them.
+    pub fn is_flooded(&self) -> bool {
+        self.lock().news.bytes() > AT_THE_END
+    }
+
+    /// Waits until so few lines are left that they may be stored with the attempt's end. For one at a time.
+    pub async fn ebbed(&self) {
+        while self.is_flooded() {
+            self.0.drained.notified().await;
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -178,6 +198,20 @@ mod tests {
         assert_eq!(buffer.bytes(), 2 * (LINE_OVERHEAD + 1));
         buffer.push(LogLevel::Info, "x".into());
         assert!(buffer.drain(|news| news).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_flood_ebbs_when_its_lines_are_taken() {
+        let buffer = LogBuffer::new(TaskId(uuid::Uuid::nil()), 1, u64::MAX, Arc::new(|_| ()));
+        buffer.push(LogLevel::Info, "x".repeat(AT_THE_END));
+        assert!(!buffer.is_flooded());
+        buffer.ebbed().await;
+        buffer.push(LogLevel::Info, "x".into());
+        let ebbed = std::pin::pin!(buffer.ebbed());
+        let mut ebbed = futures::future::maybe_done(ebbed);
+        assert!(buffer.is_flooded() && futures::poll!(&mut ebbed).is_pending());
+        buffer.drain(drop);
+        ebbed.await;
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Watches over a running attempt from outside of its future: CPU time, wall-clock time, and
 //! whether somebody wants it stopped.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -54,6 +54,20 @@ impl Control {
     /// Gives the place back: the attempt is over and holds nothing any more.
     pub fn leave(&self) {
         self.place.leave();
+    }
+
+    /// The attempt uses no CPU any more, but is not over.
+    pub fn park(&self) {
+        self.place.parked();
+    }
+
+    /// Waits until the attempt is stopped, where its guest has ended already.
+    pub async fn until_stopped(&self) {
+        poll_fn(|context| {
+            self.task.register(context.waker());
+            if self.stopped().is_some() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     fn stopped(&self) -> Option<StoppedBy> {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{guest, shared_server, wait_for};
+use crate::support::{guest, server, shared_server, wait_for};
 
 #[test]
 fn finished_in_time() {
@@ -32,6 +32,29 @@ fn not_finished_in_time() {
     assert_eq!(answer.header("location"), Some(format!("/task/{id}").as_str()));
     assert_eq!(task["status"], "Running");
     server.client.delete(&format!("/task/{id}")).expect(200);
+}
+
+/// Also a task that finds no place is there before its end is, and for a client that waits no longer.
+#[test]
+fn without_a_place() {
+    let server = server(&["--max-working", "1"]);
+    let client = &server.client;
+    let holder = client.create(&json!({"task_type": guest("spin")}));
+    client.wait_for_status(&holder, "Running");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.post_task_and_wait(r#"{"task_type":"echo","input":1}"#, "wait=60"));
+        let pending = || {
+            let page = client.get("/tasks?status=Pending").expect(200).json();
+            page["tasks"].as_array().is_some_and(|tasks| tasks.len() == 1).then_some(())
+        };
+        wait_for("the task of a client that waits", pending);
+        for wait in ["wait=0", "wait=1"] {
+            let answer = client.post_task_and_wait(r#"{"task_type":"echo"}"#, wait).expect(202);
+            assert_eq!(answer.json()["status"], "Pending", "{wait}");
+        }
+        client.post(&format!("/task/{holder}/cancel")).expect(202);
+        assert_eq!(waiting.join().unwrap().expect(200).json()["output"], 1);
+    });
 }
 
 #[test]
