@@ -22,10 +22,14 @@ use crate::support::{Answer, Client, guest, guests, wait_for};
 /// Clients that use the server at once.
 const CLIENTS: u64 = 6;
 
+/// Faults of a disk, one after the other.
+const FAULTS: u64 = 12;
+
 /// For how long it is watched that something does not happen.
 const A_WHILE: Duration = Duration::from_millis(700);
 
 const JSON: (&str, &str) = ("content-type", "application/json");
+const MERGE_PATCH: (&str, &str) = ("content-type", "application/merge-patch+json");
 
 /// Method, path, headers and body.
 type Request<'a> = (&'a str, String, Vec<(&'a str, &'a str)>, Option<&'a [u8]>);
@@ -264,6 +268,11 @@ fn survives_refused_writes(fault: Fault, value: u8) {
     let before = client.run(&json!({"task_type": "echo", "input": [1, 2]}));
     let before_path = format!("/task/{}", before["id"].as_str().unwrap());
     assert!((200..300).contains(&client.send("PUT", "/objects/a", &[], Some(b"a")).status));
+    let pending = client.create(&json!({"task_type": "echo", "delay_ms": 3_600_000}));
+    let pending_path = format!("/task/{pending}");
+    let schedule: &[u8] = br#"{"cron":"0 0 1 1 *","task":{"task_type":"echo"}}"#;
+    assert_eq!(client.send("PUT", "/schedules/a", &[JSON], Some(schedule)).status, 201);
+    let echo_type = client.get("/task-types/echo").expect(200).json();
     let sleep = json!({"task_type": guest("sleep"), "input": {"ms": 1000}});
     let mut known: Vec<String> = (0..5).map(|_| client.create(&sleep)).collect();
 
@@ -284,10 +293,22 @@ fn survives_refused_writes(fault: Fault, value: u8) {
                 client.send("PUT", "/objects/a", &[], Some(b"b")),
                 client.delete("/objects/a"),
                 client.delete(&before_path),
+                client.post(&format!("{before_path}/retry")),
+                client.post(&format!("{pending_path}/cancel")),
+                client.delete(&pending_path),
+                client.send("PUT", "/schedules/b", &[JSON], Some(schedule)),
+                client.send("PUT", "/schedules/a", &[JSON], Some(schedule)),
+                client.delete("/schedules/a"),
+                client.send("POST", "/tasks/retry", &[JSON], Some(b"{}")),
+                client.send("PATCH", "/task-types/echo", &[MERGE_PATCH], Some(br#"{"retention_ms":1}"#)),
             ] {
                 assert!(refused.header("retry-after").is_some(), "{refused:?}");
                 refused.problem(503);
             }
+            let many = client.send("POST", "/tasks", &[JSON], Some(br#"[{"task_type":"echo"},{"task_type":"?"}]"#));
+            let results = many.expect(200).json()["results"].as_array().cloned().unwrap_or_default();
+            let statuses: Vec<_> = results.iter().map(|result| result["status"].as_u64()).collect();
+            assert_eq!(statuses, [Some(503), Some(422)]);
             for path in ["/healthz", "/tasks", "/objects", "/task-types"] {
                 client.get(path).expect(200);
             }
@@ -323,8 +344,37 @@ fn survives_refused_writes(fault: Fault, value: u8) {
     assert_eq!(server.client.get(&before_path).expect(200).json(), before);
     assert_eq!(server.client.get("/objects/a").expect(200).body, b"a");
     server.client.get("/objects/b").expect(404);
+    server.client.get("/schedules/a").expect(200);
+    server.client.get("/schedules/b").expect(404);
+    assert_eq!(server.client.status(&pending), "Pending");
+    assert_eq!(server.client.get("/task-types/echo").expect(200).json(), echo_type);
+    assert_eq!(server.client.get("/operations").expect(200).json()["operations"], json!([]));
     let all = server.client.get("/tasks?limit=1000").expect(200).json();
-    assert_eq!(all["tasks"].as_array().unwrap().len(), known.len() + 2, "a refused task exists: {all:#}");
+    assert_eq!(all["tasks"].as_array().unwrap().len(), known.len() + 3, "a refused task exists: {all:#}");
+}
+
+/// Clients that go on while the disk fills up, fails to write and is slow, each for a moment, and at last loses
+/// what was not synced: what was refused may be done or not, and nothing else is lost or changed.
+#[test]
+fn what_was_acknowledged_survives_faults_that_come_and_go() {
+    let mut random = Random::new();
+    let disk = Disk::new();
+    let mut told = clients(&mut random);
+    let faults = [(Fault::NoSpace, 1), (Fault::NoSpace, 2), (Fault::WriteFails, 1), (Fault::SyncMillis, 30)];
+    let setup = use_until_gone(on_disk(&disk), &mut told, |acknowledged, server| {
+        for _ in 0..FAULTS {
+            let (fault, value) = faults[random.below(faults.len() as u64) as usize];
+            let faulty = disk.with(fault, value);
+            thread::sleep(Duration::from_millis(random.below(300)));
+            drop(faulty);
+            let before = acknowledged.load(Ordering::Relaxed);
+            wait_for("acknowledgements", || (acknowledged.load(Ordering::Relaxed) >= before + 20).then_some(()));
+        }
+        server.crash()
+    });
+    let happened = disk.lose_power(setup.data_dir(), Unsynced::Lost, &mut random);
+    let losses = losses(&setup.start(), &mut told);
+    assert!(losses.is_empty(), "{happened} {losses:#?}");
 }
 
 /// A read goes on also where it would wait, and where results wait to be stored.

@@ -22,7 +22,7 @@ use super::tasks::{TASK_BYTES, set, task_json, waited};
 use super::wire;
 use crate::clock;
 use crate::limits::LimitOverrides;
-use crate::manager::{FieldError, Idempotency, NewTask, Refused, Stored};
+use crate::manager::{CreatedMany, FieldError, Idempotency, NewTask, Refused, Stored};
 use crate::task::{Digest, Labels, RetryOverrides};
 
 /// What the body of `POST /task` may have beside the input.
@@ -332,20 +332,22 @@ impl Many<'_> {
         let read: Vec<Option<Problem>> =
             self.items.drain(..).map(|item| item.map(|task| new.push(task)).err()).collect();
         self.bytes = 0;
-        let stored = match self.api.manager.create_many(&self.api.tenant, new).await {
-            Ok(stored) => stored,
-            Err(refused) => {
-                // All of them were refused together; what was stored before stays.
-                let refused = Problem::from(refused);
-                read.iter().for_each(|problem| self.refuse(problem.as_ref().unwrap_or(&refused)));
-                return Ok(());
-            }
+        let CreatedMany { refused, stored } = self.api.manager.create_many(&self.api.tenant, new).await;
+        let mut refused = refused.into_iter();
+        let (mut stored, all) = match stored {
+            Ok(stored) => (stored.into_iter(), None),
+            Err(all) => (Vec::new().into_iter(), Some(Problem::from(all))),
         };
-        let mut stored = stored.into_iter();
         for problem in read {
-            match problem.map_or_else(|| stored.next().unwrap_or(Err(Refused::NoRoom)).map_err(Problem::from), Err) {
-                Ok(stored) => self.written(&stored)?,
-                Err(problem) => self.refuse(&problem),
+            if let Some(problem) = problem.or_else(|| refused.next().flatten().map(Problem::from)) {
+                self.refuse(&problem);
+            } else if let Some(problem) = &all {
+                self.refuse(problem);
+            } else {
+                match stored.next().unwrap_or(Err(Refused::NoRoom)) {
+                    Ok(stored) => self.written(&stored)?,
+                    Err(refused) => self.refuse(&refused.into()),
+                }
             }
         }
         Ok(())

@@ -76,6 +76,14 @@ pub struct Stored {
     pub replayed: bool,
 }
 
+/// What became of many tasks that were to be created.
+pub struct CreatedMany {
+    /// For each, why it never came to be stored.
+    pub refused: Vec<Option<Refused>>,
+    /// What became of the others, or why all of them were refused together.
+    pub stored: Result<Vec<Result<Stored, Refused>>, Refused>,
+}
+
 /// A task to be stored.
 struct NewItem {
     task: Task,
@@ -290,21 +298,15 @@ impl Manager {
     }
 
     /// Creates many tasks, each of which is durable or refused when this returns.
-    pub async fn create_many(
-        &self,
-        tenant: &Arc<str>,
-        new: Vec<NewTask>,
-    ) -> Result<Vec<Result<Stored, Refused>>, Refused> {
+    pub async fn create_many(&self, tenant: &Arc<str>, new: Vec<NewTask>) -> CreatedMany {
         let mut items = Vec::with_capacity(new.len());
-        let checked: Vec<Option<Refused>> =
-            new.into_iter().map(|new| self.check(tenant, new).map(|item| items.push(item)).err()).collect();
-        let stored =
-            if items.is_empty() { Vec::new() } else { self.ask(|reply| Command::CreateMany { items, reply }).await? };
-        let mut stored = stored.into_iter();
-        Ok(checked
-            .into_iter()
-            .map(|refused| refused.map_or_else(|| stored.next().unwrap_or(Err(Refused::Draining)), Err))
-            .collect())
+        let refused = new.into_iter().map(|new| self.check(tenant, new).map(|item| items.push(item)).err()).collect();
+        let stored = if items.is_empty() {
+            Ok(Vec::new())
+        } else {
+            self.ask(|reply| Command::CreateMany { items, reply }).await
+        };
+        CreatedMany { refused, stored }
     }
 
     fn check(&self, tenant: &Arc<str>, new: NewTask) -> Result<NewItem, Refused> {
