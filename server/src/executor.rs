@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::clock;
 use crate::host::AttemptOf;
 use crate::host::log::{LogBuffer, News, OnLine};
 use crate::limits::Limits;
 use crate::sandbox::{Attempt, Control, Program, RunEnd, Sandbox};
-use crate::task::{AttemptEnd, Task, TaskId};
+use crate::task::{AttemptEnd, Task, TaskId, Timestamp};
 
 /// An attempt that is durably Running and waits to be run.
 pub struct Job {
@@ -34,14 +35,20 @@ pub struct Report {
     pub attempt: u32,
     /// How.
     pub end: RunEnd,
+    /// When.
+    pub ended_at: Timestamp,
     /// What it said that was not stored yet.
     pub news: News,
 }
+
+/// Attempts that wait for their lines to be stored, at most; no more than a quarter of the slots.
+const FLOODS: usize = 32;
 
 /// Starts attempts.
 #[derive(Clone)]
 pub struct Executor {
     guests: Handle,
+    floods: Arc<Semaphore>,
     sandbox: Arc<Sandbox>,
     on_line: OnLine,
     report: Arc<dyn Fn(Report) + Send + Sync>,
@@ -52,16 +59,18 @@ impl Executor {
     /// of every buffer that has lines to be stored.
     pub fn new(
         guests: Handle,
+        slots: usize,
         sandbox: Arc<Sandbox>,
         on_line: OnLine,
         report: impl Fn(Report) + Send + Sync + 'static,
     ) -> Executor {
-        Executor { guests, sandbox, on_line, report: Arc::new(report) }
+        let floods = Arc::new(Semaphore::new(FLOODS.min(slots / 4)));
+        Executor { guests, floods, sandbox, on_line, report: Arc::new(report) }
     }
 
     /// Starts an attempt.
     pub fn start(&self, job: Job) {
-        let Executor { sandbox, on_line, report, .. } = self.clone();
+        let Executor { floods, sandbox, on_line, report, .. } = self.clone();
         self.guests.spawn(async move {
             let Job { task, program, limits, control } = job;
             let log = LogBuffer::new(task.id, task.attempt, limits.log_bytes, on_line);
@@ -81,9 +90,12 @@ impl Executor {
                 tracing::error!(task = %task.id, "running an attempt panicked, which is a bug");
                 RunEnd::Ended(AttemptEnd::host_failure("the host failed under it"))
             });
-            // A flood of lines is stored at its own pace, which holds up nothing else. The attempt keeps its
-            // slot until then, so that no more than there are slots of them wait.
-            if log.is_flooded() {
+            let ended_at = clock::now();
+            // A flood of lines is stored at its own pace, which holds up nothing else. Few attempts wait for
+            // that at once, as each keeps its slot; what is more is stored with the attempt's end.
+            if log.is_flooded()
+                && let Ok(_turn) = floods.try_acquire()
+            {
                 control.park();
                 tokio::select! {
                     () = log.ebbed() => {}
@@ -93,7 +105,7 @@ impl Executor {
             // Everything the attempt held is free before its end is told: what waits for room finds it.
             control.leave();
             let (id, attempt) = (task.id, task.attempt);
-            log.drain(|news| report(Report { id, attempt, end, news }));
+            log.drain(|news| report(Report { id, attempt, end, ended_at, news }));
         });
     }
 }

@@ -78,7 +78,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     });
     let reports = manager.clone();
     let executor =
-        Executor::new(guest_threads.handle().clone(), sandbox, on_line, move |report| reports.report(report));
+        Executor::new(guest_threads.handle().clone(), slots, sandbox, on_line, move |report| reports.report(report));
     let told = manager.clone();
     room.on_room(move || told.room());
     // Before anything runs: where the port is taken, nothing has happened.

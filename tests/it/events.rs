@@ -112,6 +112,9 @@ fn progress_and_log_lines_are_told_while_the_task_runs() {
     seen.extend(stream.rest());
     let progress: Vec<&Event> = seen.iter().filter(|event| event.name == "task.progress").collect();
     assert_eq!(progress.last().unwrap().data["progress"], json!({"fraction": 1.0, "note": "done"}), "{seen:?}");
+    // Of an attempt's progress only the newest is kept.
+    let kept = Stream::open(client, &format!("/task/{id}/events"), None).rest();
+    assert_eq!(names(&kept).iter().filter(|name| **name == "task.progress").count(), 1, "{kept:?}");
     let told: Vec<Value> = seen
         .iter()
         .filter(|event| event.name == "task.log")

@@ -9,10 +9,16 @@ use crate::clock;
 use crate::task::{Progress, TaskId, Timestamp};
 
 /// What a line costs beside its text, so that empty lines are not free.
-const LINE_OVERHEAD: u64 = 64;
+const LINE_OVERHEAD: usize = 64;
 
-/// Text that may be stored with the attempt's end. What is more is stored before, at the logs' own pace.
+/// What a progress costs.
+const PROGRESS_BYTES: usize = 256;
+
+/// What may be stored with the attempt's end. What is more is stored before, at the logs' own pace.
 const AT_THE_END: usize = 16 << 10;
+
+/// What is stored of one attempt's lines before it is another's turn.
+const AT_ONCE: usize = 64 << 10;
 
 /// How serious a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
@@ -86,10 +92,15 @@ impl News {
         self.lines.is_empty() && self.progress.is_none()
     }
 
-    /// Bytes of the lines' text.
+    /// What storing it costs, about, in bytes.
     pub fn bytes(&self) -> usize {
-        self.lines.iter().map(|line| line.message.len()).sum()
+        let progress = if self.progress.is_some() { PROGRESS_BYTES } else { 0 };
+        self.lines.iter().map(cost).sum::<usize>() + progress
     }
+}
+
+fn cost(line: &LogLine) -> usize {
+    line.message.len() + LINE_OVERHEAD
 }
 
 #[derive(Default)]
@@ -118,15 +129,15 @@ impl LogBuffer {
             return;
         }
         let first = inner.news.is_empty();
-        let cost = message.len() as u64 + LINE_OVERHEAD;
-        let line = if inner.bytes.saturating_add(cost) > self.0.limit {
+        let mut line = LogLine { at: clock::now(), level, message };
+        let cost = cost(&line) as u64;
+        if inner.bytes.saturating_add(cost) > self.0.limit {
             inner.dropped = true;
-            let message = format!("the log limit of {} bytes is reached, further lines are dropped", self.0.limit);
-            LogLine { at: clock::now(), level: LogLevel::Warn, message }
+            line.level = LogLevel::Warn;
+            line.message = format!("the log limit of {} bytes is reached, further lines are dropped", self.0.limit);
         } else {
             inner.bytes += cost;
-            LogLine { at: clock::now(), level, message }
-        };
+        }
         inner.news.lines.push(line);
         drop(inner);
         if first {
@@ -159,10 +170,27 @@ impl LogBuffer {
     pub fn drain<R>(&self, take: impl FnOnce(News) -> R) -> R {
         let mut inner = self.lock();
         let news = std::mem::take(&mut inner.news);
-        let taken = take(news);
+        take(news)
+    }
+
+    /// Hands some of what waits to `take`, in the same way: lines of no more than [`AT_ONCE`], unless a single one
+    /// has more. Returns whether more waits.
+    pub fn drain_some(&self, take: impl FnOnce(News)) -> bool {
+        let mut inner = self.lock();
+        let mut bytes = 0;
+        let few = inner.news.lines.iter().take_while(|line| {
+            bytes += cost(line);
+            bytes <= AT_ONCE
+        });
+        let few = few.count().max(1).min(inner.news.lines.len());
+        let later = inner.news.lines.split_off(few);
+        let lines = std::mem::replace(&mut inner.news.lines, later);
+        let progress = inner.news.progress.take();
+        take(News { lines, progress });
+        let more = !inner.news.is_empty();
         drop(inner);
         self.0.drained.notify_one();
-        taken
+        more
     }
 
     /// Whether so many lines wait that the attempt has to outlast them.
@@ -188,14 +216,14 @@ mod tests {
 
     #[test]
     fn past_the_limit_there_is_one_marker_and_nothing_more() {
-        let buffer = LogBuffer::new(TaskId(uuid::Uuid::nil()), 1, 2 * (LINE_OVERHEAD + 1), Arc::new(|_| ()));
+        let buffer = LogBuffer::new(TaskId(uuid::Uuid::nil()), 1, 2 * (LINE_OVERHEAD as u64 + 1), Arc::new(|_| ()));
         for _ in 0..5 {
             buffer.push(LogLevel::Info, "x".into());
         }
         let lines = buffer.drain(|news| news.lines);
         assert_eq!(lines.len(), 3);
         assert!(lines[2].message.contains("further lines are dropped"));
-        assert_eq!(buffer.bytes(), 2 * (LINE_OVERHEAD + 1));
+        assert_eq!(buffer.bytes(), 2 * (LINE_OVERHEAD as u64 + 1));
         buffer.push(LogLevel::Info, "x".into());
         assert!(buffer.drain(|news| news).is_empty());
     }
@@ -203,15 +231,39 @@ mod tests {
     #[tokio::test]
     async fn a_flood_ebbs_when_its_lines_are_taken() {
         let buffer = LogBuffer::new(TaskId(uuid::Uuid::nil()), 1, u64::MAX, Arc::new(|_| ()));
-        buffer.push(LogLevel::Info, "x".repeat(AT_THE_END));
+        buffer.push(LogLevel::Info, "x".repeat(AT_THE_END - LINE_OVERHEAD));
         assert!(!buffer.is_flooded());
         buffer.ebbed().await;
-        buffer.push(LogLevel::Info, "x".into());
+        buffer.push(LogLevel::Info, String::new());
         let ebbed = std::pin::pin!(buffer.ebbed());
         let mut ebbed = futures::future::maybe_done(ebbed);
         assert!(buffer.is_flooded() && futures::poll!(&mut ebbed).is_pending());
-        buffer.drain(drop);
+        assert!(!buffer.drain_some(drop));
         ebbed.await;
+    }
+
+    #[test]
+    fn lines_are_taken_some_at_a_time_and_in_order() {
+        let buffer = LogBuffer::new(TaskId(uuid::Uuid::nil()), 1, u64::MAX, Arc::new(|_| ()));
+        for number in 0..10_000 {
+            buffer.push(LogLevel::Info, number.to_string());
+        }
+        buffer.push(LogLevel::Info, "x".repeat(2 * AT_ONCE));
+        buffer.push(LogLevel::Info, "y".into());
+        buffer.note_progress(Progress { fraction: 0.5, note: String::new() });
+        let (mut taken, mut progress, mut times) = (Vec::new(), Vec::new(), 0);
+        let mut more = true;
+        while more {
+            more = buffer.drain_some(|news| {
+                assert!(news.lines.len() == 1 || news.lines.iter().map(cost).sum::<usize>() <= AT_ONCE);
+                taken.extend(news.lines.into_iter().map(|line| line.message));
+                progress.extend(news.progress);
+            });
+            times += 1;
+        }
+        assert_eq!((times > 10, progress.len()), (true, 1));
+        assert!(taken[..10_000].iter().enumerate().all(|(number, line)| *line == number.to_string()));
+        assert_eq!(taken[10_001], "y");
     }
 
     #[test]

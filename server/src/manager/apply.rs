@@ -130,13 +130,11 @@ impl Core {
         Ok(Ok(Created { task, replayed: false, start: None }))
     }
 
-    /// Whether a create that is waited for is held back: it would have to queue, and nothing before which it
-    /// would go is in the queue.
+    /// Whether a create that is waited for is held back: it would be the first in the queue.
     fn is_held(&self, item: &NewItem, reply: &Reply<Task>, now: Timestamp) -> bool {
-        let rank = rank(item.task.ready_at, item.task.priority);
         self.draining.is_none()
+            && self.ready.is_exhausted()
             && self.places_for_new() == 0
-            && self.ready.first().is_none_or(|(first, _)| first <= rank)
             && self.held.may_hold(item, reply, now)
     }
 
@@ -182,17 +180,16 @@ impl Core {
             RunEnd::Ended(end) => Event::End { attempt, end: end.clone(), random: random(&end.outcome) },
             RunEnd::GiveBack => Event::GiveBack { attempt },
         };
-        if report.end == RunEnd::GiveBack {
-            // The number will be given again, and what was logged under it is logged again.
-            self.store.remove_log(task.id, attempt)?;
-        } else if task.attempt == attempt {
+        if task.attempt == attempt && report.end != RunEnd::GiveBack {
             self.store_log(&task, attempt, &report.news, now)?;
         }
         // A late end of an attempt that is no longer the current one is dropped.
-        if self.change(&mut task, event, now)?.is_err() {
+        if self.change(&mut task, event, report.ended_at.min(now))?.is_err() {
             return Ok(Done::Nothing);
         }
         if report.end == RunEnd::GiveBack {
+            // The number will be given again, and what was logged under it is logged again.
+            self.store.remove_log(task.id, attempt)?;
             // There was no room for it after all. At once there would be none again.
             self.hold_starts = Some(Instant::now() + RETRY_START);
         }
@@ -204,7 +201,12 @@ impl Core {
             self.note(task, Happened::Log, attempt, Some(&format!("[{first},{count}]")), now)?;
         }
         if let Some(progress) = &news.progress {
-            self.note(task, Happened::Progress, attempt, json(progress).as_deref(), now)?;
+            let event = self.note(task, Happened::Progress, attempt, json(progress).as_deref(), now)?;
+            // Otherwise an attempt that tells it all the time would have events without end.
+            let running = self.running.get_mut(&task.id);
+            if let Some(before) = running.and_then(|running| running.progress.replace(event)) {
+                self.store.remove_event(before)?;
+            }
         }
         Ok(())
     }
@@ -275,7 +277,8 @@ impl Core {
             self.backlog.left(&task.tenant);
             self.ready.remove(rank(task.ready_at, task.priority), task.id);
         }
-        self.note(task, Happened::Deleted, task.attempt, json(&*task.task_type).as_deref(), now)
+        self.note(task, Happened::Deleted, task.attempt, json(&*task.task_type).as_deref(), now)?;
+        Ok(())
     }
 
     /// A task is Pending: it has its place in the queue, or its time.
@@ -289,7 +292,7 @@ impl Core {
         }
     }
 
-    /// Notes what happened, for those who listen and for the record.
+    /// Notes what happened, for those who listen and for the record. Returns the event's number.
     fn note(
         &mut self,
         task: &Task,
@@ -297,10 +300,10 @@ impl Core {
         attempt: u32,
         data: Option<&str>,
         now: Timestamp,
-    ) -> Result<()> {
-        self.store.append_event(task, happened, attempt, now, data)?;
+    ) -> Result<u64> {
+        let event = self.store.append_event(task, happened, attempt, now, data)?;
         self.changed.push((task.tenant.clone(), task.id));
-        Ok(())
+        Ok(event)
     }
 
     /// Starts queued tasks in their order, as long as there is room.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::backlog::{Backlog, BacklogLimits};
 use super::bulk::BulkDone;
 use super::changes::Changes;
-use super::held::{Held, LONGEST_HELD};
+use super::held::Held;
 use super::settings::SettingsDone;
 use super::upkeep::Timers;
 use super::waiters::EndWaiters;
@@ -108,6 +108,8 @@ pub struct Core {
 pub(super) struct Running {
     pub(super) task: Task,
     pub(super) control: Arc<Control>,
+    /// The event that tells how far it is, of which only the newest is kept.
+    pub(super) progress: Option<u64>,
     /// Who canceled or deletes the task, to be answered when the attempt has ended.
     pub(super) then: Vec<Command>,
 }
@@ -291,7 +293,8 @@ impl Core {
                 if !self.held.is_empty() {
                     // Whoever makes room from here on says so.
                     self.room.announce();
-                    next = if self.places_for_new() > 0 { Duration::ZERO } else { next.min(LONGEST_HELD) };
+                    let due = self.places_for_new() > 0 || !self.ready.is_exhausted();
+                    next = if due { Duration::ZERO } else { next.min(self.held.next(now)) };
                 }
                 self.held_for().map_or(next, |held| held.min(next))
             }
@@ -313,7 +316,8 @@ impl Core {
         if self.held.is_empty() {
             return commands;
         }
-        let places = if self.draining.is_some() { usize::MAX } else { self.places_for_new() };
+        let all = self.draining.is_some() || !self.ready.is_exhausted();
+        let places = if all { usize::MAX } else { self.places_for_new() };
         let mut all = self.held.take(places, now);
         all.extend(commands);
         all
@@ -349,7 +353,7 @@ impl Core {
     pub(super) fn start(&mut self, start: Start) {
         let Start { task, place, program, limits } = start;
         let control = Control::new(place);
-        let running = Running { task: task.clone(), control: control.clone(), then: Vec::new() };
+        let running = Running { task: task.clone(), control: control.clone(), progress: None, then: Vec::new() };
         self.running.insert(task.id, running);
         (self.run)(Job { task, program, limits, control });
     }

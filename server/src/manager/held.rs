@@ -1,6 +1,7 @@
-//! Creates that are waited for and find no place. They are held back unstored for some milliseconds: most
-//! get a place within that time, and are then stored as Running at once, without the way through the
-//! queue. Nothing was said to their clients yet, so nothing that was acknowledged can be lost here.
+//! Creates that are waited for and find no place, while nothing is in the queue. They are held back unstored for
+//! some milliseconds: most get a place within that time, and are then stored as Running at once, without the
+//! way through the queue. Nothing was said to their clients yet, so nothing that was acknowledged can be lost
+//! here. As soon as something is in the queue they take their places in it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::task::{Task, TaskId, Timestamp};
 /// How long after its creation a task need not be stored.
 pub(super) const LONGEST_HELD: Duration = Duration::from_millis(50);
 
-/// Creates held back at once. More go through the queue.
+/// Creates held back before a transaction, beside what comes in it. More go through the queue.
 const MOST: usize = 1024;
 
 /// The creates that are held back, in the order of the queue.
@@ -35,6 +36,12 @@ impl Held {
     pub(super) fn add(&mut self, item: Box<NewItem>, reply: Reply<Task>) {
         let Task { ready_at, priority, id, .. } = item.task;
         self.creates.insert((rank(ready_at, priority), id), (item, reply));
+    }
+
+    /// How long from now until one of them may be held back no longer.
+    pub(super) fn next(&self, now: Timestamp) -> Duration {
+        let waited = |(item, _): &(Box<NewItem>, _)| Duration::from_millis(now.millis_since(item.task.created_at));
+        self.creates.values().map(|create| LONGEST_HELD.saturating_sub(waited(create))).min().unwrap_or(Duration::MAX)
     }
 
     /// Takes out those that may be held back no longer, and the first ones for so many places.

@@ -18,6 +18,7 @@ mod tell;
 mod upkeep;
 mod waiters;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -498,31 +499,42 @@ impl Manager {
 
     /// Stores what attempts say some time after they said it, so that much goes into one transaction. It
     /// takes its time: a flood of lines fills its writers' buffers, up to their limit, and holds up
-    /// nothing else.
+    /// nothing else. Each attempt gets its turn, so that who says little does not wait for who says much.
     pub async fn store_logs(self, mut full: tokio::sync::mpsc::UnboundedReceiver<LogBuffer>) {
-        let mut buffers = Vec::new();
-        while full.recv_many(&mut buffers, 1).await > 0 {
-            tokio::time::sleep(LOG_DELAY).await;
-            // All that are there: at most one for each attempt.
+        // At most one for each attempt.
+        let mut buffers = VecDeque::new();
+        loop {
+            if buffers.is_empty() {
+                let Some(first) = full.recv().await else { return };
+                buffers.push_back(first);
+                tokio::time::sleep(LOG_DELAY).await;
+            }
             while let Ok(buffer) = full.try_recv() {
-                buffers.push(buffer);
+                buffers.push_back(buffer);
             }
             let mut bytes = 0;
-            for buffer in buffers.drain(..) {
+            while bytes < LOG_BYTES_AT_ONCE
+                && let Some(buffer) = buffers.pop_front()
+            {
                 let (id, attempt) = buffer.of();
                 // Sent while the buffer is held: the attempt's end, which takes the rest, comes after.
-                buffer.drain(|news| {
+                let more = buffer.drain_some(|news| {
                     bytes += news.bytes();
                     if !news.is_empty() {
                         self.send(Command::Log { id, attempt, news });
                     }
                 });
-                if bytes >= LOG_BYTES_AT_ONCE {
-                    bytes = 0;
-                    let started = tokio::time::Instant::now();
-                    let _ = self.ask(|reply| Command::Flush { reply }).await;
-                    tokio::time::sleep((started.elapsed() * LOG_PAUSE).min(LONGEST_LOG_PAUSE)).await;
+                if more {
+                    buffers.push_back(buffer);
                 }
+            }
+            if bytes >= LOG_BYTES_AT_ONCE {
+                let started = tokio::time::Instant::now();
+                let pause = match self.ask(|reply| Command::Flush { reply }).await {
+                    Ok(()) => started.elapsed() * LOG_PAUSE,
+                    Err(_) => LONGEST_LOG_PAUSE,
+                };
+                tokio::time::sleep(pause.min(LONGEST_LOG_PAUSE)).await;
             }
         }
     }

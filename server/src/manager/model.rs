@@ -271,7 +271,7 @@ impl World {
     fn report(&mut self, id: TaskId, attempt: u32, end: RunEnd) {
         let line = LogLine { at: self.now, level: LogLevel::Info, message: "x".into() };
         let news = News { lines: vec![line], progress: None };
-        self.step(vec![Command::Report(Report { id, attempt, end, news })]);
+        self.step(vec![Command::Report(Report { id, attempt, end, ended_at: self.now, news })]);
     }
 
     /// A report that comes a second time, or of an attempt that a crash took.

@@ -93,6 +93,12 @@ impl Writer {
         Ok(Some((first, next - first)))
     }
 
+    /// Removes an event.
+    pub fn remove_event(&mut self, seq: u64) -> Result<()> {
+        self.conn.prepare_cached("DELETE FROM event WHERE seq = ?1")?.execute([seq])?;
+        Ok(())
+    }
+
     /// Removes the lines that an attempt wrote, and what was told of them.
     pub fn remove_log(&mut self, task: TaskId, attempt: u32) -> Result<()> {
         self.conn
