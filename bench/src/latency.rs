@@ -25,7 +25,7 @@ use crate::server::Server;
 const GUEST: &str = "clock";
 
 struct Latency {
-    /// A transaction with one task, on a quiet machine just before.
+    /// A transaction with one task, just before and just after, while nothing else is done.
     commit: Histogram,
     /// From when a request was to be sent, as the other two: until it was sent.
     late: Histogram,
@@ -68,7 +68,8 @@ fn measure(setup: &Setup, random: &mut Random, server: &mut Server) -> Result<La
     std::fs::create_dir(&components)?;
     std::fs::write(components.join(format!("{GUEST}.wasm")), guest(GUEST)?)?;
     server.end()?;
-    let commit = commit::measure(&setup.program.dir)?;
+    let mut commit = Histogram::new();
+    commit::measure(&setup.program.dir, &mut commit)?;
     server.start_again(&setup.program, GUEST, &[OsStr::new("--components"), components.as_os_str()])?;
     let plan = Plan {
         address: server.address,
@@ -80,6 +81,7 @@ fn measure(setup: &Setup, random: &mut Random, server: &mut Server) -> Result<La
     };
     let found = open_loop::run(&plan, random)?;
     listing::await_ends(server)?;
+    commit::measure(&setup.program.dir, &mut commit)?;
     let mut latency = Latency {
         commit,
         late: Histogram::new(),

@@ -2,13 +2,13 @@
 //! nothing of each other send them. One thread and epoll, as in the closed loop.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::thread::set_current_timer_slack;
+use rustix::fd::OwnedFd;
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 use serde::Deserialize;
 
 use crate::check::check;
@@ -20,6 +20,9 @@ use crate::request::{Kind, Random, Template};
 const CONNECTIONS: usize = 256;
 /// What is not answered then has been lost.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// The timer among the connections.
+const TIMER: u64 = u64::MAX;
 
 /// What one run of the loop does.
 pub(crate) struct Plan<'a> {
@@ -66,10 +69,11 @@ struct Out {
 
 /// Drives the load. Every answer must be the accepted task; the first fault ends the run.
 pub(crate) fn run(plan: &Plan<'_>, random: &mut Random) -> Result<Found> {
-    // By itself the kernel wakes this thread up to 50 µs late.
-    set_current_timer_slack(NonZeroU64::new(1)).context("setting the timer slack")?;
     let template = Template::new(plan.address, plan.task_type, Kind::Enqueued, Duration::ZERO);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    // The time that epoll itself takes is in whole milliseconds.
+    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+    epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
     let mut connections = Vec::with_capacity(CONNECTIONS);
     for index in 0..CONNECTIONS {
         let connection = Connection::open(plan.address).context("opening a connection")?;
@@ -108,13 +112,13 @@ pub(crate) fn run(plan: &Plan<'_>, random: &mut Random) -> Result<Found> {
         }
         // Without a free connection an answer comes first.
         let wait = if due < end && !free.is_empty() { due - now } else { ANSWER_LIMIT };
+        set(&timer, wait)?;
         events.clear();
-        let wait = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
-        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&wait)) {
+        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("epoll_wait"),
         }
-        for event in &events {
+        for event in events.iter().filter(|event| event.data.u64() != TIMER) {
             let index = event.data.u64() as usize;
             let input = std::mem::take(&mut connections[index].input);
             if let Some(response) = connections[index].receive()? {
@@ -131,9 +135,17 @@ pub(crate) fn run(plan: &Plan<'_>, random: &mut Random) -> Result<Found> {
         }
     }
     found.server_cpu = cpu::used_by(plan.server)?.saturating_sub(cpu_at_start.unwrap_or_default());
-    set_current_timer_slack(None)?;
     ensure!(!found.posted.is_empty(), "nothing was sent");
     Ok(found)
+}
+
+/// Lets the timer go off after `wait`, which is above 0, and forget that it went off before.
+fn set(timer: &OwnedFd, wait: Duration) -> Result<()> {
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let wait = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
+    let setting = Itimerspec { it_interval: zero, it_value: wait };
+    timerfd_settime(timer, TimerfdTimerFlags::empty(), &setting)?;
+    Ok(())
 }
 
 fn id(body: &[u8]) -> Result<String> {
