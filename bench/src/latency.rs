@@ -49,6 +49,7 @@ impl Point for Latency {
             ("started p99", self.started.quantile(0.99).as_secs_f64()),
             ("stored p50", self.stored.quantile(0.5).as_secs_f64()),
             ("stored p99", self.stored.quantile(0.99).as_secs_f64()),
+            ("server CPU of 1,000", micros_each(self.server_cpu, self.tasks) / 1e3),
         ]
     }
 }

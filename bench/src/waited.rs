@@ -21,6 +21,7 @@ impl Point for Found {
             ("1,000 tasks", 1000.0 / self.rate()),
             ("p50", self.latency.quantile(0.5).as_secs_f64()),
             ("p99", self.latency.quantile(0.99).as_secs_f64()),
+            ("server CPU of 1,000", micros_each(self.server_cpu, self.answered) / 1e3),
         ]
     }
 }
