@@ -1,27 +1,20 @@
 //! Tasks that are only handed over: `POST /task` without waiting, and the time until all of them
 //! have ended.
 
-use std::net::SocketAddr;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use anyhow::Result;
 
 use crate::Setup;
-use crate::http;
+use crate::listing;
 use crate::load::{self, Found, Plan};
 use crate::report::{Spread, Table, millis, millis_of};
 use crate::request::{BATCH, Kind, Random};
-use crate::rounds::{self, Point};
+use crate::rounds::{self, Point, Row};
 use crate::server::Server;
 
 const CONNECTIONS: [usize; 3] = [1, 64, 512];
 const BATCH_CONNECTIONS: [usize; 3] = [1, 4, 16];
-/// How often the server is asked whether all have ended: the resolution of the drain figures.
-const POLL: Duration = Duration::from_millis(50);
-const DRAIN_LIMIT: Duration = Duration::from_secs(600);
 
 struct Drained {
     posted: Found,
@@ -36,6 +29,15 @@ struct Drained {
 impl Point for Drained {
     fn faults(&self) -> (u64, &[String]) {
         self.posted.faults()
+    }
+
+    fn times(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("1,000 tasks accepted", 1000.0 / (self.posted.rate() * self.tasks_each as f64)),
+            ("p50", self.posted.latency.quantile(0.5).as_secs_f64()),
+            ("p99", self.posted.latency.quantile(0.99).as_secs_f64()),
+            ("1,000 tasks ended", 1000.0 * self.whole.as_secs_f64() / self.tasks() as f64),
+        ]
     }
 }
 
@@ -70,6 +72,7 @@ fn measure(setup: &Setup, random: &mut Random, kind: Kind, what: &str, connectio
             connections,
             kind: Kind::Waited,
             task_type: &setup.task_type,
+            delay: Duration::ZERO,
             warm_up: setup.warm_up,
             measured: Duration::ZERO,
             at_most: 0,
@@ -86,40 +89,23 @@ fn measure(setup: &Setup, random: &mut Random, kind: Kind, what: &str, connectio
         let mut posted = load::run(&plan, random)?;
         posted.errors += warmed.errors;
         posted.messages.extend(warmed.messages);
-        drain(server.address, posted, tasks_each)
+        drain(server, posted, tasks_each)
     };
-    rounds::run(setup, &about, connections, measure, table)
+    rounds::run(setup, &about, setup.connections_or(connections), measure, table)
 }
 
-fn drain(address: SocketAddr, mut posted: Found, tasks_each: u64) -> Result<Drained> {
+fn drain(server: &Server, mut posted: Found, tasks_each: u64) -> Result<Drained> {
     let start = Instant::now();
-    // In this order: a task that is no longer Pending is Running or has ended.
-    while has_any(address, "Pending")? || has_any(address, "Running")? {
-        ensure!(start.elapsed() < DRAIN_LIMIT, "tasks not ended after {DRAIN_LIMIT:?}");
-        thread::sleep(POLL);
-    }
+    listing::await_ends(server)?;
     let end = Instant::now();
-    if has_any(address, "Failed")? {
+    if listing::has_any(server, "Failed")? {
         posted.errors += 1;
         posted.messages.push("some tasks Failed".to_owned());
     }
     Ok(Drained { rest: end - start, whole: end - posted.began, posted, tasks_each })
 }
 
-fn has_any(address: SocketAddr, status: &str) -> Result<bool> {
-    #[derive(Deserialize)]
-    struct List {
-        tasks: Vec<IgnoredAny>,
-    }
-    let path = format!("/tasks?status={status}&limit=1");
-    let (code, body) = http::get(address, &path)?;
-    let shown = String::from_utf8_lossy(&body);
-    ensure!(code == 200, "GET {path}: status {code}: {shown}");
-    let list: List = serde_json::from_slice(&body).with_context(|| format!("GET {path}: {shown}"))?;
-    Ok(!list.tasks.is_empty())
-}
-
-fn table(points: &[(usize, Vec<Drained>)]) -> Table {
+fn table(rows: &[Row<Drained>]) -> Table {
     let mut table = Table::new(&[
         "connections",
         "requests",
@@ -135,7 +121,7 @@ fn table(points: &[(usize, Vec<Drained>)]) -> Table {
         "ended/s",
         "min–max",
     ]);
-    for (connections, rounds) in points {
+    for Row { connections, rounds, .. } in rows {
         let spread = |figure: fn(&Drained) -> f64| Spread::of(rounds.iter().map(figure));
         let rate = spread(|point| point.posted.rate() * point.tasks_each as f64);
         let ended = spread(|point| point.tasks() as f64 / point.whole.as_secs_f64());

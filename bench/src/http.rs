@@ -106,20 +106,39 @@ fn decimal(digits: &[u8]) -> Option<usize> {
 
 /// One GET over a connection of its own: the status and the body.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, Vec<u8>)> {
-    let limit = Duration::from_secs(30);
-    let fault = || format!("GET {path}");
-    let mut stream = TcpStream::connect_timeout(&address, limit).with_context(fault)?;
-    stream.set_read_timeout(Some(limit)).with_context(fault)?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).with_context(fault)?;
-    let mut buffer = Vec::new();
-    let mut piece = [0; 4096];
-    loop {
-        let count = stream.read(&mut piece).with_context(fault)?;
-        ensure!(count > 0, "GET {path}: closed before the answer was whole");
-        buffer.extend_from_slice(&piece[..count]);
-        if let Some(response) = parse(&buffer).with_context(fault)? {
-            return Ok((response.status, response.body.to_vec()));
+    Reader::open(address)?.get(path)
+}
+
+/// A connection that is kept for one GET after the other.
+pub(crate) struct Reader {
+    address: SocketAddr,
+    stream: TcpStream,
+}
+
+impl Reader {
+    /// Connects.
+    pub(crate) fn open(address: SocketAddr) -> Result<Self> {
+        let limit = Duration::from_secs(30);
+        let stream = TcpStream::connect_timeout(&address, limit).context("connecting")?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { address, stream })
+    }
+
+    /// One GET: the status and the body.
+    pub(crate) fn get(&mut self, path: &str) -> Result<(u16, Vec<u8>)> {
+        let fault = || format!("GET {path}");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address);
+        self.stream.write_all(request.as_bytes()).with_context(fault)?;
+        let mut buffer = Vec::new();
+        let mut piece = [0; 65536];
+        loop {
+            let count = self.stream.read(&mut piece).with_context(fault)?;
+            ensure!(count > 0, "GET {path}: closed before the answer was whole");
+            buffer.extend_from_slice(&piece[..count]);
+            if let Some(response) = parse(&buffer).with_context(fault)? {
+                return Ok((response.status, response.body.to_vec()));
+            }
         }
     }
 }

@@ -1,20 +1,27 @@
 //! Measures taskcell. `--help` and this directory's README say what and how.
 
 mod check;
+mod commit;
 mod connection;
 mod cpu;
+mod database;
+mod drain;
 mod enqueue;
 mod guests;
 mod histogram;
 mod http;
 mod in_process;
+mod latency;
+mod listing;
 mod load;
 mod machine;
+mod open_loop;
 mod report;
 mod request;
 mod rounds;
 mod sandbox;
 mod server;
+mod start;
 mod waited;
 
 use std::ffi::OsString;
@@ -25,10 +32,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
+use crate::database::{Database, Large};
 use crate::request::Random;
 use crate::server::Program;
 
-/// Measures taskcell: starts the real server on an empty data directory, drives it over HTTP,
+/// Measures taskcell: starts the real server on a data directory of its own, drives it over HTTP,
 /// checks every answer, and prints a table for each measurement.
 ///
 /// Without a command everything is measured, which takes a few minutes. The server and this
@@ -53,6 +61,13 @@ enum Command {
     Enqueue,
     /// Many tasks handed over in each request: `POST /tasks`, then the time until all have ended
     Batch,
+    /// A queue worked off: tasks that are all Pending when the server starts, then the time until all
+    /// have ended
+    Drain,
+    /// From `POST /task` to the start of the guest, at a given rate of arrivals
+    Latency,
+    /// The server's start: from its process to its taking tasks
+    Start,
     /// The sandbox alone, in this process: instantiate, run `echo` and drop
     Sandbox,
     /// Guests that compute: with all limits, without any, and the same code native
@@ -90,10 +105,19 @@ struct Options {
     /// The task type; its output must be its input
     #[arg(long, global = true, value_name = "NAME", default_value = "echo")]
     task_type: String,
-    /// enqueue, batch: at most this many tasks for each point and round
+    /// enqueue, batch: at most this many tasks for each point and round; drain: this many
     #[arg(long, global = true, value_name = "N", default_value = "100000",
           value_parser = clap::value_parser!(u64).range(1..))]
     tasks: u64,
+    /// latency: tasks a second
+    #[arg(long, global = true, value_name = "N", default_value = "1000",
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
+    /// All but sandbox and guests once more, in turn, on a database with N finished tasks and a fifth as
+    /// many Pending ones that are due much later [N: 1000000]
+    #[arg(long, global = true, value_name = "N", num_args = 0..=1, require_equals = true,
+          default_missing_value = "1000000", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    large: Option<u64>,
     /// Seed of the random inputs [default: from the clock; it is printed]
     #[arg(long, global = true, value_name = "N")]
     seed: Option<u64>,
@@ -102,6 +126,8 @@ struct Options {
 /// What all measurements share.
 struct Setup {
     program: Program,
+    /// What the servers start on; the empty one is the first.
+    databases: Vec<Database>,
     /// Empty: each measurement's own.
     connections: Vec<usize>,
     measured: Duration,
@@ -109,6 +135,14 @@ struct Setup {
     rounds: u32,
     task_type: String,
     tasks: u64,
+    rate: u32,
+}
+
+impl Setup {
+    /// The numbers of connections that were asked for, or those of the measurement.
+    fn connections_or<'a>(&'a self, own: &'a [usize]) -> &'a [usize] {
+        if self.connections.is_empty() { own } else { &self.connections }
+    }
 }
 
 fn main() -> ExitCode {
@@ -126,7 +160,8 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<bool> {
     let options = cli.options;
     ensure!(!options.seconds.is_zero(), "--seconds must be above 0");
-    let setup = Setup {
+    let mut setup = Setup {
+        databases: vec![Database::Empty],
         program: Program::find(options.server, options.server_arg, options.dir)?,
         connections: options.connections.into_iter().map(usize::from).collect(),
         measured: options.seconds,
@@ -134,6 +169,7 @@ fn run(cli: Cli) -> Result<bool> {
         rounds: options.rounds,
         task_type: options.task_type,
         tasks: options.tasks,
+        rate: options.rate,
     };
     let seed = options.seed.unwrap_or_else(clock_seed);
     let mut random = Random::new(seed);
@@ -149,6 +185,12 @@ fn run(cli: Cli) -> Result<bool> {
     println!("server: {}", setup.program.path.display());
     println!("seed: {seed}");
 
+    let in_process_only = matches!(cli.command, Some(Command::Sandbox | Command::Guests));
+    if let Some(finished) = options.large.filter(|_| !in_process_only) {
+        let large = Large::make(&setup.program, &setup.task_type, finished, &mut random)?;
+        setup.databases.push(Database::Large(large));
+    }
+
     let mut good = true;
     if matches!(cli.command, None | Some(Command::Waited)) {
         good &= waited::run(&setup, &mut random)?;
@@ -158,6 +200,15 @@ fn run(cli: Cli) -> Result<bool> {
     }
     if matches!(cli.command, None | Some(Command::Batch)) {
         good &= enqueue::run_batch(&setup, &mut random)?;
+    }
+    if matches!(cli.command, None | Some(Command::Drain)) {
+        good &= drain::run(&setup, &mut random)?;
+    }
+    if matches!(cli.command, None | Some(Command::Latency)) {
+        good &= latency::run(&setup, &mut random)?;
+    }
+    if matches!(cli.command, None | Some(Command::Start)) {
+        good &= start::run(&setup)?;
     }
     let in_process = setup.program.dir.join("in-process");
     if matches!(cli.command, None | Some(Command::Sandbox)) {

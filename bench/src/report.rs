@@ -109,6 +109,11 @@ impl Spread {
     pub(crate) fn range(&self) -> String {
         format!("{:.0}–{:.0}", self.0[0], self.0[self.0.len() - 1])
     }
+
+    /// The same for figures around 1.
+    pub(crate) fn range_to_hundredths(&self) -> String {
+        format!("{:.2}–{:.2}", self.0[0], self.0[self.0.len() - 1])
+    }
 }
 
 /// Milliseconds with three digits that tell something.

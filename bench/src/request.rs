@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// xorshift64*: cheap, and its raw states do not repeat before 2^64 draws.
 pub(crate) struct Random(u64);
@@ -19,6 +20,14 @@ impl Random {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    /// A time that is exponentially distributed around `mean`: the gap between two arrivals that know
+    /// nothing of each other.
+    pub(crate) fn gap(&mut self, mean: Duration) -> Duration {
+        // From above 0 to 1: the logarithm of 0 has no end.
+        let share = ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64;
+        mean.mul_f64(-share.ln())
     }
 }
 
@@ -67,19 +76,20 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// The requests for one task type.
-    pub(crate) fn new(address: SocketAddr, task_type: &str, kind: Kind) -> Self {
+    /// The requests for one task type. Their tasks are due `delay` after their creation.
+    pub(crate) fn new(address: SocketAddr, task_type: &str, kind: Kind, delay: Duration) -> Self {
         let prefer = match kind {
             Kind::Waited => "Prefer: wait=60\r\n",
             Kind::Enqueued | Kind::Batch => "",
         };
         let path = if kind == Kind::Batch { "/tasks" } else { "/task" };
         let name = serde_json::Value::from(task_type);
+        let delay = if delay.is_zero() { String::new() } else { format!("\"delay_ms\":{},", delay.as_millis()) };
         Self {
             head: format!(
                 "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{prefer}Content-Length: "
             ),
-            body_start: format!("{{\"task_type\":{name},\"input\":"),
+            body_start: format!("{{\"task_type\":{name},{delay}\"input\":"),
             kind,
         }
     }
@@ -142,10 +152,21 @@ mod tests {
     }
 
     #[test]
+    fn gaps_have_their_mean_and_are_not_even() {
+        let mut random = Random::new(7);
+        let gaps: Vec<f64> = (0..100_000).map(|_| random.gap(Duration::from_millis(1)).as_secs_f64() * 1e3).collect();
+        let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+        assert!((mean - 1.0).abs() < 0.02, "{mean}");
+        // A third, and not half, of the gaps is longer than the mean.
+        let longer = gaps.iter().filter(|gap| **gap > 1.0).count();
+        assert!((36_000..37_600).contains(&longer), "{longer}");
+    }
+
+    #[test]
     fn a_request_is_whole_and_says_its_length() {
         let address = SocketAddr::from(([127, 0, 0, 1], 80));
         let mut out = b"left over".to_vec();
-        Template::new(address, "echo", Kind::Waited).write(b"\"x\"", &mut out);
+        Template::new(address, "echo", Kind::Waited, Duration::ZERO).write(b"\"x\"", &mut out);
         assert_eq!(
             String::from_utf8(out).expect("UTF-8"),
             "POST /task HTTP/1.1\r\nHost: 127.0.0.1:80\r\nContent-Type: application/json\r\n\

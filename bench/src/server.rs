@@ -1,6 +1,6 @@
 //! The server under test: a process of its own on a fresh data directory.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use serde::Deserialize;
 
+use crate::database::Database;
 use crate::http;
 
 /// The first start compiles every task type.
@@ -57,48 +58,47 @@ pub(crate) struct Server {
     child: Child,
     /// Where it listens.
     pub(crate) address: SocketAddr,
-    data: PathBuf,
+    /// Its data directory.
+    pub(crate) data: PathBuf,
+    /// The id of the newest task that was in the database at the start; empty where there was none.
+    pub(crate) newest: String,
     log: PathBuf,
     keep_log: bool,
 }
 
 impl Server {
-    /// Starts the server and waits until it takes tasks of `task_type`.
-    pub(crate) fn start(program: &Program, task_type: &str) -> Result<Self> {
+    /// Starts the server on a data directory of its own and waits until it takes tasks of `task_type`.
+    pub(crate) fn start(program: &Program, task_type: &str, database: &Database) -> Result<Self> {
         static STARTED: AtomicU32 = AtomicU32::new(1);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let name = format!("taskcell-bench-{}-{number}", std::process::id());
         let data = program.dir.join(&name);
         let log = program.dir.join(format!("{name}.log"));
-        let log_file = File::create_new(&log).with_context(|| format!("creating {}", log.display()))?;
-        fs::create_dir(&data).with_context(|| format!("creating {}", data.display()))?;
-        let mut command = Command::new(&program.path);
-        command
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(&data)
-            .args(&program.arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log_file);
-        // SAFETY: between fork and exec only this one system call is made; it takes no lock and
-        // allocates nothing.
-        unsafe {
-            // A server left behind by a benchmark that was killed would disturb the next one.
-            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
-        }
-        let child = command.spawn().with_context(|| format!("starting {}", program.path.display()));
-        let child = match child {
+        File::create_new(&log).with_context(|| format!("creating {}", log.display()))?;
+        let filled = database.copy_to(&data).with_context(|| format!("filling {}", data.display()));
+        let child = match filled.and_then(|()| launch(program, &data, &log, &[])) {
             Ok(child) => child,
             Err(error) => {
                 remove(&data, &log);
                 return Err(error);
             }
         };
-        let mut server = Self { child, address: SocketAddr::from(([0, 0, 0, 0], 0)), data, log, keep_log: false };
+        let address = SocketAddr::from(([0, 0, 0, 0], 0));
+        let newest = database.newest().to_owned();
+        let mut server = Self { child, address, data, newest, log, keep_log: false };
         match server.await_ready(task_type) {
             Ok(()) => Ok(server),
             Err(error) => Err(server.explain(&error)),
         }
+    }
+
+    /// Starts the server again, after [`Server::end`], on the same data and with `more` arguments. Returns
+    /// the time from the start of its process until it takes tasks of `task_type`.
+    pub(crate) fn start_again(&mut self, program: &Program, task_type: &str, more: &[&OsStr]) -> Result<Duration> {
+        let began = Instant::now();
+        self.child = launch(program, &self.data, &self.log, more)?;
+        self.await_ready(task_type)?;
+        Ok(began.elapsed())
     }
 
     fn await_ready(&mut self, task_type: &str) -> Result<()> {
@@ -123,7 +123,7 @@ impl Server {
                     other => bail!("task type `{task_type}` is `{other}`, not ready"),
                 }
             }
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(1));
         }
         bail!("not ready after {START_LIMIT:?}; task type `{task_type}` is `{last}`")
     }
@@ -156,6 +156,11 @@ impl Server {
 
     /// Stops the server as an operator would. A server that does not end well is an error.
     pub(crate) fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    /// The same, and its data stays until it is dropped.
+    pub(crate) fn end(&mut self) -> Result<()> {
         let pid = Pid::from_child(&self.child);
         let _ = kill_process(pid, Signal::TERM);
         let stopped = match self.await_end() {
@@ -190,6 +195,26 @@ impl Drop for Server {
             remove(&self.data, &self.log);
         }
     }
+}
+
+fn launch(program: &Program, data: &Path, log: &Path, more: &[&OsStr]) -> Result<Child> {
+    let log_file = File::options().append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+    let mut command = Command::new(&program.path);
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data)
+        .args(&program.arguments)
+        .args(more)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log_file);
+    // SAFETY: between fork and exec only this one system call is made; it takes no lock and
+    // allocates nothing.
+    unsafe {
+        // A server left behind by a benchmark that was killed would disturb the next one.
+        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
+    }
+    command.spawn().with_context(|| format!("starting {}", program.path.display()))
 }
 
 fn remove(data: &Path, log: &Path) {

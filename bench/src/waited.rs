@@ -6,7 +6,7 @@ use crate::Setup;
 use crate::load::{self, Found, Plan};
 use crate::report::{Spread, Table, micros_each, millis, millis_of};
 use crate::request::{Kind, Random};
-use crate::rounds::{self, Point};
+use crate::rounds::{self, Point, Row};
 use crate::server::Server;
 
 const CONNECTIONS: [usize; 4] = [1, 64, 256, 512];
@@ -14,6 +14,15 @@ const CONNECTIONS: [usize; 4] = [1, 64, 256, 512];
 impl Point for Found {
     fn faults(&self) -> (u64, &[String]) {
         (self.errors, &self.messages)
+    }
+
+    fn times(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("1,000 tasks", 1000.0 / self.rate()),
+            ("p50", self.latency.quantile(0.5).as_secs_f64()),
+            ("p99", self.latency.quantile(0.99).as_secs_f64()),
+            ("server CPU of 1,000", micros_each(self.server_cpu, self.answered) / 1e3),
+        ]
     }
 }
 
@@ -31,16 +40,17 @@ pub(crate) fn run(setup: &Setup, random: &mut Random) -> anyhow::Result<bool> {
             connections,
             kind: Kind::Waited,
             task_type: &setup.task_type,
+            delay: Duration::ZERO,
             warm_up: setup.warm_up,
             measured: setup.measured,
             at_most: u64::MAX,
         };
         load::run(&plan, random)
     };
-    rounds::run(setup, &about, &CONNECTIONS, measure, table)
+    rounds::run(setup, &about, setup.connections_or(&CONNECTIONS), measure, table)
 }
 
-fn table(points: &[(usize, Vec<Found>)]) -> Table {
+fn table(rows: &[Row<Found>]) -> Table {
     let mut table = Table::new(&[
         "connections",
         "requests",
@@ -54,7 +64,7 @@ fn table(points: &[(usize, Vec<Found>)]) -> Table {
         "server CPU µs/req",
         "bench CPU µs/req",
     ]);
-    for (connections, rounds) in points {
+    for Row { connections, rounds, .. } in rows {
         let median = |figure: fn(&Found) -> f64| Spread::of(rounds.iter().map(figure)).median();
         let rate = Spread::of(rounds.iter().map(Found::rate));
         let seconds: Duration = rounds.iter().map(|found| found.elapsed).sum();

@@ -5,7 +5,7 @@ mod many;
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::json;
 
@@ -35,6 +35,19 @@ fn wasi_is_denied() {
     assert_eq!(of("wall_clock"), &json!({"ok": true}));
     assert!(!Path::new("/tmp/escaped").exists(), "a guest wrote a file");
     assert!(listener.accept().is_err(), "a guest connected");
+}
+
+/// A guest that asks for the time gets the machine's, and not one that is rounded.
+#[test]
+fn the_wall_clock_is_the_machines() {
+    let server = shared_server();
+    let now = || i64::try_from(UNIX_EPOCH.elapsed().unwrap().as_nanos()).unwrap();
+    let before = now();
+    let times: Vec<i64> =
+        (0..5).map(|_| server.client.output(&json!({"task_type": guest("clock")})).as_i64().unwrap()).collect();
+    let after = now();
+    assert!(times.is_sorted() && before < times[0] && times[4] < after, "{before}, {times:?}, {after}");
+    assert!(times.iter().any(|time| time % 1_000_000 != 0), "whole milliseconds: {times:?}");
 }
 
 /// Several sleeps at once take as long as the longest, and one after the other as long as all.
