@@ -4,6 +4,7 @@
 mod many_crashes;
 mod model;
 mod power_cut;
+mod schedules;
 mod told;
 
 use std::process::Stdio;
@@ -50,9 +51,9 @@ fn use_until_gone(server: Server, told: &mut [Told], meanwhile: impl FnOnce(&Ato
 }
 
 fn losses(server: &Server, told: &mut [Told]) -> Vec<String> {
-    let client = &server.client;
+    let (client, database) = (&server.client, &server.setup().database());
     thread::scope(|scope| {
-        let checks: Vec<_> = told.iter_mut().map(|told| scope.spawn(move || told.losses(client))).collect();
+        let checks: Vec<_> = told.iter_mut().map(|told| scope.spawn(move || told.losses(client, database))).collect();
         checks.into_iter().flat_map(|check| check.join().unwrap()).collect()
     })
 }
