@@ -13,7 +13,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use power_cut::{Disk, Fault, Random, Unsynced};
+pub(crate) use power_cut::Random;
+use power_cut::{Disk, Fault, Unsynced};
 use serde_json::json;
 use told::Told;
 
@@ -110,7 +111,7 @@ fn cut_while_starting(disk: &Disk, setup: &Setup, calls: u32) {
     disk.cut_after(calls);
     let mut starting = setup.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     // A start that makes fewer calls goes on and is ended here.
-    let patience = Instant::now() + Duration::from_secs(2);
+    let patience = Instant::now() + Duration::from_secs(5);
     while starting.try_wait().unwrap().is_none() && Instant::now() < patience {
         thread::sleep(Duration::from_millis(5));
     }

@@ -7,9 +7,11 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
 use super::model::Was;
-use super::power_cut::Random;
+use super::power_cut::{Disk, Random, Unsynced};
+use super::{cut_while_starting, on_disk};
+use crate::support::server::Setup;
 use crate::support::time::{in_millis, millis};
-use crate::support::{Answer, Client, wait_for};
+use crate::support::{Answer, Client, temp_dir, wait_for};
 
 /// Due every second.
 const SECONDS: &str = "* * * * * *";
@@ -223,4 +225,64 @@ fn look(conn: &Connection, name: &str) -> (Option<i64>, i64) {
     let sql = "SELECT (SELECT next_at FROM schedule WHERE tenant = 'default' AND name = ?1),
                       (SELECT count(*) FROM task WHERE tenant = 'default' AND schedule = ?1)";
     conn.query_row(sql, [name], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+}
+
+/// What is in the database now, seen in a copy: opening it would repair what the crash left.
+fn look_at_copy(setup: &Setup, name: &str) -> (i64, i64) {
+    let copy = temp_dir();
+    for file in ["taskcell.db", "taskcell.db-wal"] {
+        let from = setup.data_dir().join(file);
+        if from.exists() {
+            std::fs::copy(from, copy.path().join(file)).unwrap();
+        }
+    }
+    let (next_at, made) = look(&Connection::open(copy.path().join("taskcell.db")).unwrap(), name);
+    (next_at.unwrap(), made)
+}
+
+/// Wherever the power fails while missed due times are caught up: each makes one task, so many in one
+/// transaction.
+#[test]
+fn catching_up_goes_on_after_power_cuts() {
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+    /// As many as are caught up.
+    const MISSED: i64 = 1000;
+    /// Tasks that schedules make in one transaction.
+    const TOGETHER: i64 = 128;
+    let mut random = Random::new();
+    let disk = Disk::new();
+    let server = on_disk(&disk);
+    // Once a day, about twelve hours from now.
+    let hour = (now() / 3_600_000 + 12) % 24;
+    let body = json!({"cron": format!("0 {hour} * * *"), "task": {"task_type": "echo"}, "catch_up": "all"}).to_string();
+    let headers = [("content-type", "application/json")];
+    server.client.send("PUT", "/schedules/missed", &headers, Some(body.as_bytes())).expect(201);
+    let setup = server.stop();
+    let conn = Connection::open(setup.database()).unwrap();
+    let next = look(&conn, "missed").0.unwrap();
+    let first = next - MISSED * DAY_MS;
+    assert_eq!(conn.execute("UPDATE schedule SET next_at = ?1", [first]).unwrap(), 1);
+    drop(conn);
+
+    let mut between = 0;
+    for cut in 0.. {
+        let unsynced = [Unsynced::Lost, Unsynced::Torn, Unsynced::Scattered][cut % 3];
+        let calls = 10 + random.below(300) as u32;
+        cut_while_starting(&disk, &setup, calls);
+        disk.lose_power(setup.data_dir(), unsynced, &mut random);
+        let (next_at, made) = look_at_copy(&setup, "missed");
+        eprintln!("after {calls} calls: {made}");
+        assert_eq!(made, (next_at - first) / DAY_MS, "each due time makes one task in one transaction");
+        assert!(made % TOGETHER == 0 || made == MISSED, "{made} were made in parts of {TOGETHER}");
+        if made == MISSED {
+            break;
+        }
+        between += usize::from(made > 0);
+    }
+    assert!(between > 0, "the power never failed in between");
+    let server = setup.start();
+    let ended = || server.client.get("/tasks?limit=1000&status=Completed").expect(200).json();
+    wait_for("all to end", || (ended()["tasks"].as_array().unwrap().len() as i64 == MISSED).then_some(()));
+    let setup = server.stop();
+    assert_eq!(look_at_copy(&setup, "missed"), (next, MISSED));
 }
