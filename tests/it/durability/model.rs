@@ -137,10 +137,10 @@ impl Task {
             return Err(format!("an attempt never ended: {attempts:?}"));
         }
         // One that was canceled while it waited for its time is attempted at once when it is retried.
-        if let (Some(first), true) = (attempts.first(), self.delay_ms > 0 && self.retries == 0) {
-            if millis(first["started_at"].as_str().unwrap_or_default()) < self.asked_at + self.delay_ms {
-                return Err(format!("it started before its time: {first}"));
-            }
+        if let Some(first) = attempts.first().filter(|_| self.delay_ms > 0 && self.retries == 0)
+            && millis(first["started_at"].as_str().unwrap_or_default()) < self.asked_at + self.delay_ms
+        {
+            return Err(format!("it started before its time: {first}"));
         }
         Ok(())
     }
