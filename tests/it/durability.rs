@@ -27,6 +27,9 @@ const CLIENTS: u64 = 6;
 /// For how long it is watched that something does not happen.
 const A_WHILE: Duration = Duration::from_millis(700);
 
+/// How long a task sleeps that has to run still when something happens to the disk, on a slow machine as well.
+const SLEEPS: Duration = Duration::from_millis(4_000);
+
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// Method, path, headers and body.
@@ -168,7 +171,7 @@ fn nothing_is_acknowledged_before_its_commit() {
     for name in ["kept", "removed"] {
         assert!((200..300).contains(&client.send("PUT", &format!("/objects/{name}"), &[], Some(b"x")).status));
     }
-    let ends = sleep(1500);
+    let ends = sleep(SLEEPS.as_millis() as u32);
     client.wait_for_status(&ends, "Running");
 
     let wait = ("prefer", "wait=60");
@@ -194,7 +197,7 @@ fn nothing_is_acknowledged_before_its_commit() {
         }
         wait_for("a sync", || (disk.held() > 0).then_some(()));
         // Until long after the task has slept enough.
-        while held_since.elapsed() < Duration::from_millis(1500) + A_WHILE {
+        while held_since.elapsed() < SLEEPS + A_WHILE {
             for path in ["/healthz", "/tasks", "/objects", "/objects/removed"] {
                 client.get(path).expect(200);
             }
@@ -266,7 +269,7 @@ fn survives_refused_writes(fault: Fault, value: u8) {
     let before = client.run(&json!({"task_type": "echo", "input": [1, 2]}));
     let before_path = format!("/task/{}", before["id"].as_str().unwrap());
     assert!((200..300).contains(&client.send("PUT", "/objects/a", &[], Some(b"a")).status));
-    let sleep = json!({"task_type": guest("sleep"), "input": {"ms": 1000}});
+    let sleep = json!({"task_type": guest("sleep"), "input": {"ms": SLEEPS.as_millis() as u32}});
     let mut known: Vec<String> = (0..5).map(|_| client.create(&sleep)).collect();
 
     let waited = thread::scope(|scope| {
@@ -278,7 +281,7 @@ fn survives_refused_writes(fault: Fault, value: u8) {
         let full = disk.with(fault, value);
         let full_since = Instant::now();
         let task = r#"{"task_type":"echo"}"#;
-        while full_since.elapsed() < Duration::from_secs(1) + A_WHILE {
+        while full_since.elapsed() < SLEEPS + A_WHILE {
             for refused in [
                 client.post_task(task),
                 client.post_task_and_wait(task, "wait=60"),
@@ -337,14 +340,14 @@ fn reads_that_would_wait_go_on_where_the_disk_is_full() {
     let client = &server.client;
     let ended = client.run(&json!({"task_type": "echo", "input": 1}))["id"].as_str().unwrap().to_owned();
     let sleep = |ms: u32| client.create(&json!({"task_type": guest("sleep"), "input": {"ms": ms}}));
-    let (runs, ends) = (sleep(60_000), sleep(500));
+    let (runs, ends) = (sleep(60_000), sleep(SLEEPS.as_millis() as u32));
     for id in [&runs, &ends] {
         client.wait_for_status(id, "Running");
     }
     let full = disk.with(Fault::NoSpace, 1);
     let full_since = Instant::now();
     let result = |id: &str| client.get_with(&format!("/task/{id}/result"), &[("prefer", "wait=1")]);
-    while full_since.elapsed() < Duration::from_millis(500) + 2 * A_WHILE {
+    while full_since.elapsed() < SLEEPS + 2 * A_WHILE {
         result(&ended).expect(200);
         result(&runs).expect(202);
         result(&ends).expect(202);
