@@ -1,7 +1,12 @@
 //! `POST /tasks/cancel`, `/tasks/retry` and `/tasks/delete`: all that match a filter.
 
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::durability::Random;
+use crate::support::time::{in_millis, millis};
 use crate::support::{Answer, Client, guest, server, wait_for};
 
 fn post(client: &Client, action: &str, filter: &Value) -> Answer {
@@ -253,4 +258,120 @@ fn what_is_no_filter_is_refused() {
     client.send("POST", "/tasks/delete", &[], Some(b"{}")).problem(415);
     client.get("/operations/01a209d3-f2ff-73d2-9b65-ee1a8f4ea2dd").problem(404);
     client.get("/operations/x").problem(404);
+}
+
+/// What an operation did can be read for a day. The clock cannot be moved, but what it wrote can.
+#[test]
+fn an_operation_is_forgotten_a_day_after_its_end() {
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+    let server = server(&["--max-tenant-pending", "1"]);
+    let client = &server.client;
+    let [younger, older] = [0, 1].map(|_| {
+        let path = start(client, "delete", &json!({}));
+        finished(client, &path);
+        path
+    });
+    // One that goes on is kept however old it is: a queue without room keeps a retry from going on.
+    client.run(&json!({"task_type": "echo"}));
+    client.create(&later(json!({})));
+    let open = start(client, "retry", &json!({}));
+    let setup = server.crash();
+    let database = rusqlite::Connection::open(setup.database()).unwrap();
+    let now = millis(&in_millis(0));
+    database.execute("UPDATE operation SET created_at = ?1", [now - 3 * DAY_MS]).unwrap();
+    for (path, age_ms) in [(&younger, DAY_MS - 120_000), (&older, DAY_MS + 1)] {
+        let id = path.rsplit('/').next().unwrap().replace('-', "");
+        let sql = "UPDATE operation SET finished_at = ?1 WHERE hex(id) = upper(?2)";
+        assert_eq!(database.execute(sql, (now - age_ms, id)).unwrap(), 1);
+    }
+    drop(database);
+    let server = setup.start();
+    wait_for("the older to be forgotten", || (server.client.get(&older).status == 404).then_some(()));
+    server.client.get(&younger).expect(200);
+    assert_eq!(server.client.get(&open).expect(200).json()["status"], "Running");
+    let listed = server.client.get("/operations").expect(200).json();
+    assert_eq!(listed["operations"].as_array().unwrap().len(), 2, "{listed}");
+}
+
+/// Of many the oldest are forgotten at once, but none that is open.
+#[test]
+fn so_many_operations_are_kept() {
+    const MOST: i64 = 1000;
+    let server = server(&["--max-tenant-pending", "1"]);
+    let client = &server.client;
+    client.run(&json!({"task_type": "echo"}));
+    client.create(&later(json!({})));
+    let open = start(client, "retry", &json!({}));
+    let first = start(client, "cancel", &json!({"task_type": "io"}));
+    finished(client, &first);
+    let setup = server.crash();
+    // Older ones, of a second after the epoch each.
+    let database = rusqlite::Connection::open(setup.database()).unwrap();
+    let path =
+        |n: i64| format!("/operations/{:08x}-{:04x}-7000-8000-000000000000", (n * 1000) >> 16, (n * 1000) & 0xffff);
+    let sql = "INSERT INTO operation
+               SELECT unhex(?1), tenant, action, filter, matched, done, skipped, after, created_at, finished_at
+               FROM operation WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 1";
+    for n in 1..=MOST {
+        let id = path(n).rsplit('/').next().unwrap().replace('-', "");
+        assert_eq!(database.execute(sql, [id]).unwrap(), 1);
+    }
+    drop(database);
+    let server = setup.start();
+    let client = &server.client;
+    client.get(&path(1)).expect(200);
+    finished(client, &start(client, "cancel", &json!({"task_type": "io"})));
+    client.get(&path(1)).problem(404);
+    for kept in [&path(2), &path(MOST), &first, &open] {
+        client.get(kept).expect(200);
+    }
+}
+
+/// Where counting what matches takes too long, nobody waits for it: the number is not told, and all is done.
+/// Here it takes long because the server stands still in the midst of it.
+#[test]
+fn what_cannot_be_counted_in_time_is_not_told() {
+    /// Longer than a count may take.
+    const STANDS_STILL: Duration = Duration::from_millis(2_200);
+    let server = server(&[]);
+    let client = &server.client;
+    // Of all but one label something has to be looked at in every task.
+    let labels: serde_json::Map<String, Value> = (0..8).map(|n| (n.to_string(), json!("x"))).collect();
+    let others: serde_json::Map<String, Value> = (0..7).map(|n| (n.to_string(), json!("x"))).collect();
+    let tasks: Value = (0..10_000).map(|_| later(json!(others))).collect();
+    let json = [("content-type", "application/json")];
+    client.send("POST", "/tasks", &json, Some(tasks.to_string().as_bytes())).expect(200);
+    let cancel = || post(client, "cancel", &json!({"labels": labels}));
+    // Most of what it takes until the answer is the count.
+    let takes = || {
+        let asked = Instant::now();
+        let answer = cancel().expect(202);
+        let took = asked.elapsed();
+        finished(client, answer.header("location").unwrap());
+        took
+    };
+    let takes = (0..5).map(|_| takes()).min().unwrap();
+    let mut random = Random::new();
+    for _ in 0..30 {
+        let id = client.create(&later(json!(labels)));
+        let answer = std::thread::scope(|scope| {
+            let asked = scope.spawn(cancel);
+            std::thread::sleep(Duration::from_micros(random.below(takes.as_micros() as u64)));
+            server.signal(Signal::STOP);
+            std::thread::sleep(STANDS_STILL);
+            server.signal(Signal::CONT);
+            asked.join().unwrap()
+        });
+        let path = answer.header("location").unwrap().to_owned();
+        let operation = answer.expect(202).json();
+        let end = finished(client, &path);
+        assert_eq!((&end["matched"], &end["done"]), (&operation["matched"], &json!(1)), "{end}");
+        assert_eq!(client.task(&id)["error"]["kind"], "canceled");
+        if operation["matched"].is_null() {
+            return;
+        }
+        assert_eq!(operation["matched"], 1);
+        eprintln!("not within the count, which with the rest takes {takes:?}");
+    }
+    panic!("the server never stood still within the count");
 }

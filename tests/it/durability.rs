@@ -4,6 +4,7 @@
 mod many_crashes;
 mod model;
 mod power_cut;
+mod schedules;
 mod told;
 
 use std::process::Stdio;
@@ -12,7 +13,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use power_cut::{Disk, Fault, Random, Unsynced};
+pub(crate) use power_cut::Random;
+use power_cut::{Disk, Fault, Unsynced};
 use serde_json::json;
 use told::Told;
 
@@ -27,6 +29,9 @@ const FAULTS: u64 = 12;
 
 /// For how long it is watched that something does not happen.
 const A_WHILE: Duration = Duration::from_millis(700);
+
+/// How long a task sleeps that has to run still when something happens to the disk, on a slow machine as well.
+const SLEEPS: Duration = Duration::from_millis(4_000);
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const MERGE_PATCH: (&str, &str) = ("content-type", "application/merge-patch+json");
@@ -54,9 +59,9 @@ fn use_until_gone(server: Server, told: &mut [Told], meanwhile: impl FnOnce(&Ato
 }
 
 fn losses(server: &Server, told: &mut [Told]) -> Vec<String> {
-    let client = &server.client;
+    let (client, database) = (&server.client, &server.setup().database());
     thread::scope(|scope| {
-        let checks: Vec<_> = told.iter_mut().map(|told| scope.spawn(move || told.losses(client))).collect();
+        let checks: Vec<_> = told.iter_mut().map(|told| scope.spawn(move || told.losses(client, database))).collect();
         checks.into_iter().flat_map(|check| check.join().unwrap()).collect()
     })
 }
@@ -113,7 +118,7 @@ fn cut_while_starting(disk: &Disk, setup: &Setup, calls: u32) {
     disk.cut_after(calls);
     let mut starting = setup.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     // A start that makes fewer calls goes on and is ended here.
-    let patience = Instant::now() + Duration::from_secs(2);
+    let patience = Instant::now() + Duration::from_secs(5);
     while starting.try_wait().unwrap().is_none() && Instant::now() < patience {
         thread::sleep(Duration::from_millis(5));
     }
@@ -170,7 +175,7 @@ fn nothing_is_acknowledged_before_its_commit() {
     for name in ["kept", "removed"] {
         assert!((200..300).contains(&client.send("PUT", &format!("/objects/{name}"), &[], Some(b"x")).status));
     }
-    let ends = sleep(1500);
+    let ends = sleep(SLEEPS.as_millis() as u32);
     client.wait_for_status(&ends, "Running");
 
     let wait = ("prefer", "wait=60");
@@ -196,7 +201,7 @@ fn nothing_is_acknowledged_before_its_commit() {
         }
         wait_for("a sync", || (disk.held() > 0).then_some(()));
         // Until long after the task has slept enough.
-        while held_since.elapsed() < Duration::from_millis(1500) + A_WHILE {
+        while held_since.elapsed() < SLEEPS + A_WHILE {
             for path in ["/healthz", "/tasks", "/objects", "/objects/removed"] {
                 client.get(path).expect(200);
             }
@@ -273,7 +278,7 @@ fn survives_refused_writes(fault: Fault, value: u8) {
     let schedule: &[u8] = br#"{"cron":"0 0 1 1 *","task":{"task_type":"echo"}}"#;
     assert_eq!(client.send("PUT", "/schedules/a", &[JSON], Some(schedule)).status, 201);
     let echo_type = client.get("/task-types/echo").expect(200).json();
-    let sleep = json!({"task_type": guest("sleep"), "input": {"ms": 1000}});
+    let sleep = json!({"task_type": guest("sleep"), "input": {"ms": SLEEPS.as_millis() as u32}});
     let mut known: Vec<String> = (0..5).map(|_| client.create(&sleep)).collect();
 
     let waited = thread::scope(|scope| {
@@ -285,7 +290,7 @@ fn survives_refused_writes(fault: Fault, value: u8) {
         let full = disk.with(fault, value);
         let full_since = Instant::now();
         let task = r#"{"task_type":"echo"}"#;
-        while full_since.elapsed() < Duration::from_secs(1) + A_WHILE {
+        while full_since.elapsed() < SLEEPS + A_WHILE {
             for refused in [
                 client.post_task(task),
                 client.post_task_and_wait(task, "wait=60"),
@@ -385,14 +390,14 @@ fn reads_that_would_wait_go_on_where_the_disk_is_full() {
     let client = &server.client;
     let ended = client.run(&json!({"task_type": "echo", "input": 1}))["id"].as_str().unwrap().to_owned();
     let sleep = |ms: u32| client.create(&json!({"task_type": guest("sleep"), "input": {"ms": ms}}));
-    let (runs, ends) = (sleep(60_000), sleep(500));
+    let (runs, ends) = (sleep(60_000), sleep(SLEEPS.as_millis() as u32));
     for id in [&runs, &ends] {
         client.wait_for_status(id, "Running");
     }
     let full = disk.with(Fault::NoSpace, 1);
     let full_since = Instant::now();
     let result = |id: &str| client.get_with(&format!("/task/{id}/result"), &[("prefer", "wait=1")]);
-    while full_since.elapsed() < Duration::from_millis(500) + 2 * A_WHILE {
+    while full_since.elapsed() < SLEEPS + 2 * A_WHILE {
         result(&ended).expect(200);
         result(&runs).expect(202);
         result(&ends).expect(202);

@@ -5,21 +5,22 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::time::{in_millis, millis};
 use crate::support::{Client, guest, server, shared_server, wait_for};
 
 /// One event as it came.
 #[derive(Clone, Debug, PartialEq)]
-struct Event {
+pub(crate) struct Event {
     id: u64,
-    name: String,
-    data: Value,
+    pub(crate) name: String,
+    pub(crate) data: Value,
 }
 
 /// An open stream.
-struct Stream(Box<dyn BufRead>);
+pub(crate) struct Stream(Box<dyn BufRead>);
 
 impl Stream {
-    fn open(client: &Client, path: &str, last: Option<u64>) -> Stream {
+    pub(crate) fn open(client: &Client, path: &str, last: Option<u64>) -> Stream {
         let last = last.map(|last| last.to_string());
         let headers: Vec<(&str, &str)> = last.iter().map(|last| ("last-event-id", last.as_str())).collect();
         let (status, headers, body) = client.stream(path, &headers);
@@ -29,7 +30,7 @@ impl Stream {
     }
 
     /// The next event; `None` at the end of the stream.
-    fn next(&mut self) -> Option<Event> {
+    pub(crate) fn next(&mut self) -> Option<Event> {
         let (mut id, mut name, mut data) = (None, String::new(), None);
         loop {
             let mut line = String::new();
@@ -52,7 +53,7 @@ impl Stream {
         }
     }
 
-    fn rest(mut self) -> Vec<Event> {
+    pub(crate) fn rest(mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.next()).collect()
     }
 
@@ -221,4 +222,43 @@ fn streams_end_when_the_server_stops() {
     server.stop();
     assert_eq!(stream.next(), None);
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+}
+
+/// For an hour it can be read that a task was removed. The clock cannot be moved, but what it wrote can.
+#[test]
+fn a_removal_is_forgotten_after_an_hour() {
+    const HOUR_MS: i64 = 60 * 60 * 1000;
+    /// `kind` of `task.deleted` in the database.
+    const DELETED: i64 = 6;
+    let server = server(&[]);
+    let deleted = [0, 1].map(|_| {
+        let id = server.client.create(&json!({"task_type": "echo", "delay_ms": 600_000}));
+        server.client.delete(&format!("/task/{id}")).expect(200);
+        id
+    });
+    // What is told of all tasks up to now.
+    let told = |client: &Client| {
+        let last = client.create(&json!({"task_type": "echo"}));
+        let mut stream = Stream::open(client, "/events", Some(0));
+        let events = std::iter::from_fn(|| stream.next()).take_while(|event| event.data["id"] != *last);
+        let deleted = events.filter(|event| event.name == "task.deleted");
+        deleted.map(|event| event.data["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&server.client), deleted);
+    let setup = server.crash();
+    let database = rusqlite::Connection::open(setup.database()).unwrap();
+    let now = millis(&in_millis(0));
+    for (id, age_ms) in deleted.iter().zip([HOUR_MS - 120_000, HOUR_MS + 1]) {
+        let task = id.replace('-', "");
+        let sql = format!("UPDATE event SET at = ?1 WHERE kind = {DELETED} AND hex(task) = upper(?2)");
+        assert_eq!(database.execute(&sql, (now - age_ms, task)).unwrap(), 1);
+    }
+    drop(database);
+    let server = setup.start();
+    // Where the older is gone the younger was looked at as well.
+    wait_for("the older to be forgotten", || {
+        let told = told(&server.client);
+        assert!(told.contains(&deleted[0]), "{told:?}");
+        (told.len() == 1).then_some(())
+    });
 }

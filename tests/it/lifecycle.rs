@@ -2,6 +2,7 @@
 
 mod cancel;
 mod list;
+mod races;
 mod wait;
 
 use std::time::{Duration, Instant};

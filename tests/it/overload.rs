@@ -1,5 +1,7 @@
 //! More tasks than the server takes.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Client, Server, guest, server};
@@ -150,4 +152,43 @@ fn a_refused_create_leaves_nothing() {
     // The same request again is answered though there is no room for another.
     let again = client.send("POST", "/task", &headers, Some(body.as_bytes())).expect(202);
     assert_eq!(again.json()["id"], created.json()["id"]);
+}
+
+/// A full queue drains at a rate that the test sees for itself, and `Retry-After` is how long it takes at
+/// that rate until a tenth of it is free.
+#[track_caller]
+fn told_as_it_drains(at_once: &str, bound: &str, status: u16) -> u64 {
+    const ROOM: u64 = 200;
+    const LONG_ENOUGH: Duration = Duration::from_secs(5);
+    let server = server(&["--max-running", at_once, bound, &ROOM.to_string()]);
+    let client = &server.client;
+    let body = json!({"task_type": guest("sleep"), "input": {"ms": 240}});
+    let many = Value::from_iter((0..ROOM + 20).map(|_| body.clone())).to_string();
+    let started = Instant::now();
+    client.send("POST", "/tasks", &[JSON], Some(many.as_bytes())).expect(200);
+    // It is full all the time: what is made room for is taken again.
+    let mut after = 0;
+    while started.elapsed() < LONG_ENOUGH {
+        let answer = client.post_task(&body.to_string());
+        if answer.status != 202 {
+            after = answer.header("retry-after").unwrap().parse().unwrap();
+            refused(answer, status);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let took = started.elapsed().as_secs_f64();
+    let ended = client.get("/tasks?limit=1000&status=Completed").expect(200).json();
+    let ended = ended["tasks"].as_array().unwrap().len();
+    let expected = ROOM as f64 / 10.0 / (ended as f64 / took);
+    eprintln!("{ended} ended in {took:.1} s: a tenth in {expected:.1} s, told {after} s");
+    // The first second of a window counts for little, and what is told is in whole seconds.
+    assert!((expected / 2.0..=expected * 2.0 + 1.0).contains(&(after as f64)), "{after} s are told for {expected} s");
+    after
+}
+
+#[test]
+fn when_to_come_again_follows_from_how_the_queue_drains() {
+    let slow = told_as_it_drains("1", "--max-tenant-pending", 429);
+    let fast = told_as_it_drains("6", "--max-pending", 503);
+    assert!(fast < slow, "{fast} s where six run at once, {slow} s where one does");
 }

@@ -50,9 +50,10 @@ fn many_crashes() {
                 page["tasks"].as_array().unwrap().len()
             };
             let kinds = ["canceled", "transient", "interrupted"].map(|kind| ended(&format!("error_kind={kind}")));
+            let scheduled: i64 = told.iter().map(Told::scheduled).sum();
             eprintln!(
                 "crash {crash}: {checked} tasks and objects are as they were told; {kinds:?} were canceled, failed, \
-                 were interrupted too often"
+                 were interrupted too often; {scheduled} were made by schedules"
             );
             told.iter_mut().for_each(|told| told.forget(REMEMBERED));
             setup = server.crash();

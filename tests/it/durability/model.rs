@@ -3,16 +3,13 @@
 use serde_json::Value;
 
 use crate::support::Client;
-use crate::support::time::millis;
+use crate::support::time::{in_millis, millis};
 
 /// The server's `--max-interruptions`: few, so that some tasks are interrupted too often.
 const MAX_INTERRUPTIONS: usize = 1;
 
 /// The flags of a server that these tasks are given to.
 pub(super) const FLAGS: &[&str] = &["--max-interruptions", "1"];
-
-/// The clock is read for a delay a moment before the task gets its time of creation.
-const A_MOMENT_MS: i64 = 500;
 
 /// How a task ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +41,8 @@ pub(super) struct Task {
     pub(super) end: End,
     pub(super) max_attempts: u64,
     pub(super) delay_ms: i64,
+    /// When it was made up, in milliseconds: the server heard of it later.
+    pub(super) asked_at: i64,
     /// The task after its end, once it was seen.
     pub(super) ended: Option<Value>,
     pub(super) deleted: Was,
@@ -53,10 +52,10 @@ pub(super) struct Task {
 }
 
 impl Task {
-    /// One that was just created.
+    /// One that is about to be created.
     pub(super) fn new(input: String, end: End) -> Task {
-        let (deleted, canceled) = (Was::No, Was::No);
-        Task { input, end, max_attempts: 1, delay_ms: 0, ended: None, deleted, canceled, retries: 0 }
+        let (deleted, canceled, asked_at) = (Was::No, Was::No, millis(&in_millis(0)));
+        Task { input, end, max_attempts: 1, delay_ms: 0, asked_at, ended: None, deleted, canceled, retries: 0 }
     }
 
     /// Compares it with what the server says. True: it has to be looked at the next time, too.
@@ -74,7 +73,10 @@ impl Task {
         if self.deleted == Was::Yes {
             return Err(format!("task {id} was deleted and is back"));
         }
-        self.deleted = Was::No;
+        // A removal stops it first, and may have come no further.
+        if std::mem::replace(&mut self.deleted, Was::No) == Was::Perhaps && self.canceled == Was::No {
+            self.canceled = Was::Perhaps;
+        }
         if answer.raw("input") != self.input {
             return Err(format!("task {id} has another input: {} instead of {}", answer.raw("input"), self.input));
         }
@@ -135,11 +137,10 @@ impl Task {
             return Err(format!("an attempt never ended: {attempts:?}"));
         }
         // One that was canceled while it waited for its time is attempted at once when it is retried.
-        if let (Some(first), true) = (attempts.first(), self.delay_ms > 0 && self.retries == 0) {
-            let at = |value: &Value| millis(value.as_str().unwrap_or_default());
-            if at(&first["started_at"]) + A_MOMENT_MS < at(&now["created_at"]) + self.delay_ms {
-                return Err(format!("it started before its time: {first}"));
-            }
+        if let Some(first) = attempts.first().filter(|_| self.delay_ms > 0 && self.retries == 0)
+            && millis(first["started_at"].as_str().unwrap_or_default()) < self.asked_at + self.delay_ms
+        {
+            return Err(format!("it started before its time: {first}"));
         }
         Ok(())
     }

@@ -267,11 +267,11 @@ fn keep(path: &Path, changes: &[Change], unsynced: Unsynced, random: &mut Random
 
 /// Numbers from a seed (SplitMix64): the same seed, the same numbers.
 #[derive(Clone, Debug)]
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// From the variable `SEED`, or from the clock; printed, so that a failure can be repeated.
-    pub(super) fn new() -> Random {
+    pub(crate) fn new() -> Random {
         let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64);
         eprintln!("SEED={seed}");
@@ -279,11 +279,11 @@ impl Random {
     }
 
     /// Others, which follow from these.
-    pub(super) fn fork(&mut self) -> Random {
+    pub(crate) fn fork(&mut self) -> Random {
         Random(self.next())
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -291,12 +291,12 @@ impl Random {
     }
 
     /// Below `bound`.
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
     /// Yes in so many of a hundred cases.
-    pub(super) fn chance(&mut self, percent: u64) -> bool {
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 }

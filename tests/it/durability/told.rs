@@ -1,12 +1,14 @@
 //! Clients that remember what the server told them, and ask later whether it is still true.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
 use super::model::{End, Task, Was};
 use super::power_cut::Random;
+use super::schedules::Schedules;
 use crate::support::{Answer, Client, guest};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -29,6 +31,7 @@ pub(super) struct Told {
     /// Those that were, until it was checked that each task is there once.
     settled: Vec<Keyed>,
     keys: u64,
+    schedules: Schedules,
     /// Answers that no disk excuses.
     wrong: Vec<String>,
 }
@@ -54,7 +57,8 @@ impl Told {
     /// Nothing yet. The number tells this client's objects from the others'.
     pub(super) fn new(client: u64, random: Random) -> Told {
         let (tasks, objects) = (BTreeMap::new(), BTreeMap::new());
-        Told { client, random, tasks, objects, open: Vec::new(), settled: Vec::new(), keys: 0, wrong: Vec::new() }
+        let (open, settled, wrong, schedules) = (Vec::new(), Vec::new(), Vec::new(), Schedules::new(client));
+        Told { client, random, tasks, objects, open, settled, keys: 0, schedules, wrong }
     }
 
     /// Uses the server until it is gone; counts the acknowledged changes.
@@ -78,6 +82,7 @@ impl Told {
             75..80 => self.delete(client),
             80..85 => self.cancel(client),
             85..90 => self.retry(client),
+            90..93 => self.schedule(client),
             _ => self.look(client),
         }
     }
@@ -279,6 +284,11 @@ impl Told {
         Ok(true)
     }
 
+    fn schedule(&mut self, client: &Client) -> Result<bool, Gone> {
+        let answer = self.schedules.step(client, &mut self.random, &mut self.wrong).map_err(|_| Gone)?;
+        if matches!(answer.status, 200 | 201 | 404) { Ok(true) } else { self.not_done(&answer) }
+    }
+
     fn look(&mut self, client: &Client) -> Result<bool, Gone> {
         let Some((id, task)) = self.one_of_the_tasks() else { return Ok(false) };
         let answer = client.try_send("GET", &format!("/task/{id}"), &[], None).map_err(|_| Gone)?;
@@ -315,7 +325,7 @@ impl Told {
 
     /// Compares what the server says now with what it said. Returns what is not true any more.
     /// Whatever was left open is settled by the answers.
-    pub(super) fn losses(&mut self, client: &Client) -> Vec<String> {
+    pub(super) fn losses(&mut self, client: &Client, database: &Path) -> Vec<String> {
         while let Some(keyed) = self.open.pop() {
             if self.repeat(client, keyed).is_err() {
                 self.wrong.push("the server is gone".into());
@@ -342,6 +352,7 @@ impl Told {
             }
             object.0 = vec![now];
         }
+        losses.extend(self.schedules.losses(client, database));
         losses
     }
 
@@ -360,6 +371,11 @@ impl Told {
             let (key, count) = (&keyed.key, keyed.tasks.len());
             format!("{count} tasks under the key {key} are {listed:?} where {told:?} was told")
         })
+    }
+
+    /// How many tasks its schedules were seen to have made.
+    pub(super) fn scheduled(&self) -> i64 {
+        self.schedules.made()
     }
 
     /// How many tasks and objects there are to be checked.

@@ -62,6 +62,46 @@ fn a_task_whose_component_cannot_be_used_any_more_fails() {
     server.client.post_task(r#"{"task_type":"echo"}"#).problem(409);
 }
 
+/// What fails because of the host is attempted again, and succeeds when all is well.
+#[test]
+fn what_the_host_failed_is_attempted_again() {
+    let none_runs = ["--memory-reserve", "1000000000000000000"];
+    let server = Setup::new(&none_runs).with_components(None).start();
+    let create = |most: u32, backoff_ms: u32| {
+        let retry = json!({"max_attempts": most, "initial_backoff_ms": backoff_ms, "max_backoff_ms": backoff_ms});
+        server.client.create(&json!({"task_type": "echo", "input": 1, "retry": retry}))
+    };
+    let (fails, succeeds) = (create(3, 1), create(50, 5_000));
+    let setup = server.stop();
+    // What is stored of the component is no component for as long as the server runs this time.
+    let database = rusqlite::Connection::open(setup.database()).unwrap();
+    database
+        .execute_batch("CREATE TEMP TABLE sound AS SELECT * FROM component; UPDATE component SET bytes = x'00'")
+        .unwrap();
+    fs::remove_dir_all(setup.data_dir().join("compiled")).unwrap();
+    let server = setup.with_flags(&[]).start();
+    let task = server.client.wait_for_end(&fails);
+    assert_eq!((&task["attempt"], &task["error"]["kind"]), (&json!(3), &json!("host")), "{task:#}");
+    assert_eq!(task["error"]["retryable"], true, "{task:#}");
+    let attempts = server.client.get(&format!("/task/{fails}/attempts")).expect(200).json();
+    for attempt in attempts["attempts"].as_array().unwrap() {
+        assert_eq!((&attempt["outcome"], &attempt["error"]["kind"]), (&json!("Failed"), &json!("host")), "{attempt}");
+    }
+    let waiting = crate::support::wait_for("the first attempt of the other", || {
+        Some(server.client.task(&succeeds)).filter(|task| task["attempt"] != 0)
+    });
+    assert_eq!((&waiting["status"], &waiting["error"]["kind"]), (&json!("Pending"), &json!("host")), "{waiting:#}");
+    assert_eq!(waiting["waiting_for"]["reason"], "backoff", "{waiting:#}");
+    let setup = server.stop();
+    let sound = "UPDATE component SET bytes = (SELECT bytes FROM sound WHERE sound.digest = component.digest)";
+    database.execute_batch(sound).unwrap();
+    drop(database);
+    let server = setup.start();
+    let task = server.client.wait_for_end(&succeeds);
+    assert_eq!((&task["status"], &task["output"], &task["error"]), (&json!("Completed"), &json!(1), &json!(null)));
+    assert!(task["attempt"].as_u64() > waiting["attempt"].as_u64(), "{task:#}");
+}
+
 /// Damaged or foreign code is not run but compiled anew.
 #[test]
 fn damaged_code_is_compiled_again() {

@@ -11,12 +11,12 @@ use crate::support::{server, wait_for};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-fn next_at(database: &Path, name: &str) -> i64 {
+pub(super) fn next_at(database: &Path, name: &str) -> i64 {
     let conn = Connection::open(database).unwrap();
     conn.query_row("SELECT next_at FROM schedule WHERE name = ?1", [name], |row| row.get(0)).unwrap()
 }
 
-fn set_next_at(database: &Path, name: &str, at: i64) {
+pub(super) fn set_next_at(database: &Path, name: &str, at: i64) {
     let conn = Connection::open(database).unwrap();
     assert_eq!(conn.execute("UPDATE schedule SET next_at = ?2 WHERE name = ?1", (name, at)).unwrap(), 1);
 }

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::missed::{next_at, set_next_at};
 use super::{SECONDS, get, put, task, tasks, wait_for_tasks};
-use crate::support::{Client, guest, shared_server, wait_for};
+use crate::support::{Client, guest, server, shared_server, wait_for};
 
 /// A schedule of tasks that never end, and one beside it that counts the seconds.
 fn start(client: &Client, name: &str, overlap: &str) -> String {
@@ -81,4 +82,33 @@ fn queue() {
     assert_eq!(open(client, "queue").len(), 0, "a paused schedule makes none");
     assert_eq!(get(client, "queue")["queued"], paused["queued"]);
     end(client, &["queue", &clock]);
+}
+
+/// Due times that wait are bounded: of those that come when there are so many nothing is kept.
+#[test]
+fn no_more_than_a_thousand_due_times_wait() {
+    const MOST: u64 = 1000;
+    let mut server = server(&["--drain-timeout", "0"]);
+    let body = |cron: &str| json!({"cron": cron, "task": task("many", guest("sleep-forever")), "overlap": "queue", "catch_up": "all"});
+    put(&server.client, "many", &body(SECONDS)).expect(201);
+    wait_for("the first task", || (tasks(&server.client, "many").len() == 1).then_some(()));
+    // Ten minutes that were missed, and ten more.
+    for least in [600, MOST] {
+        let setup = server.stop();
+        let database = setup.database();
+        set_next_at(&database, "many", next_at(&database, "many") - 600_000);
+        server = setup.start();
+        let queued = || get(&server.client, "many")["queued"].as_u64().unwrap();
+        let now = wait_for("what was missed", || Some(queued()).filter(|queued| *queued >= least));
+        assert!(now <= MOST, "{now} wait");
+    }
+    let client = &server.client;
+    put(client, "clock", &json!({"cron": SECONDS, "task": task("clock", "echo")})).expect(201);
+    wait_for_tasks(client, "clock", 3);
+    assert_eq!(get(client, "many")["queued"], MOST);
+    assert_eq!(tasks(client, "many").len(), 1, "all of them wait for the first");
+    // Those that wait are not lost: one is made when the task before it has ended.
+    cancel(client, &open(client, "many")[0]);
+    wait_for("the second task", || (tasks(client, "many").len() == 2).then_some(()));
+    assert!(get(client, "many")["queued"].as_u64().is_some_and(|queued| (MOST - 1..=MOST).contains(&queued)));
 }
