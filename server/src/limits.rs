@@ -18,6 +18,7 @@ macro_rules! limits {
             $(
                 $(#[$doc])*
                 #[serde(default, skip_serializing_if = "Option::is_none")]
+                #[schema(minimum = 1)]
                 pub $name: Option<u64>,
             )*
         }

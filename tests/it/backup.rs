@@ -89,6 +89,14 @@ fn what_is_refused() {
     assert!(refused(&mut run("restore", &path("backup"), data_dir)).contains("another taskcell"));
     let setup = server.stop();
     assert!(refused(&mut run("restore", &path("backup"), setup.data_dir())).contains("already"));
+    // The log of a database that was moved away would be taken for the restored one's.
+    for part in ["taskcell.db-wal", "taskcell.db-shm", "taskcell.db-journal"] {
+        let dir = path(&format!("with-{part}"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join(part), b"old").unwrap();
+        assert!(refused(&mut run("restore", &path("backup"), &dir)).contains(part));
+        assert!(!dir.join("taskcell.db").exists());
+    }
     let mut damaged = before.clone();
     let middle = damaged.len() / 2;
     damaged[middle..middle + 4096].fill(0xff);

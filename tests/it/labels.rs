@@ -190,3 +190,11 @@ fn a_deleted_task_is_not_found() {
     client.delete(&format!("/task/{id}")).expect(200);
     assert_eq!(pages(client, "label=a:b", 10), Vec::<String>::new());
 }
+
+#[test]
+fn the_reference_names_the_filter() {
+    let server = shared_server();
+    let document = server.client.get("/openapi.json").expect(200).json();
+    let parameters = document["paths"]["/tasks"]["get"]["parameters"].as_array().unwrap();
+    assert!(parameters.iter().any(|parameter| parameter["name"] == "label" && parameter["in"] == "query"));
+}

@@ -254,4 +254,16 @@ fn a_conditional_read_waits_for_the_change() {
     client.get_with(&path, &[("if-none-match", &tag), ("prefer", "wait=1")]).expect(304);
     assert!(start.elapsed() >= Duration::from_millis(900));
     client.delete(&path).expect(200);
+
+    // One that has ended may be attempted afresh, or removed.
+    let id = client.run(&json!({"task_type": "echo"}))["id"].as_str().unwrap().to_owned();
+    let path = format!("/task/{id}");
+    let tag = client.get(&path).expect(200).header("etag").unwrap().to_owned();
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| client.get_with(&path, &[("if-none-match", &tag), ("prefer", "wait=50")]));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!held.is_finished(), "answered, though nothing changed");
+        client.post(&format!("{path}/retry")).expect(202);
+        held.join().unwrap().expect(200);
+    });
 }

@@ -112,9 +112,12 @@ fn between_two_attempts_a_task_says_so_and_keeps_what_the_last_one_left() {
 
     // It has not ended, so it cannot be retried by hand; it can be canceled.
     client.post(&format!("/task/{id}/retry")).problem(409);
+    let duration = task["duration_ms"].clone();
+    assert!(duration.is_u64(), "of the last attempt: {task:#}");
     let task = client.post(&format!("/task/{id}/cancel")).expect(202).json();
     assert_eq!((&task["status"], &task["error"]["kind"]), (&json!("Failed"), &json!("canceled")), "{task:#}");
     assert_eq!((&task["attempt"], &task["waiting_for"]), (&json!(1), &Value::Null), "{task:#}");
+    assert_eq!(task["duration_ms"], duration);
     let attempts = attempts(client, &id);
     assert_eq!((attempts.len(), &attempts[0]["error"]["kind"]), (1, &json!("transient")));
 }

@@ -201,6 +201,8 @@ fn what_is_no_http_is_refused() {
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello, TLS here".as_slice(),
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nconnection: close\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nhost: a\r\nhost: b\r\nconnection: close\r\n\r\n",
         b"\0\0\0\0\r\n\r\n",
         b"POST /task HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
         b"POST /task HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",

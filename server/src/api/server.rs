@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_LENGTH;
+use axum::http::header::{CONTENT_LENGTH, HOST};
+use axum::http::{StatusCode, Version};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -201,6 +201,13 @@ async fn connection(
 /// Answers one request. A panic in a handler becomes an answer, too.
 async fn answer(mut router: Router, traffic: Arc<Traffic>, request: Request<Incoming>) -> Result<Response, Infallible> {
     let is_read = request.method().is_safe();
+    // RFC 9112, section 3.2.
+    let hosts = request.headers().get_all(HOST).iter().count();
+    if hosts > 1 || hosts == 0 && request.version() == Version::HTTP_11 {
+        let response = Problem::new(Kind::Malformed, "the request must have one Host header").into_response();
+        traffic.count(response.status());
+        return Ok(response);
+    }
     let answered = AssertUnwindSafe(async { router.call(request.map(Body::new)).await }).catch_unwind().await;
     let mut response = match answered {
         Ok(Ok(response)) => response,

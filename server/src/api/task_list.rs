@@ -40,10 +40,6 @@ pub(super) struct ListQuery {
     /// Only created before this time (RFC 3339).
     #[param(value_type = Option<String>, format = DateTime, nullable = false)]
     created_before: Option<Rfc3339>,
-    /// Only with this label, written `key:value`; may be repeated, and all must match.
-    #[serde(skip)]
-    #[param(value_type = Vec<String>, required = false)]
-    label: (),
     /// How many at once; more than 1000 is taken as 1000. A page may have fewer though there are more.
     #[serde(default)]
     #[param(value_type = u64, minimum = 1, default = 50, required = false)]
@@ -91,7 +87,12 @@ pub(super) struct TaskList<'a> {
 ///
 /// Newest first, without their inputs and outputs.
 #[utoipa::path(
-    get, path = "/tasks", operation_id = "list_tasks", tag = "tasks", params(ListQuery),
+    get, path = "/tasks", operation_id = "list_tasks", tag = "tasks",
+    params(
+        ListQuery,
+        ("label" = Option<Vec<String>>, Query, style = Form, explode,
+            description = "Only with this label, written `key:value`; may be repeated, and all must match"),
+    ),
     responses(
         (status = 200, description = "A page of tasks", body = TaskList, headers(
             ("Link" = String, description = "`rel=\"next\"`: the next page, where there is one (RFC 8288)"))),
@@ -100,7 +101,7 @@ pub(super) struct TaskList<'a> {
 )]
 pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Result<Response, Problem> {
     let (labels, rest) = labels(&uri)?;
-    let ListQuery { status, task_type, error_kind, created_after, created_before, label: (), limit, cursor } =
+    let ListQuery { status, task_type, error_kind, created_after, created_before, limit, cursor } =
         extract::query(&rest)?;
     let filter = ListFilter {
         status,

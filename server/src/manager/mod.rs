@@ -351,7 +351,7 @@ impl Manager {
         let mut listener = self.0.changes.listen(Topic::Task(id));
         loop {
             let task = self.get(tenant, id).await?;
-            if !known(&task) || task.status.is_ended() || self.is_drained() {
+            if !known(&task) || self.is_drained() {
                 return Ok(task);
             }
             if tokio::time::timeout_at(deadline, listener.changed()).await.is_err() {

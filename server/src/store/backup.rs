@@ -44,11 +44,17 @@ pub fn restore(file: &Path, data_dir: &Path) -> anyhow::Result<()> {
     inspect(file, None)?;
     let dir = DataDir::open(data_dir)?;
     let database = dir.path.join(DATABASE);
-    ensure!(
-        !database.exists(),
-        "there is a database in {} already: move it away, or choose another --data-dir",
-        data_dir.display()
-    );
+    // A log without its database as well: it would be taken for the restored one's.
+    for part in ["", "-wal", "-shm", "-journal"] {
+        let path = dir.path.join(format!("{DATABASE}{part}"));
+        ensure!(
+            !path.exists(),
+            "there is a database, or a part of one, in {} already: {}. Move {DATABASE}* away, or choose another \
+             --data-dir",
+            data_dir.display(),
+            path.display()
+        );
+    }
     let partial = partial(&database);
     let copied = std::fs::copy(file, &partial)
         .and_then(|_| File::open(&partial)?.sync_all())

@@ -121,7 +121,7 @@ impl Task {
                 Ok(None)
             }
             (Status::Pending, Event::Cancel) => {
-                self.end(Outcome::Failed(TaskError::new(ErrorKind::Canceled, "canceled before it started")), now);
+                self.end(Outcome::Failed(TaskError::new(ErrorKind::Canceled, "canceled while it waited")), now);
                 Ok(None)
             }
             (Status::Pending, Event::End { .. } | Event::GiveBack { .. } | Event::Interrupt { .. }) => {

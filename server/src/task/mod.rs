@@ -330,14 +330,13 @@ impl Task {
         })
     }
 
-    /// Execution time of the last attempt, so far while it runs; `None` before the first.
+    /// Execution time of the last attempt in milliseconds, so far while it runs; `None` before the first.
     pub fn duration_ms(&self, now: Timestamp) -> Option<u64> {
         match (self.status, self.started_at, self.finished_at) {
             (Status::Running, Some(started), _) => Some(now.millis_since(started)),
             (_, Some(started), Some(finished)) => Some(finished.millis_since(started)),
-            // Between two attempts.
-            (Status::Pending, ..) => self.usage.as_ref().map(|usage| usage.wall_ms as u64),
-            _ => None,
+            // Between two attempts, or ended there.
+            _ => self.usage.as_ref().map(|usage| usage.wall_ms as u64),
         }
     }
 }
