@@ -124,6 +124,29 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// The headers that come with it, and what they are.
+    fn headers(self) -> Vec<(&'static str, &'static str)> {
+        let mut headers = Vec::new();
+        if self.retry_after().is_some() {
+            headers.push(("Retry-After", "Seconds to wait before the next try."));
+        }
+        if self.status() == StatusCode::TOO_MANY_REQUESTS {
+            headers.push(("RateLimit", "Which quota is used up (draft-ietf-httpapi-ratelimit-headers)."));
+            headers.push(("RateLimit-Policy", "How much that quota is."));
+        }
+        match self {
+            Kind::UniqueKey => headers.push(("Location", "The task that has the key.")),
+            Kind::MethodNotAllowed => headers.push(("Allow", "The methods that the path takes.")),
+            Kind::UnsupportedMediaType => {
+                headers.push(("Accept-Patch", "What a PATCH is written in; of a PATCH only."))
+            }
+            _ => {}
+        }
+        headers
+    }
+}
+
 /// An error on its way to the client.
 #[derive(Debug)]
 pub(super) struct Problem {
@@ -357,10 +380,9 @@ pub(super) fn documented(kinds: &[Kind]) -> BTreeMap<String, RefOr<utoipa::opena
             let types: Vec<String> = kinds.iter().map(|kind| format!("`{}`: {}.", kind.uri(), kind.title())).collect();
             let content = Content::new(Some(Ref::from_schema_name("Problem")));
             let mut response = ResponseBuilder::new().description(types.join(" ")).content(PROBLEM_JSON, content);
-            if kinds.iter().any(|kind| kind.retry_after().is_some()) {
-                let header = utoipa::openapi::header::HeaderBuilder::new()
-                    .description(Some("Seconds to wait before the next try."));
-                response = response.header("Retry-After", header.build());
+            for (name, about) in kinds.iter().flat_map(|kind| kind.headers()) {
+                let header = utoipa::openapi::header::HeaderBuilder::new().description(Some(about));
+                response = response.header(name, header.build());
             }
             (status, RefOr::T(response.build()))
         })
