@@ -226,6 +226,28 @@ fn a_repeat_with_the_same_key_creates_only_what_is_missing() {
     assert_eq!(id(&results[2]), ids[2]);
 }
 
+/// What a repeat finds that has ended is told without its output, and with the input that was sent.
+#[test]
+fn a_repeat_tells_no_outputs() {
+    let server = shared_server();
+    let client = &server.client;
+    let body = r#"[{"task_type":"echo","input":{"n" : 1.0}},{"task_type":"echo"},{"task_type":"nothing"}]"#;
+    let headers = [JSON, ("idempotency-key", "outputs")];
+    let first = results(client.send("POST", "/tasks", &headers, Some(body.as_bytes())));
+    let ended: Vec<Value> = first[..2].iter().map(|result| client.wait_for_end(&id(result))).collect();
+    let again = client.send("POST", "/tasks", &headers, Some(body.as_bytes())).expect(200);
+    assert!(again.text().contains(r#""input":{"n" : 1.0},"output":null}"#), "{}", again.text());
+    let again = results(again);
+    for (n, whole) in ended.iter().enumerate() {
+        assert_eq!((&again[n]["status"], &again[n]["replayed"]), (&json!(200), &json!(true)));
+        assert_eq!(whole["status"], "Completed");
+        let mut told = whole.clone();
+        told["output"] = Value::Null;
+        assert_eq!(again[n]["task"], told, "the same but for the output");
+    }
+    assert_eq!((&ended[0]["output"], &again[2]["status"]), (&json!({"n": 1.0}), &json!(422)));
+}
+
 /// Within one request, too, there is one task with a unique key.
 #[test]
 fn unique_keys_hold_within_a_request() {

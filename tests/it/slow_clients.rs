@@ -90,6 +90,7 @@ fn dripping_is_no_way_around() {
     let beginnings = [
         "GET /healthz HTTP/1.1\r\nx-drip: ",
         "POST /task HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n\"",
+        "POST /tasks HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n[\"",
     ];
     for beginning in beginnings {
         let mut stream = connect(&server);
@@ -110,6 +111,40 @@ fn dripping_is_no_way_around() {
         }
     }
     is_alive(&server);
+}
+
+/// Large bodies that do not arrive take all the room there is for such, and small ones need none.
+#[test]
+fn large_bodies_that_hang_hold_up_no_small_ones() {
+    let server = server(&["--client-timeout", "60000"]);
+    let item = |n: usize| json!({"task_type": "echo", "labels": {"of": n.to_string()}}).to_string();
+    let hanging: Vec<TcpStream> = (0..4)
+        .map(|n| {
+            let mut stream = connect(&server);
+            // As many as are stored before the rest has arrived: then its room is taken.
+            let body = format!("[{},", vec![item(n); 256].join(","));
+            let head = "content-type: application/json\r\ntransfer-encoding: chunked";
+            let length = body.len();
+            let request = format!("POST /tasks HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n{length:x}\r\n{body}\r\n");
+            stream.write_all(request.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    for n in 0..hanging.len() {
+        wait_for("its beginning to be stored", || {
+            let tasks = server.client.get(&format!("/tasks?limit=1&label=of:{n}")).expect(200).json();
+            (!tasks["tasks"].as_array().unwrap().is_empty()).then_some(())
+        });
+    }
+    let small = format!("[{}]", item(4));
+    let answer = server.client.send("POST", "/tasks", &[("content-type", "application/json")], Some(small.as_bytes()));
+    assert_eq!(answer.expect(200).json()["results"][0]["status"], 202);
+    // And not because one of them was given up in the meantime.
+    for mut stream in hanging {
+        stream.set_nonblocking(true).unwrap();
+        let answered = stream.read(&mut [0]);
+        assert!(answered.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{answered:?}");
+    }
 }
 
 /// Between two requests of a connection nobody waits for ever, and a wait is no idle time.

@@ -227,7 +227,7 @@ pub(super) struct CreatedTasks<'a> {
 pub(super) struct CreatedItem<'a> {
     /// The status that a `POST /task` would have answered.
     status: u16,
-    /// The task, where it is stored.
+    /// The task, where it is stored. Its `output` is null here, also where it has ended.
     #[schema(required = false, nullable = false)]
     task: Option<wire::Task<'a>>,
     /// Why it is not.
@@ -242,7 +242,8 @@ pub(super) struct CreatedItem<'a> {
 ///
 /// At most 10,000, of 64 MiB together, as a JSON array or one a line (`application/x-ndjson`). Each is
 /// stored or refused by itself; those at the beginning run while the rest still arrives. With an
-/// `Idempotency-Key` a repeated request creates only what is missing.
+/// `Idempotency-Key` a repeated request creates only what is missing; tasks that were there already come
+/// without their outputs, which `GET /task/{id}` has.
 #[utoipa::path(
     post, path = "/tasks", operation_id = "create_tasks", tag = "tasks",
     params(("Idempotency-Key" = Option<String>, Header, description = "Any text of at most 255 bytes")),
@@ -288,7 +289,7 @@ pub(super) async fn create_many(State(api): State<Arc<Api>>, request: Request) -
     };
     many.store().await?;
     // What became of the tasks at the beginning is of use only to a client that gets to read it: one that is
-    // still sending would find its connection closed. A body has a bound, and so has the time for it.
+    // still sending would find its connection closed. A body has a bound, and so has the time that is waited for it.
     while let Ok(Some(_)) = body.next().await {}
     if let Some(problem) = ended {
         if many.seen == 0 {

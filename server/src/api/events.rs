@@ -137,7 +137,8 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     }
     let wrong = || Problem::new(Kind::Malformed, "the Last-Event-ID is not the id of an event");
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
-        text.parse().map(Some).map_err(|_| wrong())
+        // The store counts so far.
+        text.parse::<i64>().map(|seq| Some(seq.unsigned_abs())).map_err(|_| wrong())
     } else {
         Err(wrong())
     }
@@ -306,7 +307,7 @@ mod tests {
             last_event_id(&headers).map_err(|problem| problem.status().as_u16())
         };
         assert_eq!((of("12"), of(""), of(" 7 ")), (Ok(Some(12)), Ok(None), Ok(Some(7))));
-        for wrong in ["x", "-1", "+1", "1.5", "99999999999999999999999"] {
+        for wrong in ["x", "-1", "+1", "1.5", "9223372036854775808", "99999999999999999999999"] {
             assert_eq!(of(wrong), Err(400), "{wrong}");
         }
         assert_eq!(last_event_id(&HeaderMap::new()).ok(), Some(None));

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::RequestPartsExt;
 use axum::body::{Body, HttpBody};
@@ -163,16 +163,7 @@ impl Uploads {
         }
         // The room for all of it is taken before the first byte: bodies that each had a part of
         // what they need could wait for each other.
-        let expected = size.upper().unwrap_or(most).min(most);
-        let room = if expected <= SMALL_BODY {
-            None
-        } else {
-            let room = self.room.acquire_many(units(expected.min(self.in_all)));
-            match tokio::time::timeout(self.timeout, room).await {
-                Ok(Ok(room)) => Some(room),
-                _ => return Err(Problem::of(Kind::Overloaded)),
-            }
-        };
+        let room = self.room_for(size.upper().unwrap_or(most).min(most)).await?;
         match tokio::time::timeout(self.timeout, collect(&mut body, most)).await {
             Ok(Ok(Some(bytes))) => Ok(ReadBody { bytes, _room: room }),
             Ok(Ok(None)) => {
@@ -193,9 +184,18 @@ impl Uploads {
             return Err(too_large(most));
         }
         // What becomes of it is kept until all of it was read.
-        let room = self.room.acquire_many(units(size.upper().unwrap_or(most).min(most).min(self.in_all)));
+        let room = self.room_for(size.upper().unwrap_or(most).min(most)).await?;
+        Ok(StreamedBody { body, left: most, most, patience: self.timeout, _room: room })
+    }
+
+    /// Room for a body of that many bytes; a small one needs none.
+    async fn room_for(&self, bytes: u64) -> Result<Option<SemaphorePermit<'_>>, Problem> {
+        if bytes <= SMALL_BODY {
+            return Ok(None);
+        }
+        let room = self.room.acquire_many(units(bytes.min(self.in_all)));
         match tokio::time::timeout(self.timeout, room).await {
-            Ok(Ok(room)) => Ok(StreamedBody { body, left: most, most, timeout: self.timeout, _room: room }),
+            Ok(Ok(room)) => Ok(Some(room)),
             _ => Err(Problem::of(Kind::Overloaded)),
         }
     }
@@ -222,16 +222,23 @@ pub(super) struct StreamedBody<'a> {
     body: Body,
     left: u64,
     most: u64,
-    timeout: Duration,
-    _room: SemaphorePermit<'a>,
+    /// How long it is still waited for, all pieces together: what is done between them does not count.
+    patience: Duration,
+    _room: Option<SemaphorePermit<'a>>,
 }
 
 impl StreamedBody<'_> {
     /// The next piece; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let asked = Instant::now();
+        let piece = tokio::time::timeout(self.patience, self.piece()).await;
+        self.patience = self.patience.saturating_sub(asked.elapsed());
+        piece.unwrap_or_else(|_| Err(Problem::of(Kind::RequestTimeout)))
+    }
+
+    async fn piece(&mut self) -> Result<Option<Bytes>, Problem> {
         loop {
-            let frame = tokio::time::timeout(self.timeout, self.body.frame());
-            let frame = match frame.await.map_err(|_| Problem::of(Kind::RequestTimeout))? {
+            let frame = match self.body.frame().await {
                 None => return Ok(None),
                 Some(frame) => frame.map_err(|_| Problem::new(Kind::Malformed, "the body ended early"))?,
             };

@@ -95,7 +95,7 @@ impl Core {
         }
         let mut task = item.task.clone();
         if let Some(idempotency) = &item.idempotency
-            && let Some(before) = self.replay(&task.tenant, idempotency, now)?
+            && let Some(before) = self.replay(&task, idempotency, now)?
         {
             return Ok(before);
         }
@@ -153,20 +153,28 @@ impl Core {
         }
     }
 
-    /// What an idempotency key leads to, where it was used before.
+    /// What an idempotency key leads to, where it was used before, of a request for `new`.
     fn replay(
         &mut self,
-        tenant: &str,
+        new: &Task,
         Idempotency { key, item, fingerprint }: &Idempotency,
         now: Timestamp,
     ) -> Result<Option<std::result::Result<Created, Refused>>> {
-        let Some(KeyUse { fingerprint: before, task }) = self.store.key_use(tenant, key, *item, now)? else {
+        let Some(KeyUse { fingerprint: before, task: id }) = self.store.key_use(&new.tenant, key, *item, now)? else {
             return Ok(None);
         };
         if before != *fingerprint {
             return Ok(Some(Err(Refused::KeyReused)));
         }
-        Ok(Some(match self.task(tenant, task)? {
+        let task = if *item < 0 {
+            self.task(&new.tenant, id)?
+        } else {
+            // One of many comes without its output: that of ten thousand would be too much for this thread and
+            // for the answer. Its input is the one that was sent, as the fingerprints are the same.
+            let head = self.store.task_head(&new.tenant, id)?;
+            head.map(|head| Task { input: new.input.clone(), ..head })
+        };
+        Ok(Some(match task {
             Some(task) => Ok(Created { task, replayed: true, start: None }),
             None => Err(Refused::Gone),
         }))

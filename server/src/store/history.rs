@@ -187,8 +187,12 @@ impl Readers {
     pub async fn tenant_events(&self, tenant: Arc<str>, after: u64) -> std::result::Result<ToldEvents, StoreError> {
         self.read(move |conn| {
             let newest = newest_event(conn)?;
+            // It begins at the next event that there is: numbers of events that are gone cost nothing.
+            let next: Option<u64> = conn
+                .prepare_cached("SELECT min(seq) FROM event WHERE seq > ?1")?
+                .query_row([after], |row| row.get(0))?;
             // Other tenants' events lie between: only so many are looked at, however few are this one's.
-            let to = newest.min(after.saturating_add(LOOKED_AT_ONCE));
+            let to = newest.min(next.unwrap_or(after).saturating_add(LOOKED_AT_ONCE));
             let sql = format!("SELECT {TOLD_COLUMNS} WHERE event.tenant = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq");
             let mut told = told(conn, &sql, params![&*tenant, after, to], after)?;
             if told.more {
@@ -270,4 +274,37 @@ pub(super) fn log_lines(conn: &Connection, id: TaskId, after: u64, limit: usize)
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many numbers lie between what is left, each read begins at an event.
+    #[tokio::test]
+    async fn numbers_of_events_that_are_gone_are_passed_over_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (writer, readers) = crate::store::open(directory.path(), 1).unwrap();
+        let left: [(u64, &str); 5] =
+            [(7, "a"), (8, "a"), (1_000_000_000, "a"), (2_000_000_000, "b"), (3_000_000_000, "a")];
+        for (seq, tenant) in left {
+            let sql = "INSERT INTO event (seq, tenant, task, kind, attempt, at) VALUES (?1, ?2, zeroblob(16), 2, 1, 0)";
+            writer.conn.execute(sql, params![seq, tenant]).unwrap();
+        }
+        for begin in [0, 7, 8, 100, 999_999_999, 1_000_000_000, 3_000_000_000, 4_000_000_000] {
+            let (mut after, mut seen) = (begin, Vec::new());
+            for _ in 0..left.len() {
+                let told = readers.tenant_events("a".into(), after).await.unwrap();
+                seen.extend(told.told.iter().map(|told| told.event.seq));
+                assert!(told.looked_to >= after);
+                after = told.looked_to;
+                if !told.more {
+                    break;
+                }
+            }
+            let expected: Vec<u64> =
+                left.iter().filter(|(seq, tenant)| *seq > begin && *tenant == "a").map(|(seq, _)| *seq).collect();
+            assert_eq!((seen, after), (expected, begin.max(3_000_000_000)), "after {begin}");
+        }
+    }
 }

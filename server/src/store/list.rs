@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rusqlite::types::Value;
+use rusqlite::types::{ToSqlOutput, Value};
 use rusqlite::{Connection, ToSql, params_from_iter};
 
 use super::read::{ListFilter, Page};
@@ -10,83 +10,154 @@ use super::rows;
 use crate::task::{Status, TaskId, Timestamp};
 
 /// How long is looked for tasks that match before a page is given as it is.
-const LOOK: Duration = Duration::from_millis(1000);
+pub(super) const LOOK: Duration = Duration::from_millis(1000);
 
-/// Conditions with their values, in the order of their question marks.
-struct Conditions {
-    sql: String,
+/// A search for tasks of a tenant, in the order of their ids.
+///
+/// SQLite skips only what an index skips. All other conditions are looked at row by row here, so that a
+/// search that finds little among millions can stop after a while and go on later: SQLite by itself would
+/// come back with the next match only, or sort all of them first.
+struct Search {
+    /// The values of `?1`, `?2` and so on.
     values: Vec<Value>,
-}
-
-impl Conditions {
-    fn add(&mut self, sql: &str, value: &dyn ToSql) -> rusqlite::Result<()> {
-        self.sql.push_str(" AND ");
-        self.sql.push_str(sql);
-        self.values.push(match value.to_sql()? {
-            rusqlite::types::ToSqlOutput::Borrowed(value) => value.try_into().map_err(rusqlite::Error::from)?,
-            rusqlite::types::ToSqlOutput::Owned(value) => value,
-            _ => Value::Null,
-        });
-        Ok(())
-    }
-}
-
-/// What a filter is as SQL.
-struct Query {
-    from: &'static str,
     /// The column that the ids are read off, which the index has that finds the rows.
     id: &'static str,
-    /// What an index finds: these are the rows that are looked at.
-    found: Conditions,
-    /// And what is looked at in each of them.
-    matches: Conditions,
+    /// What indexes find, as `FROM … WHERE …`. Each gives its rows in the order of the ids, and SQLite merges
+    /// them; a single scan of several statuses would have to be sorted.
+    scans: Vec<String>,
+    /// Between which ids.
+    within: String,
+    /// What is looked at in each row.
+    matches: Vec<String>,
 }
 
-fn query(tenant: &str, filter: &ListFilter) -> rusqlite::Result<Query> {
-    let mut found = Conditions { sql: String::new(), values: Vec::new() };
-    let from = match filter.labels.first() {
-        None => {
-            found.add("task.tenant = ?", &tenant)?;
-            "task"
+impl Search {
+    fn new(tenant: &str, filter: &ListFilter, of: &[Status]) -> rusqlite::Result<Search> {
+        let may = |status: &Status| {
+            filter.status.is_none_or(|only| only == *status)
+                // A Completed task has no error.
+                && (filter.error_kind.is_none() || *status != Status::Completed)
+        };
+        let statuses: Vec<Status> = of.iter().copied().filter(may).collect();
+        let mut search =
+            Search { values: Vec::new(), id: "task.id", scans: Vec::new(), within: String::new(), matches: Vec::new() };
+        let tenant = search.value(&tenant)?;
+        let number = |status: &Status| (*status as u8).to_string();
+        let one_of = || {
+            let numbers: Vec<String> = statuses.iter().map(number).collect();
+            format!("status IN ({})", numbers.join(", "))
+        };
+        if let Some((key, value)) = filter.labels.first() {
+            let (key, value) = (search.value(key)?, search.value(value)?);
+            search.id = "label.task";
+            search.scans.push(format!(
+                "FROM label CROSS JOIN task ON task.id = label.task \
+                 WHERE label.tenant = {tenant} AND label.key = {key} AND label.value = {value}"
+            ));
+            if statuses.len() < Status::ALL.len() {
+                search.matches.push(one_of());
+            }
+        } else if statuses.contains(&Status::Completed) {
+            // No index holds these: they are read off the table itself.
+            search.scans.push("FROM task WHERE 1".to_owned());
+            search.matches.push(format!("tenant = {tenant}"));
+            if statuses.len() < Status::ALL.len() {
+                search.matches.push(one_of());
+            }
+        } else {
+            search.scans.extend(statuses.iter().map(|status| {
+                format!(
+                    "FROM task INDEXED BY task_status WHERE status = {} AND status <> 2 AND tenant = {tenant}",
+                    number(status)
+                )
+            }));
+            if statuses.is_empty() {
+                search.scans.push(format!("FROM task WHERE 0 AND tenant = {tenant}"));
+            }
         }
-        Some((key, value)) => {
-            found.add("label.tenant = ?", &tenant)?;
-            found.add("label.key = ?", key)?;
-            found.add("label.value = ?", value)?;
-            "label JOIN task ON task.id = label.task"
+        if let Some(after) = filter.created_after {
+            search.within(">=", first_id_at(Timestamp(after.0.saturating_add(1))))?;
         }
-    };
-    let id = if filter.labels.is_empty() { "task.id" } else { "label.task" };
-    if let Some(status) = filter.status {
-        found.add("status = ?", &status)?;
-        if status != Status::Completed {
-            found.sql.push_str(" AND status <> 2");
+        if let Some(created_before) = filter.created_before {
+            search.within("<", first_id_at(created_before))?;
         }
-    } else if filter.error_kind.is_some() {
-        // Only these have one; an index holds them.
-        found.sql.push_str(" AND status IN (0, 1, 3) AND status <> 2");
+        if let Some(task_type) = &filter.task_type {
+            let task_type = search.value(task_type)?;
+            search.matches.push(format!("task_type = {task_type}"));
+        }
+        for (key, value) in filter.labels.iter().skip(1) {
+            let (key, value) = (search.value(key)?, search.value(value)?);
+            search.matches.push(format!(
+                "EXISTS (SELECT 1 FROM label l WHERE l.tenant = {tenant} AND l.key = {key} AND l.value = {value} \
+                 AND l.task = task.id)"
+            ));
+        }
+        if let Some(kind) = filter.error_kind {
+            let kind = search.value(&kind)?;
+            search.matches.push(format!("error_kind IS {kind}"));
+        }
+        Ok(search)
     }
-    if let Some(after) = filter.created_after {
-        found.add(&format!("{id} >= ?"), &first_id_at(Timestamp(after.0.saturating_add(1))))?;
+
+    /// Adds a value, and returns what stands for it.
+    fn value(&mut self, value: &dyn ToSql) -> rusqlite::Result<String> {
+        self.values.push(match value.to_sql()? {
+            ToSqlOutput::Borrowed(value) => value.try_into().map_err(rusqlite::Error::from)?,
+            ToSqlOutput::Owned(value) => value,
+            _ => Value::Null,
+        });
+        Ok(format!("?{}", self.values.len()))
     }
-    if let Some(created_before) = filter.created_before {
-        found.add(&format!("{id} < ?"), &first_id_at(created_before))?;
+
+    /// Only where the id is so to `id`.
+    fn within(&mut self, so: &str, id: TaskId) -> rusqlite::Result<()> {
+        let value = self.value(&id)?;
+        self.within.push_str(&format!(" AND {} {so} {value}", self.id));
+        Ok(())
     }
-    let mut matches = Conditions { sql: String::from("1"), values: Vec::new() };
-    if let Some(task_type) = &filter.task_type {
-        matches.add("task_type = ?", task_type)?;
+
+    fn matches(&self) -> String {
+        if self.matches.is_empty() { "1".to_owned() } else { self.matches.join(" AND ") }
     }
-    if let Some(kind) = filter.error_kind {
-        matches.add("error_kind IS ?", &kind)?;
+
+    /// The rows in that order, each as its id and whether it matches.
+    fn sql(&self, order: &str) -> String {
+        let Search { id, within, scans, .. } = self;
+        let matches = self.matches();
+        let scans: Vec<String> = scans.iter().map(|scan| format!("SELECT {id}, {matches} {scan}{within}")).collect();
+        format!("{} ORDER BY 1 {order}", scans.join(" UNION ALL "))
     }
-    for (key, value) in filter.labels.iter().skip(1) {
-        matches.add(
-            "EXISTS (SELECT 1 FROM label l WHERE l.task = task.id AND l.tenant = task.tenant AND l.key = ?",
-            key,
-        )?;
-        matches.add("l.value = ?)", value)?;
+
+    /// Gives `each` the tasks that match, in that order, until `limit` of them were found or `look` is over.
+    /// Returns how far was looked, where there is more behind it.
+    fn look(
+        &self,
+        conn: &Connection,
+        order: &str,
+        limit: usize,
+        look: Duration,
+        mut each: impl FnMut(TaskId) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<Option<TaskId>> {
+        let mut statement = conn.prepare_cached(&self.sql(order))?;
+        let mut rows = statement.query(params_from_iter(&self.values))?;
+        let started = Instant::now();
+        let mut found = 0;
+        let mut last = None;
+        while let Some(row) = rows.next()? {
+            // The clock is looked at each time: a condition behind a large output takes a while. However slow it
+            // is, one row is looked at, so that it gets on.
+            if found == limit || (last.is_some() && started.elapsed() >= look) {
+                return Ok(last);
+            }
+            let id = row.get(0)?;
+            if row.get(1)? {
+                each(id)?;
+                found += 1;
+            }
+            last = Some(id);
+        }
+        Ok(None)
     }
-    Ok(Query { from, id, found, matches })
 }
 
 pub(super) fn page(
@@ -95,40 +166,22 @@ pub(super) fn page(
     filter: &ListFilter,
     before: Option<TaskId>,
     limit: usize,
+    look: Duration,
 ) -> rusqlite::Result<Page> {
-    let Query { from, id, mut found, matches } = query(tenant, filter)?;
+    let mut search = Search::new(tenant, filter, &Status::ALL)?;
     if let Some(before) = before {
-        found.add(&format!("{id} < ?"), &before)?;
+        search.within("<", before)?;
     }
-    let columns = rows::without_data().replace("id, tenant,", "task.id, task.tenant,");
-    let sql = format!(
-        "SELECT {columns}, ({}) FROM {from} WHERE {} ORDER BY {id} DESC",
-        matches.sql,
-        found.sql.trim_start_matches(" AND ")
-    );
-    let mut statement = conn.prepare_cached(&sql)?;
-    let matches_column = statement.column_count() - 1;
-    let mut rows = statement.query(params_from_iter(matches.values.iter().chain(&found.values)))?;
-    let mut page = Page::default();
-    let started = Instant::now();
-    let mut looked_at = 0_u32;
-    let mut last: Option<TaskId> = None;
-    while let Some(row) = rows.next()? {
-        if page.tasks.len() == limit {
-            page.more_after = last;
-            break;
-        }
-        last = Some(row.get(0)?);
-        if row.get(matches_column)? {
-            page.tasks.push(rows::task(row)?);
-        }
-        looked_at += 1;
-        if looked_at.is_multiple_of(256) && started.elapsed() > LOOK {
-            page.more_after = last;
-            break;
-        }
-    }
-    Ok(page)
+    // What is found must still be there when it is read.
+    let snapshot = conn.unchecked_transaction()?;
+    let sql = format!("SELECT {} FROM task WHERE id = ?1", rows::without_data());
+    let mut task = snapshot.prepare_cached(&sql)?;
+    let mut tasks = Vec::new();
+    let more_after = search.look(&snapshot, "DESC", limit, look, |id| {
+        tasks.push(task.query_row([id], rows::task)?);
+        Ok(())
+    })?;
+    Ok(Page { tasks, more_after })
 }
 
 /// Which tasks a bulk operation is about.
@@ -152,103 +205,39 @@ pub struct Found {
 }
 
 impl Bulk<'_> {
-    /// One query for each index that the tasks are in: each gives them in the order of their ids. One
-    /// query for several statuses would have to sort all tasks for each part.
-    fn queries(&self) -> rusqlite::Result<Vec<Query>> {
-        let may = |status: &Status| {
-            self.filter.status.is_none_or(|only| only == *status)
-                // A Completed task has no error.
-                && (self.filter.error_kind.is_none() || *status != Status::Completed)
-        };
-        let statuses: Vec<Status> = self.statuses.iter().copied().filter(may).collect();
-        let mut queries = if statuses.len() == Status::ALL.len() {
-            vec![query(self.tenant, self.filter)?]
-        } else {
-            let of = |status| query(self.tenant, &ListFilter { status: Some(status), ..self.filter.clone() });
-            statuses.into_iter().map(of).collect::<rusqlite::Result<_>>()?
-        };
-        for Query { id, found, .. } in &mut queries {
-            found.add(&format!("{id} < ?"), &self.before)?;
-        }
-        Ok(queries)
+    fn search(&self) -> rusqlite::Result<Search> {
+        let mut search = Search::new(self.tenant, self.filter, self.statuses)?;
+        search.within("<", self.before)?;
+        Ok(search)
     }
 
     /// How many there are.
     pub(super) fn count(&self, conn: &Connection) -> rusqlite::Result<u64> {
-        let snapshot = conn.unchecked_transaction()?;
-        let mut count = 0;
-        for Query { from, found, matches, .. } in self.queries()? {
-            let sql = format!(
-                "SELECT count(*) FROM {from} WHERE {} AND {}",
-                found.sql.trim_start_matches(" AND "),
-                matches.sql
-            );
-            let values = params_from_iter(found.values.iter().chain(&matches.values));
-            count += snapshot.prepare_cached(&sql)?.query_row(values, |row| row.get::<_, u64>(0))?;
-        }
-        Ok(count)
+        let search = self.search()?;
+        let (within, matches) = (&search.within, search.matches());
+        let counts = search.scans.iter().map(|scan| format!("(SELECT count(*) {scan}{within} AND {matches})"));
+        let sql = format!("SELECT {}", counts.collect::<Vec<_>>().join(" + "));
+        conn.prepare_cached(&sql)?.query_row(params_from_iter(&search.values), |row| row.get(0))
     }
 
-    /// The first of them after `after`, at most `limit`; fewer where looking takes long.
-    pub(super) fn find(&self, conn: &Connection, after: Option<TaskId>, limit: usize) -> rusqlite::Result<Found> {
-        // A task that changes its status must not slip through between two queries.
-        let snapshot = conn.unchecked_transaction()?;
-        let queries = self.queries()?;
-        let look = LOOK / u32::try_from(queries.len().max(1)).unwrap_or(u32::MAX);
-        let mut ids = Vec::new();
-        let mut until: Option<TaskId> = None;
-        for query in queries {
-            let found = query.find(&snapshot, after, limit, look)?;
-            ids.extend(found.ids);
-            until = until.into_iter().chain(found.until).min();
-        }
-        ids.sort_unstable();
-        if let Some(until) = until {
-            ids.retain(|id| *id <= until);
-        }
-        if ids.len() > limit {
-            ids.truncate(limit);
-            until = ids.last().copied();
-        }
-        Ok(Found { ids, until })
-    }
-}
-
-impl Query {
-    fn find(
-        mut self,
+    /// The first of them after `after`, at most `limit`; fewer where that takes longer than `look`.
+    pub(super) fn find(
+        &self,
         conn: &Connection,
         after: Option<TaskId>,
         limit: usize,
         look: Duration,
     ) -> rusqlite::Result<Found> {
-        let id = self.id;
+        let mut search = self.search()?;
         if let Some(after) = after {
-            self.found.add(&format!("{id} > ?"), &after)?;
+            search.within(">", after)?;
         }
-        let sql = format!(
-            "SELECT {id}, ({}) FROM {} WHERE {} ORDER BY {id}",
-            self.matches.sql,
-            self.from,
-            self.found.sql.trim_start_matches(" AND ")
-        );
-        let mut statement = conn.prepare_cached(&sql)?;
-        let mut rows = statement.query(params_from_iter(self.matches.values.iter().chain(&self.found.values)))?;
-        let mut found = Found::default();
-        let started = Instant::now();
-        let mut looked_at = 0_u32;
-        while let Some(row) = rows.next()? {
-            let id = row.get(0)?;
-            if row.get(1)? {
-                found.ids.push(id);
-            }
-            looked_at += 1;
-            if found.ids.len() == limit || (looked_at.is_multiple_of(256) && started.elapsed() > look) {
-                found.until = Some(id);
-                break;
-            }
-        }
-        Ok(found)
+        let mut ids = Vec::new();
+        let until = search.look(conn, "ASC", limit, look, |id| {
+            ids.push(id);
+            Ok(())
+        })?;
+        Ok(Found { ids, until })
     }
 }
 
@@ -256,4 +245,194 @@ impl Query {
 fn first_id_at(at: Timestamp) -> TaskId {
     let millis = u64::try_from(at.0).unwrap_or(0).min((1 << 48) - 1);
     TaskId(uuid::Uuid::from_u128((u128::from(millis) << 80) | (0x7 << 76) | (0x8 << 60)))
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::params;
+
+    use super::*;
+    use crate::store;
+    use crate::task::ErrorKind;
+
+    /// What a filter may say, in all combinations.
+    fn filters() -> Vec<ListFilter> {
+        let labels = [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())];
+        let mut filters = Vec::new();
+        for status in [None].into_iter().chain(Status::ALL.map(Some)) {
+            for error_kind in [None, Some(ErrorKind::Trap)] {
+                for task_type in [None, Some("echo".to_owned())] {
+                    for created_after in [None, Some(Timestamp(2))] {
+                        for created_before in [None, Some(Timestamp(200))] {
+                            for labels in [&labels[..0], &labels[..1], &labels[..]] {
+                                let (labels, task_type) = (labels.to_vec(), task_type.clone());
+                                filters.push(ListFilter {
+                                    status,
+                                    task_type,
+                                    error_kind,
+                                    created_after,
+                                    created_before,
+                                    labels,
+                                });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        filters
+    }
+
+    /// The statuses of the list and of each action.
+    const STATUSES: [&[Status]; 3] =
+        [&Status::ALL, &[Status::Pending, Status::Running], &[Status::Completed, Status::Failed]];
+
+    fn id(number: i64) -> TaskId {
+        first_id_at(Timestamp(number))
+    }
+
+    /// A task in each millisecond from 1 on, of all sorts; only those of the tenant "a" are returned.
+    fn fill(conn: &Connection, count: i64) -> Vec<(TaskId, ListFilter)> {
+        let mut tasks = Vec::new();
+        for number in 1..=count {
+            let tenant = ["a", "a", "b"][number as usize % 3];
+            let status = Status::ALL[number as usize / 3 % 4];
+            let task_type = ["echo", "io"][number as usize / 5 % 2];
+            let kind = (status != Status::Completed && number % 7 != 0).then_some(ErrorKind::Trap);
+            conn.execute(
+                "INSERT INTO task (id, tenant, task_type, component, status, rank, priority, created_at, attempt,
+                 interruptions, input, error_kind) VALUES (?1, ?2, ?3, zeroblob(32), ?4, 0, 0, ?5, 0, 0, 'null', ?6)",
+                params![id(number), tenant, task_type, status, number, kind],
+            )
+            .unwrap();
+            let mut labels = Vec::new();
+            for (label, every) in [(("a", "1"), 2), (("b", "2"), 3)] {
+                if number % every == 0 {
+                    let sql = "INSERT INTO label (tenant, key, value, task) VALUES (?1, ?2, ?3, ?4)";
+                    conn.execute(sql, params![tenant, label.0, label.1, id(number)]).unwrap();
+                    labels.push((label.0.to_owned(), label.1.to_owned()));
+                }
+            }
+            if tenant == "a" {
+                let (status, task_type, at) = (Some(status), Some(task_type.to_owned()), Some(Timestamp(number)));
+                let is =
+                    ListFilter { status, task_type, error_kind: kind, created_after: at, created_before: at, labels };
+                tasks.push((id(number), is));
+            }
+        }
+        tasks
+    }
+
+    /// Whether a task that is so is one of those of the filter.
+    fn fits(is: &ListFilter, filter: &ListFilter, statuses: &[Status]) -> bool {
+        fn same<T: PartialEq>(is: &Option<T>, wanted: &Option<T>) -> bool {
+            wanted.is_none() || is == wanted
+        }
+        is.status.is_some_and(|status| statuses.contains(&status))
+            && same(&is.status, &filter.status)
+            && same(&is.task_type, &filter.task_type)
+            && same(&is.error_kind, &filter.error_kind)
+            && filter.created_after.is_none_or(|after| is.created_after > Some(after))
+            && filter.created_before.is_none_or(|before| is.created_before < Some(before))
+            && filter.labels.iter().all(|label| is.labels.contains(label))
+    }
+
+    /// Nothing is sorted, and an index finds where a search begins.
+    #[test]
+    fn no_search_sorts() {
+        let directory = tempfile::tempdir().unwrap();
+        let (writer, _) = store::open(directory.path(), 1).unwrap();
+        for filter in filters() {
+            for statuses in STATUSES {
+                for (bound, order) in [("<", "DESC"), (">", "ASC")] {
+                    let mut search = Search::new("a", &filter, statuses).unwrap();
+                    search.within(bound, id(100)).unwrap();
+                    let sql = format!("EXPLAIN QUERY PLAN {}", search.sql(order));
+                    let mut statement = writer.conn.prepare(&sql).unwrap();
+                    let plan = statement.query_map(params_from_iter(&search.values), |row| row.get::<_, String>(3));
+                    let plan: Vec<String> = plan.unwrap().collect::<Result<_, _>>().unwrap();
+                    let sorts = plan.iter().any(|step| step.contains("TEMP B-TREE"));
+                    // Where nothing can match, nothing is read whatever the plan says.
+                    let scans = !sql.contains("WHERE 0") && plan.iter().any(|step| step.contains("SCAN"));
+                    assert!(!sorts && !scans, "{sql}: {plan:#?}");
+                }
+            }
+        }
+    }
+
+    /// A search with no time at all stops behind each row, whatever is looked for, and finds everything once.
+    #[test]
+    fn a_search_that_runs_out_of_time_goes_on_where_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let (writer, _) = store::open(directory.path(), 1).unwrap();
+        let tasks = fill(&writer.conn, 240);
+        for filter in filters() {
+            for statuses in STATUSES {
+                let expected: Vec<TaskId> =
+                    tasks.iter().filter(|(_, is)| fits(is, &filter, statuses)).map(|(id, _)| *id).collect();
+                let bulk = Bulk { tenant: "a", filter: &filter, statuses, before: id(1000) };
+                assert_eq!(bulk.count(&writer.conn).unwrap(), expected.len() as u64, "{filter:?}");
+                for (look, limit) in [(Duration::ZERO, 50), (Duration::MAX, 7)] {
+                    let (mut ids, mut after, mut parts) = (Vec::new(), None, 0);
+                    loop {
+                        let found = bulk.find(&writer.conn, after, limit, look).unwrap();
+                        assert!(found.ids.len() <= if look.is_zero() { 1 } else { limit });
+                        ids.extend(found.ids);
+                        parts += 1;
+                        let Some(until) = found.until else { break };
+                        assert!(after.is_none_or(|after| until > after), "it gets on");
+                        after = Some(until);
+                    }
+                    assert_eq!(ids, expected, "{filter:?} {statuses:?}");
+                    if !look.is_zero() {
+                        assert!(parts <= expected.len() / limit + 1, "{parts} parts: {filter:?}");
+                    }
+                }
+            }
+            let expected: Vec<TaskId> =
+                tasks.iter().rev().filter(|(_, is)| fits(is, &filter, &Status::ALL)).map(|(id, _)| *id).collect();
+            for (look, limit) in [(Duration::ZERO, 50), (Duration::MAX, 7)] {
+                let (mut ids, mut before) = (Vec::new(), None);
+                loop {
+                    let page = page(&writer.conn, "a", &filter, before, limit, look).unwrap();
+                    assert!(page.tasks.len() <= if look.is_zero() { 1 } else { limit });
+                    ids.extend(page.tasks.iter().map(|task| task.id));
+                    let Some(more_after) = page.more_after else { break };
+                    assert!(before.is_none_or(|before| more_after < before), "it gets on");
+                    before = Some(more_after);
+                }
+                assert_eq!(ids, expected, "{filter:?}");
+            }
+        }
+    }
+
+    /// Where nothing matches, a page without a task comes back after the first row: nothing is skipped in
+    /// SQLite, where it could not be stopped.
+    #[test]
+    fn what_does_not_match_is_looked_at_row_by_row() {
+        let directory = tempfile::tempdir().unwrap();
+        let (writer, _) = store::open(directory.path(), 1).unwrap();
+        for number in 1..=10 {
+            let sql = "INSERT INTO task (id, tenant, task_type, component, status, rank, priority, created_at, attempt,
+                 interruptions, input) VALUES (?1, 'a', 'echo', zeroblob(32), 0, 0, 0, ?2, 0, 0, 'null')";
+            writer.conn.execute(sql, params![id(number), number]).unwrap();
+            let sql = "INSERT INTO label (tenant, key, value, task) VALUES ('a', 'k', 'v', ?1)";
+            writer.conn.execute(sql, [id(number)]).unwrap();
+        }
+        let label = vec![("k".to_owned(), "v".to_owned())];
+        let (completed, failed) = (Some(Status::Completed), Some(Status::Failed));
+        for (tenant, filter) in [
+            ("a", ListFilter { status: completed, ..Default::default() }),
+            ("a", ListFilter { status: failed, labels: label, ..Default::default() }),
+            ("a", ListFilter { task_type: Some("io".into()), ..Default::default() }),
+            ("a", ListFilter { error_kind: Some(ErrorKind::Trap), ..Default::default() }),
+            ("b", ListFilter::default()),
+        ] {
+            let first = page(&writer.conn, tenant, &filter, None, 50, Duration::ZERO).unwrap();
+            assert_eq!((first.tasks.len(), first.more_after), (0, Some(id(10))), "{filter:?}");
+            let bulk = Bulk { tenant, filter: &filter, statuses: &Status::ALL, before: id(1000) };
+            let first = bulk.find(&writer.conn, None, 50, Duration::ZERO).unwrap();
+            assert_eq!(first, Found { ids: Vec::new(), until: Some(id(1)) }, "{filter:?}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::list::{Bulk, Found};
+use super::list::{Bulk, Found, LOOK};
 use super::rows::Json;
 use super::{ListFilter, Readers, StoreError, Writer};
 use crate::task::{Status, TaskId, Timestamp};
@@ -195,7 +195,7 @@ impl Readers {
 
     /// The next tasks of an operation, oldest first, at most `limit`.
     pub async fn find(&self, operation: Operation, limit: usize) -> Result<Found> {
-        self.read(move |conn| operation.tasks().find(conn, operation.after, limit)).await
+        self.read(move |conn| operation.tasks().find(conn, operation.after, limit, LOOK)).await
     }
 
     /// The tenant's operation.

@@ -141,7 +141,7 @@ impl Readers {
         before: Option<TaskId>,
         limit: usize,
     ) -> Result<Page> {
-        self.read(move |conn| list::page(conn, &tenant, &filter, before, limit)).await
+        self.read(move |conn| list::page(conn, &tenant, &filter, before, limit, list::LOOK)).await
     }
 
     /// Lines of a task's log after line `after`, each with its number; `None` where there is no such task.
