@@ -97,6 +97,14 @@ impl BulkCommand {
         !matches!(self, BulkCommand::Stopped { .. })
     }
 
+    /// How many tasks it is about.
+    pub(super) fn tasks(&self) -> usize {
+        match self {
+            BulkCommand::Step { found, .. } => found.ids.len(),
+            BulkCommand::Create { .. } | BulkCommand::Stopped { .. } => 1,
+        }
+    }
+
     /// Whether a task is to be removed once it has been stopped.
     pub(super) fn removes(&self) -> bool {
         matches!(self, BulkCommand::Stopped { action: Action::Delete, .. })
@@ -227,13 +235,7 @@ impl Core {
         match one {
             One::Running => self.stop(id, Command::Bulk(command)),
             One::Removed => self.ended.gone(id),
-            One::Ended => {
-                if self.ended.has(id)
-                    && let Ok(Some(task)) = self.store.task(id)
-                {
-                    self.ended.tell(task);
-                }
-            }
+            One::Ended => self.tell_ended(id),
             One::Retried | One::Skipped | One::Full => {}
         }
     }

@@ -65,6 +65,16 @@ impl Core {
         }
     }
 
+    /// Tells whoever waits for a task that it has ended. It is read again for that, whole, and only where
+    /// somebody waits.
+    pub(super) fn tell_ended(&mut self, id: TaskId) {
+        if self.ended.has(id)
+            && let Ok(Some(task)) = self.store.task(id)
+        {
+            self.ended.tell(task);
+        }
+    }
+
     fn tell_created(&mut self, created: Result<Created, Refused>, reply: Answer) {
         match (reply, created) {
             (Answer::Stored(reply), created) => answer(reply, created.map(|created| self.begin(created))),
@@ -143,6 +153,15 @@ impl Core {
 }
 
 impl Command {
+    /// How many tasks it is about.
+    pub(super) fn tasks(&self) -> usize {
+        match self {
+            Command::CreateMany { items, .. } => items.len(),
+            Command::Bulk(command) => command.tasks(),
+            _ => 1,
+        }
+    }
+
     /// Whether somebody waits for an answer, and was counted for it.
     pub(super) fn is_asked(&self) -> bool {
         if let Command::Bulk(command) = self {

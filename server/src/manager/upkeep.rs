@@ -12,8 +12,11 @@ use crate::task::{Event, Timestamp};
 /// Tasks that one transaction looks at for each of these.
 const STEP: usize = 500;
 
-/// Tasks that one transaction removes because they ended long ago.
+/// Tasks that one transaction removes because they ended long ago: as many as things happened in it, which
+/// are two or more for each task that comes and ends, so that removing is faster than what comes; but at
+/// least, and at most, so many.
 const SWEEP_STEP: usize = 20;
+const LONGEST_SWEEP: usize = 2_048;
 
 /// How often it is looked for what is kept no longer.
 const SWEEP_EVERY_MS: u64 = 1_000;
@@ -97,7 +100,7 @@ impl Core {
             let all = tasks.len() < STEP;
             for mut task in tasks {
                 if self.change(&mut task, Event::Expire, now)?.is_ok() {
-                    done.ended.push(task);
+                    done.ended.push(task.id);
                 }
             }
             if all {
@@ -113,7 +116,8 @@ impl Core {
 
     /// Removes a bounded part of what is kept no longer. True: there may be more.
     fn sweep(&mut self, now: Timestamp) -> Result<bool, StoreError> {
-        let mut left = SWEEP_STEP;
+        let step = self.changed.len().clamp(SWEEP_STEP, LONGEST_SWEEP);
+        let mut left = step;
         let mut kept_for: HashMap<_, _> = HashMap::new();
         for (tenant, name) in self.store.types_with_ended()? {
             let of_type = self.registry.find(&tenant, &name).and_then(|found: TaskType| found.retention_ms);
@@ -126,15 +130,18 @@ impl Core {
                 self.store.delete_task(&task)?;
                 left -= 1;
             }
-            self.store.remember_events(self.server)?;
             if left == 0 {
-                return Ok(true);
+                break;
             }
         }
-        let old = |age: u64| Timestamp(now.0.saturating_sub_unsigned(age));
-        let keys = self.store.forget_keys(old(KEY_AGE_MS), STEP)?;
-        let events = self.store.forget_deleted(old(DELETED_AGE_MS), STEP)?;
+        if left < step {
+            self.store.remember_events(self.server)?;
+        }
+        // Whether or not all tasks could be removed: what is behind them must not wait for that.
+        let (old, many) = (|age: u64| Timestamp(now.0.saturating_sub_unsigned(age)), step.max(STEP));
+        let keys = self.store.forget_keys(old(KEY_AGE_MS), many)?;
+        let events = self.store.forget_deleted(old(DELETED_AGE_MS), many)?;
         let operations = self.store.forget_operations(old(OPERATION_AGE_MS), STEP)?;
-        Ok([keys, events, operations].contains(&STEP))
+        Ok(left == 0 || keys == many || events == many || operations == STEP)
     }
 }
