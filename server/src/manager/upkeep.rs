@@ -21,6 +21,9 @@ const LONGEST_SWEEP: usize = 2_048;
 /// How often it is looked for what is kept no longer.
 const SWEEP_EVERY_MS: u64 = 1_000;
 
+/// When schedules that found the queue full are looked at again.
+pub(super) const RETRY_FULL_MS: u64 = 1_000;
+
 /// How long it can still be read that a task was removed: an hour.
 const DELETED_AGE_MS: u64 = 60 * 60 * 1000;
 
@@ -59,6 +62,9 @@ pub(super) struct Timers {
     pub(super) schedules: Timer,
     /// A task of a schedule has ended, for whose end a due time may wait.
     pub(super) queued: Timer,
+    /// Schedules at the head of those two that found the queue full.
+    pub(super) full_due: usize,
+    pub(super) full_queued: usize,
     sweep: Timer,
 }
 
@@ -66,7 +72,7 @@ impl Timers {
     /// Look at everything at once.
     pub(super) fn all_at_once() -> Timers {
         let now = Timer(Some(Timestamp(0)));
-        Timers { due: now, expires: now, schedules: now, queued: now, sweep: now }
+        Timers { due: now, expires: now, schedules: now, queued: now, full_due: 0, full_queued: 0, sweep: now }
     }
 
     /// How long until the first.

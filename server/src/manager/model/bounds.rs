@@ -129,3 +129,109 @@ fn a_batch_is_bounded_by_the_tasks_in_it() {
     assert_eq!(inbox.waiting.load(std::sync::atomic::Ordering::Relaxed), MAX_WAITING - 20);
 }
 
+pub(super) fn schedule(world: &World, name: &str, overlap: Overlap, queued: u32) -> Schedule {
+    let input = serde_json::value::RawValue::from_string("null".to_owned()).unwrap();
+    let task = ScheduledTask {
+        task_type: "t".to_owned(),
+        input,
+        labels: Default::default(),
+        priority: 0,
+        unique_key: None,
+        limits: Default::default(),
+        retry: Default::default(),
+    };
+    let (cron, time_zone) = ("* * * * * *".to_owned(), "UTC".to_owned());
+    Schedule {
+        tenant: "default".into(),
+        name: name.into(),
+        spec: Spec { cron, time_zone, task, overlap, catch_up: CatchUp::None, paused: false },
+        created_at: world.now,
+        updated_at: world.now,
+        next_at: Some(world.now.plus_millis(1_000)),
+        queued,
+        error: None,
+    }
+}
+
+/// Due times that find the queue full wait for it, and none is made twice.
+#[test]
+fn a_full_queue_eats_no_due_times() {
+    let mut world = World::new();
+    let tasks = vec![world.plain_task(); SLOTS + MAX_PENDING as usize];
+    let tasks: Vec<Task> = tasks
+        .into_iter()
+        .map(|task| Task { id: TaskId(uuid::Uuid::now_v7()), retry: RetryPolicy::DEFAULT, ..task })
+        .collect();
+    world.store(&tasks);
+    world.crash();
+    assert_eq!((world.running.len(), world.count(Status::Pending)), (SLOTS, MAX_PENDING as usize));
+    let (all, queue) = (schedule(&world, "all", Overlap::Allow, 0), schedule(&world, "queue", Overlap::Queue, 5));
+    let queue = Schedule { next_at: None, ..queue };
+    let core = world.core.as_mut().unwrap();
+    core.store.begin().unwrap();
+    core.store.put_schedule(&all).unwrap();
+    core.store.put_schedule(&queue).unwrap();
+    core.store.commit().unwrap();
+    world.crash();
+    let of =
+        |world: &mut World, name: &str| world.core.as_mut().unwrap().store.schedule("default", name).unwrap().unwrap();
+    for _ in 0..30 {
+        world.now = world.now.plus_millis(1_000);
+        world.step(Vec::new());
+    }
+    let waits = of(&mut world, "all");
+    assert_eq!(waits.next_at, all.next_at, "it was given up");
+    assert_eq!(waits.error.unwrap().message, "12 tasks are pending");
+    assert_eq!(of(&mut world, "queue").queued, 5, "they were given up");
+    // The queue is worked off, and time stands still.
+    let mut made = 0;
+    while made < 35 {
+        let id = *world.running.keys().next().unwrap();
+        let job = world.running.remove(&id).unwrap();
+        made += usize::from(job.task.schedule.is_some());
+        job.control.leave();
+        let end = crate::task::AttemptEnd::host_failure("over");
+        world.report(id, job.task.attempt, crate::sandbox::RunEnd::Ended(end));
+        // They look again once a second.
+        world.core.as_mut().unwrap().timers = super::super::upkeep::Timers::all_at_once();
+        world.step(Vec::new());
+    }
+    assert!(world.running.is_empty(), "more tasks than due times");
+    assert_eq!((of(&mut world, "all").error, of(&mut world, "queue").queued), (None, 0));
+    assert_eq!(world.all().iter().filter(|task| task.schedule.is_some()).count(), 35);
+}
+
+/// However many schedules find the queue full, the others are looked at.
+#[test]
+fn schedules_that_wait_hold_up_no_others() {
+    let mut world = World::new();
+    let mut tasks = Vec::new();
+    for _ in 0..SLOTS + MAX_PENDING as usize {
+        tasks.push(world.plain_task());
+    }
+    world.store(&tasks);
+    let core_schedules: Vec<Schedule> = (0..40)
+        .map(|number| schedule(&world, &format!("s{number}"), Overlap::Allow, 0))
+        .chain(
+            (0..40)
+                .map(|number| Schedule { next_at: None, ..schedule(&world, &format!("q{number}"), Overlap::Queue, 2) }),
+        )
+        .chain([Schedule { next_at: Some(world.now.plus_millis(2_000)), ..schedule(&world, "z", Overlap::Skip, 0) }])
+        .collect();
+    let core = world.core.as_mut().unwrap();
+    core.store.begin().unwrap();
+    core_schedules.iter().for_each(|schedule| core.store.put_schedule(schedule).unwrap());
+    core.store.commit().unwrap();
+    world.crash();
+    // The last one has a task already, so that it needs no place.
+    let open = Task { schedule: Some("z".into()), ..world.plain_task() };
+    world.store(&[open]);
+    world.now = world.now.plus_millis(5_000);
+    world.step(Vec::new());
+    let core = world.core.as_mut().unwrap();
+    let next_at = core.store.schedule("default", "z").unwrap().unwrap().next_at;
+    assert!(next_at > Some(world.now), "{next_at:?} is looked at no more");
+    let queued: Vec<u32> =
+        (0..40).map(|number| core.store.schedule("default", &format!("q{number}")).unwrap().unwrap().queued).collect();
+    assert_eq!(queued, [2; 40]);
+}
