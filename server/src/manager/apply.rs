@@ -80,6 +80,10 @@ impl Core {
             }
             Command::Bulk(command) => Ok(Done::Bulk(self.apply_bulk(command, now)?)),
             Command::Settings(command) => Ok(Done::Settings(self.apply_settings(command)?)),
+            Command::IsStored { tenant, id, .. } => Ok(match self.store.task_head(tenant, *id)? {
+                Some(_) => Done::Nothing,
+                None => Done::Refused(Refused::NotFound),
+            }),
             Command::Flush { .. } | Command::Room => Ok(Done::Nothing),
             Command::Drain { grace } => {
                 self.draining.get_or_insert(Instant::now() + *grace);

@@ -2,6 +2,7 @@
 //! of what must be true. `SEED` repeats a run, `STEPS` makes it longer.
 
 mod bounds;
+mod refusals;
 mod waited;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

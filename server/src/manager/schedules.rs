@@ -65,9 +65,9 @@ impl Manager {
         }
         let put = Box::new(PutSchedule { name: name.into(), spec, cron, precondition });
         let (schedule, created) = self.ask(|reply| Command::PutSchedule { tenant: tenant.clone(), put, reply }).await?;
-        // It may be gone again.
-        let found = self.0.readers.schedule(tenant.clone(), name.to_owned(), LAST_TASKS).await?;
-        let tasks = found.map(|(_, tasks)| tasks).unwrap_or_default();
+        // It is stored, whatever comes of this, and it may be gone again.
+        let found = self.0.readers.schedule(tenant.clone(), name.to_owned(), LAST_TASKS).await;
+        let tasks = found.ok().flatten().map(|(_, tasks)| tasks).unwrap_or_default();
         Ok(((schedule, tasks), created))
     }
 

@@ -54,8 +54,12 @@ impl Core {
                 }
                 (Command::PutSchedule { reply, .. }, Done::Schedule(put)) => answer(reply, Ok(*put)),
                 (Command::PutSchedule { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
-                (Command::DeleteSchedule { reply, .. }, Done::Nothing) => answer(reply, Ok(())),
-                (Command::DeleteSchedule { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
+                (Command::DeleteSchedule { reply, .. } | Command::IsStored { reply, .. }, Done::Nothing) => {
+                    answer(reply, Ok(()));
+                }
+                (Command::DeleteSchedule { reply, .. } | Command::IsStored { reply, .. }, Done::Refused(why)) => {
+                    answer(reply, Err(why));
+                }
                 (Command::Bulk(command), Done::Bulk(done)) => self.tell_bulk(command, done),
                 (Command::Settings(command), Done::Settings(done)) => self.tell_settings(*command, done),
                 (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
@@ -133,6 +137,11 @@ impl Core {
                         self.ended.tell(task);
                     }
                 }
+                Command::IsStored { tenant, id, reply } => {
+                    // Its create may have been in a transaction before this one.
+                    let stored = matches!(self.store.task_head(&tenant, id), Ok(Some(_)));
+                    answer(reply, if stored { Ok(()) } else { Err(refusal()) });
+                }
                 Command::PutSchedule { reply, .. } => answer(reply, Err(refusal())),
                 Command::Flush { reply } | Command::DeleteSchedule { reply, .. } => answer(reply, Err(refusal())),
                 Command::Bulk(command) => kept.extend(command.refuse(refusal()).map(Command::Bulk)),
@@ -167,6 +176,9 @@ impl Command {
         if let Command::Bulk(command) = self {
             return command.is_asked();
         }
-        !matches!(self, Command::Report(_) | Command::Log { .. } | Command::Room | Command::Drain { .. })
+        !matches!(
+            self,
+            Command::IsStored { .. } | Command::Report(_) | Command::Log { .. } | Command::Room | Command::Drain { .. }
+        )
     }
 }
