@@ -207,6 +207,7 @@ impl Core {
 
     /// Puts back what a crash cut off.
     fn recover(&mut self, now: Timestamp) -> Result<(), StoreError> {
+        self.recover_bulk(now)?;
         let max_interruptions = self.settings.max_interruptions;
         let mut found = 0;
         loop {

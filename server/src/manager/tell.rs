@@ -150,8 +150,9 @@ impl Core {
                 Command::Report(ref report) => {
                     // Who waits for this end hears that it cannot be stored now; it is stopped all the same.
                     let then = self.running.get_mut(&report.id).map(|running| std::mem::take(&mut running.then));
-                    self.refuse(then.unwrap_or_default(), error);
+                    let then = self.refuse(then.unwrap_or_default(), error);
                     kept.push(command);
+                    kept.extend(then);
                 }
                 Command::Log { .. } | Command::Drain { .. } => kept.push(command),
                 Command::Room => {}

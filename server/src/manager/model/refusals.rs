@@ -17,6 +17,34 @@ use crate::schedules::Spec;
 use crate::store::{Action, Found, ListFilter, Operation, OperationId, Precondition, StoreError};
 use crate::task::{AttemptEnd, Digest, ErrorKind, Status};
 
+impl World {
+    /// An operation on all tasks that run, and one part of it: they are asked to stop.
+    fn stop_all(&mut self, action: Action) -> OperationId {
+        let id = OperationId(uuid::Uuid::now_v7());
+        let operation = Operation {
+            id,
+            tenant: "default".into(),
+            action,
+            filter: ListFilter { status: Some(Status::Running), ..ListFilter::default() },
+            matched: None,
+            done: 0,
+            skipped: 0,
+            after: None,
+            created_at: self.now,
+            finished_at: None,
+        };
+        let found = Found { ids: self.running.keys().copied().collect(), until: None };
+        self.step(vec![Command::Bulk(BulkCommand::Create { operation: Box::new(operation), reply: reply().0 })]);
+        let (stopped, reply) = (mpsc::channel(1).0, reply().0);
+        self.step(vec![Command::Bulk(BulkCommand::Step { id, found, stopped, reply })]);
+        id
+    }
+
+    fn operation(&mut self, id: OperationId) -> Operation {
+        self.core.as_mut().unwrap().store.operation(id).unwrap().unwrap()
+    }
+}
+
 /// The next command of a request, which must not be answered yet.
 fn next<T>(asked: &mut (impl Future<Output = T> + Unpin), inbox: &Inbox) -> Command {
     let started = Instant::now();
@@ -110,3 +138,42 @@ fn a_schedule_is_not_refused_once_it_is_stored() {
     assert_eq!((&*schedule.name, tasks.len(), created), ("a", 0, true));
 }
 
+/// The end of an attempt that was stopped for an operation cannot be stored at first.
+#[test]
+fn an_operation_keeps_what_it_stopped_while_the_store_takes_no_writes() {
+    let mut world = World::new();
+    let task = world.plain_task();
+    world.store(std::slice::from_ref(&task));
+    world.step(Vec::new());
+    let operation = world.stop_all(Action::Delete);
+    let job = world.running.remove(&task.id).unwrap();
+    job.control.leave();
+    let end = RunEnd::Ended(AttemptEnd::host_failure("stopped"));
+    let report = Report { id: task.id, attempt: 1, end, news: News { lines: Vec::new(), progress: None } };
+    let core = world.core.as_mut().unwrap();
+    let kept = core.refuse(vec![Command::Report(report)], &StoreError::TooSlow);
+    world.step(kept);
+    assert_eq!(world.operation(operation).done, 1);
+    assert!(world.stored(task.id).is_none());
+}
+
+#[test]
+fn a_crash_makes_no_operation_forget_what_ran() {
+    for action in [Action::Cancel, Action::Delete] {
+        let mut world = World::new();
+        let tasks: Vec<_> = (0..3).map(|_| world.plain_task()).collect();
+        world.store(&tasks);
+        world.step(Vec::new());
+        let operation = world.stop_all(action);
+        let later = world.plain_task();
+        world.store(std::slice::from_ref(&later));
+        world.crash();
+        let operation = world.operation(operation);
+        assert_eq!((operation.done, operation.finished_at.is_some()), (3, true));
+        assert!(world.running.keys().eq([&later.id]), "only what came later runs");
+        for task in tasks {
+            let kind = world.stored(task.id).map(|task| task.error.unwrap().kind);
+            assert_eq!(kind, (action == Action::Cancel).then_some(ErrorKind::Canceled));
+        }
+    }
+}
