@@ -67,12 +67,10 @@ fn is_type_name(name: &str) -> bool {
         && name.bytes().all(|byte| allowed(byte) || byte == b'-')
 }
 
-/// Loads every type's current version, and every version that a task still waits for. One that
-/// cannot be loaded is marked failed; the others are served.
+/// Loads every version of every type: a task that has ended under an earlier one can be retried. Their code
+/// is on the disk from the starts before. One that cannot be loaded is marked failed; the others are served.
 pub(crate) fn load(writer: &mut Writer, sandbox: &Sandbox, registry: &Registry) -> anyhow::Result<()> {
-    let mut digests = Vec::new();
     for stored in writer.task_types()? {
-        digests.push((stored.component, stored.name.clone()));
         let task_type = TaskType {
             name: stored.name,
             current: stored.component,
@@ -82,12 +80,7 @@ pub(crate) fn load(writer: &mut Writer, sandbox: &Sandbox, registry: &Registry) 
         };
         registry.put_type(stored.tenant, task_type);
     }
-    for digest in writer.components_in_use()? {
-        if !digests.iter().any(|(known, _)| *known == digest) {
-            digests.push((digest, "an earlier version".into()));
-        }
-    }
-    for (digest, name) in digests {
+    for (digest, name) in writer.versions()? {
         let version = match writer.component(digest)? {
             None => Version::Failed("its component is not in the store".into()),
             Some(bytes) => match sandbox.load(digest, &bytes) {

@@ -58,10 +58,10 @@ impl Core {
                 self.remove(&task, now)?;
                 Ok(Done::Removed(task.id))
             }
-            Command::AwaitEnd { tenant, id, .. } => Ok(match self.task(tenant, *id)? {
-                None => Done::Refused(Refused::NotFound),
-                Some(task) if task.status.is_ended() => Done::Task(task),
-                Some(_) => Done::Waiting,
+            Command::AwaitEnd { tenant, id, .. } => Ok(match self.store.task_head(tenant, *id)? {
+                Some(task) if !task.status.is_ended() => Done::Waiting,
+                // Now whole.
+                _ => self.task(tenant, *id)?.map_or(Done::Refused(Refused::NotFound), Done::Task),
             }),
             Command::PutObject { tenant, put, .. } => Ok(Done::Object(self.store.put_object(
                 tenant,
@@ -80,6 +80,10 @@ impl Core {
             }
             Command::Bulk(command) => Ok(Done::Bulk(self.apply_bulk(command, now)?)),
             Command::Settings(command) => Ok(Done::Settings(self.apply_settings(command)?)),
+            Command::IsStored { tenant, id, .. } => Ok(match self.store.task_head(tenant, *id)? {
+                Some(_) => Done::Nothing,
+                None => Done::Refused(Refused::NotFound),
+            }),
             Command::Flush { .. } | Command::Room => Ok(Done::Nothing),
             Command::Drain { grace } => {
                 self.draining.get_or_insert(Instant::now() + *grace);
@@ -315,21 +319,27 @@ impl Core {
     }
 
     /// Starts queued tasks in their order, as long as there is room.
-    pub(super) fn start_ready(&mut self, now: Timestamp) -> Result<Started> {
-        let Started { mut starts, mut ended } = Started::default();
-        while starts.len() + ended.len() < MAX_STARTS && self.draining.is_none() {
+    pub(super) fn start_ready(&mut self, now: Timestamp, started: &mut Started) -> Result<()> {
+        // All are counted, also those that come to nothing: each is work for this transaction.
+        let mut looked_at = 0;
+        while self.draining.is_none() {
             if self.ready.needs_fill() {
                 let tasks = self.store.ready(self.ready.capacity())?;
                 self.ready.fill(tasks);
             }
             let Some((rank, id)) = self.ready.first() else { break };
             let Some(place) = self.place() else { break };
+            if looked_at == MAX_STARTS {
+                started.full = true;
+                break;
+            }
+            looked_at += 1;
             self.ready.remove(rank, id);
             let Some(mut task) = self.store.task(id)? else { continue };
             // Its timer may be late.
             if task.expires_at.is_some_and(|expires| expires <= now) {
                 if self.change(&mut task, Event::Expire, now)?.is_ok() {
-                    ended.push(task);
+                    started.ended.push(id);
                 }
                 continue;
             }
@@ -337,7 +347,7 @@ impl Core {
                 Some(Version::Ready(program)) => {
                     if self.change(&mut task, Event::Start { server: self.server }, now)?.is_ok() {
                         let limits = self.limits(&task);
-                        starts.push(Start { task, place, program, limits });
+                        started.starts.push(Start { task, place, program, limits });
                     }
                 }
                 missing => {
@@ -346,12 +356,12 @@ impl Core {
                         _ => "its component is not there".to_owned(),
                     };
                     if self.fail_unstarted(&mut task, format!("it cannot be run: {why}"), now)? {
-                        ended.push(task);
+                        started.ended.push(id);
                     }
                 }
             }
         }
-        Ok(Started { starts, ended })
+        Ok(())
     }
 
     /// Counts an attempt that could not begin. True: the task has ended with it.

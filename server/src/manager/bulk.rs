@@ -97,6 +97,14 @@ impl BulkCommand {
         !matches!(self, BulkCommand::Stopped { .. })
     }
 
+    /// How many tasks it is about.
+    pub(super) fn tasks(&self) -> usize {
+        match self {
+            BulkCommand::Step { found, .. } => found.ids.len(),
+            BulkCommand::Create { .. } | BulkCommand::Stopped { .. } => 1,
+        }
+    }
+
     /// Whether a task is to be removed once it has been stopped.
     pub(super) fn removes(&self) -> bool {
         matches!(self, BulkCommand::Stopped { action: Action::Delete, .. })
@@ -183,6 +191,30 @@ impl Core {
         Ok(Some((Stepped { operation, full }, ones)))
     }
 
+    /// Goes on with operations on Running tasks when the server starts: a crash has stopped those tasks, and
+    /// once they are put back to Pending they would not be found any more.
+    pub(super) fn recover_bulk(&mut self, now: Timestamp) -> Result<(), StoreError> {
+        let max_interruptions = self.settings.max_interruptions;
+        for mut operation in self.store.open_operations()? {
+            let of_running = operation.filter.status == Some(Status::Running);
+            while of_running && operation.finished_at.is_none() {
+                let found = self.store.find(&operation, STEP)?;
+                self.store.begin()?;
+                for id in &found.ids {
+                    if let Some(mut task) = self.store.task_head(&operation.tenant, *id)? {
+                        let _ = self.change(&mut task, Event::Interrupt { max_interruptions }, now)?;
+                    }
+                }
+                let part = self.bulk_step(operation.id, &found, now)?;
+                self.store.commit()?;
+                self.backlog.committed(now);
+                let Some((stepped, _)) = part else { break };
+                operation = stepped.operation;
+            }
+        }
+        Ok(())
+    }
+
     fn bulk_one(&mut self, action: Action, task: &mut Task, now: Timestamp) -> Result<One, StoreError> {
         Ok(match action {
             Action::Cancel => match self.change(task, Event::Cancel, now)? {
@@ -227,13 +259,7 @@ impl Core {
         match one {
             One::Running => self.stop(id, Command::Bulk(command)),
             One::Removed => self.ended.gone(id),
-            One::Ended => {
-                if self.ended.has(id)
-                    && let Ok(Some(task)) = self.store.task(id)
-                {
-                    self.ended.tell(task);
-                }
-            }
+            One::Ended => self.tell_ended(id),
             One::Retried | One::Skipped | One::Full => {}
         }
     }

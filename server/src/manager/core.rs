@@ -37,7 +37,10 @@ use crate::task::{Event, Task, TaskId, Timestamp};
 /// first of them waits for its answer.
 const MAX_BATCH: usize = 1024;
 
-/// Queued tasks started in one transaction.
+/// Tasks that the commands of one transaction are about, or a few more: a command may be about many.
+const MAX_TASKS: usize = 2_048;
+
+/// Queued tasks that one transaction looks at, to start them.
 pub(super) const MAX_STARTS: usize = 256;
 
 /// Queued tasks whose place is kept in memory.
@@ -152,7 +155,9 @@ pub(super) struct Started {
     /// To be started after the commit.
     pub(super) starts: Vec<Start>,
     /// Ended by it: they expired, or cannot be run.
-    pub(super) ended: Vec<Task>,
+    pub(super) ended: Vec<TaskId>,
+    /// It looked at as many queued tasks as it may, and there may be room for more.
+    pub(super) full: bool,
 }
 
 /// An attempt to be started after the commit.
@@ -204,6 +209,7 @@ impl Core {
 
     /// Puts back what a crash cut off.
     fn recover(&mut self, now: Timestamp) -> Result<(), StoreError> {
+        self.recover_bulk(now)?;
         let max_interruptions = self.settings.max_interruptions;
         let mut found = 0;
         loop {
@@ -273,12 +279,11 @@ impl Core {
     pub(super) fn step(&mut self, commands: Vec<Command>, now: Timestamp, kept: &mut Vec<Command>) -> Duration {
         let commands = self.with_held(commands, now);
         match self.transaction(&commands, now) {
-            Ok((done, Started { starts, ended })) => {
-                let full = starts.len() + ended.len() >= MAX_STARTS;
+            Ok((done, Started { starts, ended, full })) => {
                 self.backlog.committed(now);
                 self.tell(commands, done, kept);
                 starts.into_iter().for_each(|start| self.start(start));
-                ended.into_iter().for_each(|task| self.ended.tell(task));
+                ended.into_iter().for_each(|id| self.tell_ended(id));
                 // Looked at only now: who began to listen before the commit, and read what was there, waits
                 // for this.
                 if self.changes.has_listeners() {
@@ -324,13 +329,20 @@ impl Core {
     }
 
     /// Waits for commands, and takes all that are there. False when there can be no more.
-    fn gather(&self, inbox: &Inbox, batch: &mut Vec<Command>, wait: Duration) -> bool {
+    pub(super) fn gather(&self, inbox: &Inbox, batch: &mut Vec<Command>, wait: Duration) -> bool {
         let first = match inbox.commands.recv_timeout(wait) {
             Ok(command) => Some(command),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return false,
         };
-        batch.extend(first.into_iter().chain(inbox.commands.try_iter()).take(MAX_BATCH));
+        let mut tasks = 0;
+        for command in first.into_iter().chain(inbox.commands.try_iter()) {
+            tasks += command.tasks();
+            batch.push(command);
+            if batch.len() >= MAX_BATCH || tasks >= MAX_TASKS {
+                break;
+            }
+        }
         let asked = batch.iter().filter(|command| command.is_asked()).count();
         inbox.waiting.fetch_sub(asked, Ordering::AcqRel);
         true
@@ -343,9 +355,7 @@ impl Core {
             done.push(self.apply(command, now)?);
         }
         let mut started = self.keep_up(now)?;
-        let Started { mut starts, mut ended } = self.start_ready(now)?;
-        started.starts.append(&mut starts);
-        started.ended.append(&mut ended);
+        self.start_ready(now, &mut started)?;
         self.store.commit()?;
         Ok((done, started))
     }

@@ -171,6 +171,13 @@ enum Command {
     Flush {
         reply: Reply<()>,
     },
+    /// The same, with whether there is such a task: for a create that was sent. It had its place among
+    /// those that wait, so this is counted no more.
+    IsStored {
+        tenant: Arc<str>,
+        id: TaskId,
+        reply: Reply<()>,
+    },
     /// There may be room again.
     Room,
     /// Stop: no new attempts, and those that run may take that long.
@@ -276,24 +283,22 @@ impl Manager {
     /// Creates a task and waits for its end, but no longer than `wait`.
     pub async fn create_and_wait(&self, tenant: &Arc<str>, new: NewTask, wait: Duration) -> Result<Stored, Refused> {
         let item = Box::new(self.check(tenant, new)?);
-        let (id, keyed) = (item.task.id, item.idempotency.is_some());
+        let task = item.task.clone();
         // Under a key the task may be another one, whose id only the manager knows. So such a create is
         // answered first, and waited for then.
-        if keyed {
+        if item.idempotency.is_some() {
             let stored = self.ask(|reply| Command::Create { item, reply: Answer::Stored(reply) }).await?;
-            let task = self.get_ended(tenant, stored.task.id, wait).await?;
-            return Ok(Stored { task, ..stored });
+            // It is stored. Where waiting for its end is refused, that is told no less.
+            return Ok(match self.get_ended(tenant, stored.task.id, wait).await {
+                Ok(task) => Stored { task, ..stored },
+                Err(_) => stored,
+            });
         }
         let ended = self.ask(|reply| Command::Create { item, reply: Answer::Ended(reply) });
         match tokio::time::timeout(wait, ended).await {
-            // The server stopped over it. Whether the task was stored before, the store knows.
-            Ok(Err(Refused::Draining)) => self.get(tenant, id).await.map_err(|refused| match refused {
-                Refused::NotFound => Refused::Draining,
-                other => other,
-            }),
+            // It may still be on its way to the disk, or the server stopped over it.
+            Ok(Err(Refused::Draining)) | Err(_) => self.await_stored(task).await,
             Ok(ended) => ended,
-            // It may still be on its way to the disk: only its end or the store can tell.
-            Err(_) => self.await_stored(tenant, id).await,
         }
         .map(|task| Stored { task, replayed: false })
     }
@@ -385,14 +390,24 @@ impl Manager {
         self.0.changes.listen(topic)
     }
 
-    /// A task whose create was sent but not yet answered.
-    async fn await_stored(&self, tenant: &Arc<str>, id: TaskId) -> Result<Task, Refused> {
-        // Commands are done in turn: once this one is answered, the create was, too. Whether it is
-        // there the store knows, also where this one was refused.
-        let flushed = self.ask(|reply| Command::Flush { reply }).await;
-        match self.get(tenant, id).await {
-            Err(Refused::NotFound) => Err(flushed.err().unwrap_or(Refused::NoRoom)),
-            found => found,
+    /// A task whose create was sent but not yet answered. It is refused only where it is not stored: its
+    /// client may send it again then.
+    async fn await_stored(&self, created: Task) -> Result<Task, Refused> {
+        let (tenant, id) = (created.tenant.clone(), created.id);
+        let (reply, answer) = oneshot::channel();
+        // Commands are done in turn: once this one is answered, the create was, too.
+        self.send(Command::IsStored { tenant: tenant.clone(), id, reply });
+        match answer.await {
+            // Where it cannot be read at the moment, it is told as it was created.
+            Ok(Ok(())) => Ok(self.get(&tenant, id).await.unwrap_or(created)),
+            Ok(Err(Refused::NotFound)) if !self.is_draining() => Err(Refused::NoRoom),
+            Ok(Err(Refused::NotFound)) => Err(Refused::Draining),
+            Ok(Err(refused)) => Err(refused),
+            // The manager's thread has ended. Only the store knows.
+            Err(_) => self.get(&tenant, id).await.map_err(|refused| match refused {
+                Refused::NotFound => Refused::Draining,
+                other => Refused::Internal(other.into()),
+            }),
         }
     }
 

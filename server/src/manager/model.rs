@@ -1,6 +1,8 @@
 //! Random operations on the manager over a real store, with a clock of the test's own, against a model
 //! of what must be true. `SEED` repeats a run, `STEPS` makes it longer.
 
+mod bounds;
+mod refusals;
 mod waited;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -24,7 +26,7 @@ use crate::objects::{ObjectLimits, Objects};
 use crate::registry::{Registry, TaskType, Version};
 use crate::room::{Memory, Room};
 use crate::sandbox::{CodeCache, EngineSettings, RunEnd, Sandbox};
-use crate::store::{self, Quota};
+use crate::store::{self, Quota, Readers};
 use crate::task::{
     AttemptEnd, Digest, ErrorKind, Labels, Outcome, RetryOverrides, RetryPolicy, Status, Task, TaskError, TaskId,
     Timestamp, Usage,
@@ -80,6 +82,8 @@ struct World {
     /// Creates that wait for the end of their task.
     waited: Vec<Waited>,
     last_event: u64,
+    max_pending: u64,
+    readers: Option<Readers>,
 }
 
 const COMPONENT: Digest = Digest([7; 32]);
@@ -114,6 +118,8 @@ impl World {
             told: Told::default(),
             waited: Vec::new(),
             last_event: 0,
+            max_pending: MAX_PENDING,
+            readers: None,
         };
         world.start();
         world
@@ -121,7 +127,8 @@ impl World {
 
     /// A server starts on what there is.
     fn start(&mut self) {
-        let (writer, _) = store::open(self.directory.path(), 1).unwrap();
+        let (writer, readers) = store::open(self.directory.path(), 1).unwrap();
+        self.readers = Some(readers);
         let room = Arc::new(Room::new(SLOTS, SLOTS, Memory::new(0)));
         let (send, jobs) = std::sync::mpsc::channel();
         self.jobs = jobs;
@@ -129,7 +136,7 @@ impl World {
             defaults: Limits::DEFAULT,
             ceiling: Limits::CEILING,
             max_interruptions: MAX_INTERRUPTIONS,
-            backlog: BacklogLimits { total: MAX_PENDING, tenant: MAX_PENDING },
+            backlog: BacklogLimits { total: self.max_pending, tenant: self.max_pending },
             retention_ms: RETENTION_MS,
             max_schedules: 1,
         };

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::core::{Core, Created, Done, Start};
-use super::upkeep::Timer;
+use super::upkeep::{RETRY_FULL_MS, Timer};
 use super::{Command, Manager, NewTask, PutSchedule, Refused, check};
 use crate::schedules::{Cron, Failure, MOST_QUEUED, MadeTask, Overlap, Schedule, ScheduledTask, Spec};
 use crate::store::{Precondition, StoreError};
@@ -18,8 +18,24 @@ const STEP: usize = 16;
 /// Tasks that schedules make in one transaction.
 const MOST_MADE: usize = 128;
 
-/// Due times that one transaction looks at of one schedule.
+/// Due times that one transaction looks at, of all schedules together.
 const MOST_LOOKED_AT: usize = 1000;
+
+/// What one transaction may still do for schedules.
+struct Left {
+    made: usize,
+    looked_at: usize,
+}
+
+/// What became of a due time.
+enum Made {
+    /// There is a task.
+    Task,
+    /// No task can be made: it is given up.
+    None,
+    /// The queue has no room for one: it waits.
+    Full,
+}
 
 /// Tasks that are shown of a schedule.
 const LAST_TASKS: usize = 5;
@@ -49,9 +65,9 @@ impl Manager {
         }
         let put = Box::new(PutSchedule { name: name.into(), spec, cron, precondition });
         let (schedule, created) = self.ask(|reply| Command::PutSchedule { tenant: tenant.clone(), put, reply }).await?;
-        // It may be gone again.
-        let found = self.0.readers.schedule(tenant.clone(), name.to_owned(), LAST_TASKS).await?;
-        let tasks = found.map(|(_, tasks)| tasks).unwrap_or_default();
+        // It is stored, whatever comes of this, and it may be gone again.
+        let found = self.0.readers.schedule(tenant.clone(), name.to_owned(), LAST_TASKS).await;
+        let tasks = found.ok().flatten().map(|(_, tasks)| tasks).unwrap_or_default();
         Ok(((schedule, tasks), created))
     }
 
@@ -129,62 +145,82 @@ impl Core {
     }
 
     /// Makes the tasks that are due, a bounded part of them. Those that start at once go to `starts`.
+    ///
+    /// A schedule that finds the queue full stays where it is, and is passed over until all others were
+    /// looked at: whose queue is full holds up nobody else's schedules.
     pub(super) fn keep_schedules(&mut self, now: Timestamp, starts: &mut Vec<Start>) -> Result<()> {
-        let mut left = MOST_MADE;
+        let mut left = Left { made: MOST_MADE, looked_at: MOST_LOOKED_AT };
+        let later = now.plus_millis(RETRY_FULL_MS);
         if self.timers.schedules.has_come(now) {
-            for mut schedule in self.store.schedules_due(now, STEP)? {
-                if left == 0 {
+            let due = self.store.schedules_due(now, self.timers.full_due, STEP)?;
+            let mut all = due.len() < STEP;
+            for mut schedule in due {
+                if left.made == 0 || left.looked_at == 0 {
+                    all = false;
                     break;
                 }
-                self.come_due(&mut schedule, now, &mut left, starts)?;
-                self.store.advance_schedule(&schedule)?;
-            }
-            // What was left over is due at once.
-            self.timers.schedules = Timer::at(self.store.next_due_time()?);
-        }
-        if self.timers.queued.has_come(now) {
-            let free = self.store.schedules_free(STEP)?;
-            let all = free.len() < STEP;
-            for mut schedule in free {
-                let mut made = false;
-                while schedule.queued > 0 && !made && left > 0 {
-                    schedule.queued -= 1;
-                    left -= 1;
-                    made = self.make(&mut schedule, now, now, starts)?;
+                if self.come_due(&mut schedule, now, &mut left, starts)? {
+                    self.timers.full_due += 1;
                 }
                 self.store.advance_schedule(&schedule)?;
             }
-            if all && left > 0 {
-                self.timers.queued = Timer::default();
+            self.timers.schedules = if !all {
+                Timer::at(Some(now))
+            } else if std::mem::take(&mut self.timers.full_due) > 0 {
+                Timer::at(Some(later))
+            } else {
+                // What was left over is due at once.
+                Timer::at(self.store.next_due_time()?)
+            };
+        }
+        if self.timers.queued.has_come(now) {
+            let free = self.store.schedules_free(self.timers.full_queued, STEP)?;
+            let all = free.len() < STEP;
+            for mut schedule in free {
+                let mut made = Made::None;
+                while schedule.queued > 0 && left.made > 0 && matches!(made, Made::None) {
+                    left.made -= 1;
+                    made = self.make(&mut schedule, now, now, starts)?;
+                    match made {
+                        Made::Task | Made::None => schedule.queued -= 1,
+                        Made::Full => self.timers.full_queued += 1,
+                    }
+                }
+                self.store.advance_schedule(&schedule)?;
+            }
+            if all && left.made > 0 {
+                let full = std::mem::take(&mut self.timers.full_queued) > 0;
+                self.timers.queued = Timer::at(full.then_some(later));
             }
         }
         Ok(())
     }
 
-    /// A schedule whose next due time has come: does what is to be done until now, and moves it on.
+    /// A schedule whose next due time has come: does what is to be done until now, and moves it on. True: it
+    /// waits, because the queue is full.
     fn come_due(
         &mut self,
         schedule: &mut Schedule,
         now: Timestamp,
-        left: &mut usize,
+        left: &mut Left,
         starts: &mut Vec<Start>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let cron = match schedule.spec.cron() {
             Ok(cron) => cron,
             // It was read when it was stored: a later version of the server knows it no more.
             Err(bad) => {
                 schedule.next_at = None;
                 schedule.error = Some(Failure { at: now, message: bad.to_string() });
-                return Ok(());
+                return Ok(false);
             }
         };
         let mut due = schedule.next_at.and_then(|next_at| cron.resume(next_at, schedule.spec.catch_up, now));
-        let mut looked_at = 0;
+        let mut full = false;
         while let Some(at) = due.filter(|at| *at <= now)
-            && *left > 0
-            && looked_at < MOST_LOOKED_AT
+            && left.made > 0
+            && left.looked_at > 0
         {
-            looked_at += 1;
+            left.looked_at -= 1;
             let open = schedule.spec.overlap != Overlap::Allow
                 && self.store.has_open_task(&schedule.tenant, &schedule.name)?;
             match schedule.spec.overlap {
@@ -193,24 +229,27 @@ impl Core {
                     schedule.queued = (schedule.queued + 1).min(MOST_QUEUED);
                 }
                 Overlap::Allow | Overlap::Skip | Overlap::Queue => {
-                    *left -= 1;
-                    self.make(schedule, at, now, starts)?;
+                    left.made -= 1;
+                    full = matches!(self.make(schedule, at, now, starts)?, Made::Full);
+                    if full {
+                        break;
+                    }
                 }
             }
             due = cron.next_after(at);
         }
         schedule.next_at = due;
-        Ok(())
+        Ok(full)
     }
 
-    /// Makes a task of a schedule; false where it cannot be made, and the due time is given up.
+    /// Makes a task of a schedule.
     fn make(
         &mut self,
         schedule: &mut Schedule,
         at: Timestamp,
         now: Timestamp,
         starts: &mut Vec<Start>,
-    ) -> Result<bool> {
+    ) -> Result<Made> {
         let new = new_task(&schedule.spec.task);
         let (defaults, ceiling) = (&self.settings.defaults, &self.settings.ceiling);
         let made = match check::new_item(&self.registry, defaults, ceiling, &schedule.tenant, new) {
@@ -224,11 +263,12 @@ impl Core {
             Ok(Created { task, start, .. }) => {
                 starts.extend(start.map(|(place, program, limits)| Start { task, place, program, limits }));
                 schedule.error = None;
-                Ok(true)
+                Ok(Made::Task)
             }
             Err(refused) => {
                 schedule.error = Some(Failure { at, message: reason(&refused) });
-                Ok(false)
+                let full = matches!(refused, Refused::TooManyPending { .. } | Refused::QueueFull { .. });
+                Ok(if full { Made::Full } else { Made::None })
             }
         }
     }

@@ -54,14 +54,28 @@ impl Core {
                 }
                 (Command::PutSchedule { reply, .. }, Done::Schedule(put)) => answer(reply, Ok(*put)),
                 (Command::PutSchedule { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
-                (Command::DeleteSchedule { reply, .. }, Done::Nothing) => answer(reply, Ok(())),
-                (Command::DeleteSchedule { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
+                (Command::DeleteSchedule { reply, .. } | Command::IsStored { reply, .. }, Done::Nothing) => {
+                    answer(reply, Ok(()));
+                }
+                (Command::DeleteSchedule { reply, .. } | Command::IsStored { reply, .. }, Done::Refused(why)) => {
+                    answer(reply, Err(why));
+                }
                 (Command::Bulk(command), Done::Bulk(done)) => self.tell_bulk(command, done),
                 (Command::Settings(command), Done::Settings(done)) => self.tell_settings(*command, done),
                 (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
                 // The others have nobody to answer to.
                 _ => {}
             }
+        }
+    }
+
+    /// Tells whoever waits for a task that it has ended. It is read again for that, whole, and only where
+    /// somebody waits.
+    pub(super) fn tell_ended(&mut self, id: TaskId) {
+        if self.ended.has(id)
+            && let Ok(Some(task)) = self.store.task(id)
+        {
+            self.ended.tell(task);
         }
     }
 
@@ -123,6 +137,11 @@ impl Core {
                         self.ended.tell(task);
                     }
                 }
+                Command::IsStored { tenant, id, reply } => {
+                    // Its create may have been in a transaction before this one.
+                    let stored = matches!(self.store.task_head(&tenant, id), Ok(Some(_)));
+                    answer(reply, if stored { Ok(()) } else { Err(refusal()) });
+                }
                 Command::PutSchedule { reply, .. } => answer(reply, Err(refusal())),
                 Command::Flush { reply } | Command::DeleteSchedule { reply, .. } => answer(reply, Err(refusal())),
                 Command::Bulk(command) => kept.extend(command.refuse(refusal()).map(Command::Bulk)),
@@ -131,8 +150,9 @@ impl Core {
                 Command::Report(ref report) => {
                     // Who waits for this end hears that it cannot be stored now; it is stopped all the same.
                     let then = self.running.get_mut(&report.id).map(|running| std::mem::take(&mut running.then));
-                    self.refuse(then.unwrap_or_default(), error);
+                    let then = self.refuse(then.unwrap_or_default(), error);
                     kept.push(command);
+                    kept.extend(then);
                 }
                 Command::Log { .. } | Command::Drain { .. } => kept.push(command),
                 Command::Room => {}
@@ -143,11 +163,23 @@ impl Core {
 }
 
 impl Command {
+    /// How many tasks it is about.
+    pub(super) fn tasks(&self) -> usize {
+        match self {
+            Command::CreateMany { items, .. } => items.len(),
+            Command::Bulk(command) => command.tasks(),
+            _ => 1,
+        }
+    }
+
     /// Whether somebody waits for an answer, and was counted for it.
     pub(super) fn is_asked(&self) -> bool {
         if let Command::Bulk(command) = self {
             return command.is_asked();
         }
-        !matches!(self, Command::Report(_) | Command::Log { .. } | Command::Room | Command::Drain { .. })
+        !matches!(
+            self,
+            Command::IsStored { .. } | Command::Report(_) | Command::Log { .. } | Command::Room | Command::Drain { .. }
+        )
     }
 }

@@ -12,11 +12,17 @@ use crate::task::{Event, Timestamp};
 /// Tasks that one transaction looks at for each of these.
 const STEP: usize = 500;
 
-/// Tasks that one transaction removes because they ended long ago.
+/// Tasks that one transaction removes because they ended long ago: as many as things happened in it, which
+/// are two or more for each task that comes and ends, so that removing is faster than what comes; but at
+/// least, and at most, so many.
 const SWEEP_STEP: usize = 20;
+const LONGEST_SWEEP: usize = 2_048;
 
 /// How often it is looked for what is kept no longer.
 const SWEEP_EVERY_MS: u64 = 1_000;
+
+/// When schedules that found the queue full are looked at again.
+pub(super) const RETRY_FULL_MS: u64 = 1_000;
 
 /// How long it can still be read that a task was removed: an hour.
 const DELETED_AGE_MS: u64 = 60 * 60 * 1000;
@@ -56,6 +62,9 @@ pub(super) struct Timers {
     pub(super) schedules: Timer,
     /// A task of a schedule has ended, for whose end a due time may wait.
     pub(super) queued: Timer,
+    /// Schedules at the head of those two that found the queue full.
+    pub(super) full_due: usize,
+    pub(super) full_queued: usize,
     sweep: Timer,
 }
 
@@ -63,7 +72,7 @@ impl Timers {
     /// Look at everything at once.
     pub(super) fn all_at_once() -> Timers {
         let now = Timer(Some(Timestamp(0)));
-        Timers { due: now, expires: now, schedules: now, queued: now, sweep: now }
+        Timers { due: now, expires: now, schedules: now, queued: now, full_due: 0, full_queued: 0, sweep: now }
     }
 
     /// How long until the first.
@@ -97,7 +106,7 @@ impl Core {
             let all = tasks.len() < STEP;
             for mut task in tasks {
                 if self.change(&mut task, Event::Expire, now)?.is_ok() {
-                    done.ended.push(task);
+                    done.ended.push(task.id);
                 }
             }
             if all {
@@ -113,7 +122,8 @@ impl Core {
 
     /// Removes a bounded part of what is kept no longer. True: there may be more.
     fn sweep(&mut self, now: Timestamp) -> Result<bool, StoreError> {
-        let mut left = SWEEP_STEP;
+        let step = self.changed.len().clamp(SWEEP_STEP, LONGEST_SWEEP);
+        let mut left = step;
         let mut kept_for: HashMap<_, _> = HashMap::new();
         for (tenant, name) in self.store.types_with_ended()? {
             let of_type = self.registry.find(&tenant, &name).and_then(|found: TaskType| found.retention_ms);
@@ -126,15 +136,18 @@ impl Core {
                 self.store.delete_task(&task)?;
                 left -= 1;
             }
-            self.store.remember_events(self.server)?;
             if left == 0 {
-                return Ok(true);
+                break;
             }
         }
-        let old = |age: u64| Timestamp(now.0.saturating_sub_unsigned(age));
-        let keys = self.store.forget_keys(old(KEY_AGE_MS), STEP)?;
-        let events = self.store.forget_deleted(old(DELETED_AGE_MS), STEP)?;
+        if left < step {
+            self.store.remember_events(self.server)?;
+        }
+        // Whether or not all tasks could be removed: what is behind them must not wait for that.
+        let (old, many) = (|age: u64| Timestamp(now.0.saturating_sub_unsigned(age)), step.max(STEP));
+        let keys = self.store.forget_keys(old(KEY_AGE_MS), many)?;
+        let events = self.store.forget_deleted(old(DELETED_AGE_MS), many)?;
         let operations = self.store.forget_operations(old(OPERATION_AGE_MS), STEP)?;
-        Ok([keys, events, operations].contains(&STEP))
+        Ok(left == 0 || keys == many || events == many || operations == STEP)
     }
 }

@@ -31,7 +31,7 @@ pub enum Overlap {
 }
 
 /// What happens with due times that were missed: those that are more than a minute ago when they are looked
-/// at, because the server was down or the schedule paused.
+/// at, because the server was down, the schedule paused or the queue full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CatchUp {

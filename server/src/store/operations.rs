@@ -151,6 +151,11 @@ impl Writer {
         Ok(self.conn.prepare_cached(&sql)?.query_row([id], operation).optional()?)
     }
 
+    /// The next tasks of an operation, oldest first, at most `limit`. Not within a transaction.
+    pub fn find(&mut self, operation: &Operation, limit: usize) -> Result<Found> {
+        Ok(operation.tasks().find(&self.conn, operation.after, limit)?)
+    }
+
     /// Writes how far an operation is.
     pub fn update_operation(&mut self, operation: &Operation) -> Result<()> {
         self.conn

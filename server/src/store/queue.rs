@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::rows::{self, TASK_COLUMNS};
+use super::rows;
 use super::{StoreError, Writer};
 use crate::task::{Digest, Status, Task, TaskId, Timestamp};
 
@@ -51,10 +51,11 @@ impl Writer {
     }
 
     /// Some of the tasks that are Running under another start than `server`, in the order of their ids,
-    /// after `after`.
+    /// after `after`; without their input, which may be large.
     pub fn running_elsewhere(&mut self, server: i64, after: Option<TaskId>, limit: usize) -> Result<Vec<Task>> {
         let sql = format!(
-            "SELECT {TASK_COLUMNS} FROM task WHERE status = {} AND status <> 2 AND id > ?1 AND server IS NOT ?3 ORDER BY id LIMIT ?2",
+            "SELECT {} FROM task WHERE status = {} AND status <> 2 AND id > ?1 AND server IS NOT ?3 ORDER BY id LIMIT ?2",
+            rows::without_data(),
             Status::Running as i64
         );
         let after = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
@@ -63,12 +64,13 @@ impl Writer {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Tasks that wait and whose time has come, the first ones first.
+    /// Tasks that wait and whose time has come, the first ones first; without their input, which may be large.
     pub fn come(&mut self, time: Time, now: Timestamp, limit: usize) -> Result<Vec<Task>> {
         let column = time.column();
         let sql = format!(
-            "SELECT {TASK_COLUMNS} FROM task WHERE status = 0 AND {column} IS NOT NULL AND {column} <= ?1
-             ORDER BY {column}, id LIMIT ?2"
+            "SELECT {} FROM task WHERE status = 0 AND {column} IS NOT NULL AND {column} <= ?1
+             ORDER BY {column}, id LIMIT ?2",
+            rows::without_data()
         );
         let mut statement = self.conn.prepare_cached(&sql)?;
         let rows = statement.query_map(params![now, limit as i64], rows::task)?;
@@ -226,7 +228,8 @@ impl Writer {
 #[cfg(test)]
 impl Writer {
     pub(crate) fn all_tasks(&mut self) -> Result<Vec<Task>> {
-        let mut statement = self.conn.prepare_cached(&format!("SELECT {TASK_COLUMNS} FROM task ORDER BY id"))?;
+        let mut statement =
+            self.conn.prepare_cached(&format!("SELECT {} FROM task ORDER BY id", rows::TASK_COLUMNS))?;
         let rows = statement.query_map([], rows::task)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
@@ -235,6 +238,11 @@ impl Writer {
         let mut statement = self.conn.prepare_cached("SELECT number FROM attempt WHERE task = ?1 ORDER BY number")?;
         let rows = statement.query_map([id], |row| row.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// From now on every read and write of a table fails.
+    pub(crate) fn hide(&mut self, table: &str) {
+        self.conn.execute_batch(&format!("ALTER TABLE {table} RENAME TO hidden")).unwrap();
     }
 
     pub(crate) fn newest_event_number(&self) -> u64 {

@@ -105,14 +105,15 @@ impl Writer {
         Ok(statement.execute([tenant, name])? > 0)
     }
 
-    /// Schedules whose next due time has come, the first ones first.
-    pub fn schedules_due(&mut self, now: Timestamp, limit: usize) -> Result<Vec<Schedule>> {
+    /// Schedules whose next due time has come, the first ones first, without the first `skip`.
+    pub fn schedules_due(&mut self, now: Timestamp, skip: usize, limit: usize) -> Result<Vec<Schedule>> {
         let sql = format!(
             "SELECT {COLUMNS} FROM schedule INDEXED BY schedule_next
-             WHERE paused = 0 AND next_at IS NOT NULL AND next_at <= ?1 ORDER BY next_at LIMIT ?2"
+             WHERE paused = 0 AND next_at IS NOT NULL AND next_at <= ?1
+             ORDER BY next_at, tenant, name LIMIT ?3 OFFSET ?2"
         );
         let mut statement = self.conn.prepare_cached(&sql)?;
-        let rows = statement.query_map(params![now, limit as i64], schedule)?;
+        let rows = statement.query_map(params![now, skip as i64, limit as i64], schedule)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
@@ -123,18 +124,18 @@ impl Writer {
         Ok(self.conn.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
     }
 
-    /// Schedules with due times that wait, and no task that has not ended.
-    pub fn schedules_free(&mut self, limit: usize) -> Result<Vec<Schedule>> {
+    /// Schedules with due times that wait, and no task that has not ended; without the first `skip`.
+    pub fn schedules_free(&mut self, skip: usize, limit: usize) -> Result<Vec<Schedule>> {
         let sql = format!(
             "SELECT {COLUMNS} FROM schedule INDEXED BY schedule_queued
              WHERE paused = 0 AND queued > 0 AND NOT EXISTS (
                  SELECT 1 FROM task INDEXED BY task_schedule_open
                  WHERE task.tenant = schedule.tenant AND task.schedule = schedule.name AND task.status < 2
                      AND task.schedule IS NOT NULL)
-             LIMIT ?1"
+             ORDER BY tenant, name LIMIT ?2 OFFSET ?1"
         );
         let mut statement = self.conn.prepare_cached(&sql)?;
-        let rows = statement.query_map([limit as i64], schedule)?;
+        let rows = statement.query_map([skip as i64, limit as i64], schedule)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 

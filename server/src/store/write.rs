@@ -1,5 +1,7 @@
 //! The one connection that writes.
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::rows::{self, INSERT_TASK, Json, StoredType, TASK_COLUMNS, UPDATE_TASK};
@@ -300,11 +302,11 @@ impl Writer {
         Ok(())
     }
 
-    /// The versions that tasks which have not ended are pinned to.
-    pub fn components_in_use(&mut self) -> Result<Vec<Digest>> {
+    /// Every version that a task type has or had, with the name of one that did. Each task is pinned to one.
+    pub fn versions(&mut self) -> Result<Vec<(Digest, Arc<str>)>> {
         let mut statement =
-            self.conn.prepare_cached("SELECT DISTINCT component FROM task WHERE status < 2 AND status <> 2")?;
-        let rows = statement.query_map([], |row| row.get(0))?;
+            self.conn.prepare_cached("SELECT component, min(name) FROM task_type_version GROUP BY component")?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?.into())))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 

@@ -155,4 +155,11 @@ fn a_task_keeps_its_version() {
     assert_ne!(old["component"], new["component"]);
     let versions = client.get("/task-types/changing").expect(200).json();
     assert_eq!(versions["versions"].as_array().unwrap().len(), 2, "{versions:#}");
+
+    // Also when no task waits for it any more, and one is attempted afresh.
+    let server = server.stop().start();
+    let client = &server.client;
+    client.post(&format!("/task/{waiting}/retry")).expect(202);
+    let again = client.wait_for_end(&waiting);
+    assert_eq!((&again["output"], &again["component"]), (&old["output"], &old["component"]), "{again:#}");
 }

@@ -1,0 +1,237 @@
+//! What bounds a transaction, and that what is put off by that is done all the same.
+
+use std::time::Duration;
+
+use super::super::core::MAX_STARTS;
+use super::super::{Command, Inbox, MAX_WAITING, Manager, NewItem};
+use super::{MAX_PENDING, RETENTION_MS, Random, SLOTS, World, reply};
+use crate::limits::Limits;
+use crate::registry::Version;
+use crate::schedules::{CatchUp, Overlap, Schedule, ScheduledTask, Spec};
+use crate::store::{KEY_AGE_MS, Time};
+use crate::task::{Digest, ErrorKind, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp};
+
+impl World {
+    /// A task that is ready.
+    pub(super) fn plain_task(&self) -> Task {
+        let task = self.new_task(&mut Random(1));
+        Task { due_at: None, ready_at: self.now, expires_at: None, unique_key: None, ..task }
+    }
+
+    /// A handle beside the manager's thread, which the test is itself.
+    pub(super) fn manager(&self) -> (Manager, Inbox) {
+        let (registry, readers) = (self.registry.clone(), self.readers.clone().unwrap());
+        Manager::new(readers, registry, Default::default(), Default::default(), Limits::DEFAULT, Limits::CEILING)
+    }
+
+    /// Puts tasks into the store, past the manager.
+    pub(super) fn store(&mut self, tasks: &[Task]) {
+        let core = self.core.as_mut().unwrap();
+        core.store.begin().unwrap();
+        tasks.iter().for_each(|task| core.store.insert_task(task).unwrap());
+        core.store.commit().unwrap();
+        core.ready.reset();
+    }
+
+    /// A single transaction; how long the next can wait.
+    fn one_step(&mut self, commands: Vec<Command>) -> Duration {
+        let mut kept = Vec::new();
+        let again = self.core.as_mut().unwrap().step(commands, self.now, &mut kept);
+        assert!(kept.is_empty());
+        again
+    }
+}
+
+#[test]
+fn tasks_that_cannot_begin_are_looked_at_a_part_at_a_time() {
+    let mut world = World::new();
+    let component = Digest([8; 32]);
+    world.registry.put_version(component, Version::Failed("it is broken".into()));
+    let tasks: Vec<Task> = (0..2 * MAX_STARTS + 10).map(|_| Task { component, ..world.plain_task() }).collect();
+    world.store(&tasks);
+    for looked_at in [MAX_STARTS, 2 * MAX_STARTS, tasks.len()] {
+        let again = world.one_step(Vec::new());
+        let all = world.all();
+        assert!(all.iter().all(|task| task.status == Status::Pending), "they have attempts left");
+        assert_eq!(all.iter().filter(|task| task.attempt == 1).count(), looked_at);
+        assert_eq!(again.is_zero(), looked_at < tasks.len());
+    }
+}
+
+#[test]
+fn what_ended_long_ago_is_removed_faster_than_more_ends() {
+    let mut world = World::new();
+    world.max_pending = 1_000;
+    world.crash();
+    let ended_at = Timestamp(world.now.0.saturating_sub_unsigned(RETENTION_MS + 1));
+    let error = Some(TaskError::new(ErrorKind::Permanent, "why"));
+    let ended = |task| Task { status: Status::Failed, finished_at: Some(ended_at), error: error.clone(), ..task };
+    let old: Vec<Task> = (0..1_000).map(|_| ended(world.plain_task())).collect();
+    world.store(&old);
+    let (fingerprint, key_at) = (Digest([0; 32]), Timestamp(world.now.0.saturating_sub_unsigned(KEY_AGE_MS)));
+    let core = world.core.as_mut().unwrap();
+    core.store.begin().unwrap();
+    core.store.use_key("default", "key", -1, &fingerprint, old[0].id, key_at).unwrap();
+    core.store.commit().unwrap();
+    assert!(core.store.key_use("default", "key", -1, key_at).unwrap().is_some());
+
+    let left = |world: &mut World| world.all().iter().filter(|task| task.finished_at == Some(ended_at)).count();
+    world.now = world.now.plus_millis(1_000);
+    let items = (0..200).map(|_| {
+        let task = Task { expires_at: Some(world.now), ..world.plain_task() };
+        NewItem { task, limits: Limits::DEFAULT, idempotency: None }
+    });
+    let (answer, mut answered) = reply();
+    let many = Command::CreateMany { items: items.collect(), reply: answer };
+    assert!(world.one_step(vec![many]).is_zero(), "there is more to be removed");
+    assert!(answered.try_recv().unwrap().unwrap().iter().all(Result::is_ok));
+    let behind = left(&mut world);
+    assert!((1..=600).contains(&behind), "200 ended, and of 1000 there are {behind}");
+    let core = world.core.as_mut().unwrap();
+    assert!(core.store.key_use("default", "key", -1, key_at).unwrap().is_none(), "a key waits for tasks");
+    // Where nothing else happens, a few at a time, until all are gone.
+    assert!(world.one_step(Vec::new()).is_zero());
+    assert!((behind - 50..behind).contains(&left(&mut world)));
+    world.step(Vec::new());
+    assert_eq!((left(&mut world), world.all().len()), (0, 200));
+}
+
+#[test]
+fn times_that_come_leave_inputs_where_they_are() {
+    let mut world = World::new();
+    let task = world.plain_task();
+    let due = Task { due_at: Some(world.now), ..task.clone() };
+    world.store(std::slice::from_ref(&due));
+    let now = world.now;
+    let found = world.core.as_mut().unwrap().store.come(Time::Due, now, 1).unwrap();
+    assert_eq!((found[0].id, &*found[0].input), (due.id, ""));
+    world.crash();
+    assert_eq!((world.stored(due.id).unwrap().input, world.running.len()), (task.input, 1));
+}
+
+#[test]
+fn a_batch_is_bounded_by_the_tasks_in_it() {
+    let mut world = World::new();
+    let (manager, inbox) = world.manager();
+    for _ in 0..20 {
+        let items = (0..256).map(|_| NewItem { task: world.plain_task(), limits: Limits::DEFAULT, idempotency: None });
+        manager.send(Command::CreateMany { items: items.collect(), reply: reply().0 });
+    }
+    inbox.waiting.store(MAX_WAITING, std::sync::atomic::Ordering::Relaxed);
+    let core = world.core.as_mut().unwrap();
+    let mut sizes = Vec::new();
+    while sizes.iter().sum::<usize>() < 20 {
+        let mut batch = Vec::new();
+        assert!(core.gather(&inbox, &mut batch, Duration::from_secs(10)));
+        sizes.push(batch.len());
+    }
+    assert_eq!(sizes, [8, 8, 4]);
+    assert_eq!(inbox.waiting.load(std::sync::atomic::Ordering::Relaxed), MAX_WAITING - 20);
+}
+
+pub(super) fn schedule(world: &World, name: &str, overlap: Overlap, queued: u32) -> Schedule {
+    let input = serde_json::value::RawValue::from_string("null".to_owned()).unwrap();
+    let task = ScheduledTask {
+        task_type: "t".to_owned(),
+        input,
+        labels: Default::default(),
+        priority: 0,
+        unique_key: None,
+        limits: Default::default(),
+        retry: Default::default(),
+    };
+    let (cron, time_zone) = ("* * * * * *".to_owned(), "UTC".to_owned());
+    Schedule {
+        tenant: "default".into(),
+        name: name.into(),
+        spec: Spec { cron, time_zone, task, overlap, catch_up: CatchUp::None, paused: false },
+        created_at: world.now,
+        updated_at: world.now,
+        next_at: Some(world.now.plus_millis(1_000)),
+        queued,
+        error: None,
+    }
+}
+
+/// Due times that find the queue full wait for it, and none is made twice.
+#[test]
+fn a_full_queue_eats_no_due_times() {
+    let mut world = World::new();
+    let tasks = vec![world.plain_task(); SLOTS + MAX_PENDING as usize];
+    let tasks: Vec<Task> = tasks
+        .into_iter()
+        .map(|task| Task { id: TaskId(uuid::Uuid::now_v7()), retry: RetryPolicy::DEFAULT, ..task })
+        .collect();
+    world.store(&tasks);
+    world.crash();
+    assert_eq!((world.running.len(), world.count(Status::Pending)), (SLOTS, MAX_PENDING as usize));
+    let (all, queue) = (schedule(&world, "all", Overlap::Allow, 0), schedule(&world, "queue", Overlap::Queue, 5));
+    let queue = Schedule { next_at: None, ..queue };
+    let core = world.core.as_mut().unwrap();
+    core.store.begin().unwrap();
+    core.store.put_schedule(&all).unwrap();
+    core.store.put_schedule(&queue).unwrap();
+    core.store.commit().unwrap();
+    world.crash();
+    let of =
+        |world: &mut World, name: &str| world.core.as_mut().unwrap().store.schedule("default", name).unwrap().unwrap();
+    for _ in 0..30 {
+        world.now = world.now.plus_millis(1_000);
+        world.step(Vec::new());
+    }
+    let waits = of(&mut world, "all");
+    assert_eq!(waits.next_at, all.next_at, "it was given up");
+    assert_eq!(waits.error.unwrap().message, "12 tasks are pending");
+    assert_eq!(of(&mut world, "queue").queued, 5, "they were given up");
+    // The queue is worked off, and time stands still.
+    let mut made = 0;
+    while made < 35 {
+        let id = *world.running.keys().next().unwrap();
+        let job = world.running.remove(&id).unwrap();
+        made += usize::from(job.task.schedule.is_some());
+        job.control.leave();
+        let end = crate::task::AttemptEnd::host_failure("over");
+        world.report(id, job.task.attempt, crate::sandbox::RunEnd::Ended(end));
+        // They look again once a second.
+        world.core.as_mut().unwrap().timers = super::super::upkeep::Timers::all_at_once();
+        world.step(Vec::new());
+    }
+    assert!(world.running.is_empty(), "more tasks than due times");
+    assert_eq!((of(&mut world, "all").error, of(&mut world, "queue").queued), (None, 0));
+    assert_eq!(world.all().iter().filter(|task| task.schedule.is_some()).count(), 35);
+}
+
+/// However many schedules find the queue full, the others are looked at.
+#[test]
+fn schedules_that_wait_hold_up_no_others() {
+    let mut world = World::new();
+    let mut tasks = Vec::new();
+    for _ in 0..SLOTS + MAX_PENDING as usize {
+        tasks.push(world.plain_task());
+    }
+    world.store(&tasks);
+    let core_schedules: Vec<Schedule> = (0..40)
+        .map(|number| schedule(&world, &format!("s{number}"), Overlap::Allow, 0))
+        .chain(
+            (0..40)
+                .map(|number| Schedule { next_at: None, ..schedule(&world, &format!("q{number}"), Overlap::Queue, 2) }),
+        )
+        .chain([Schedule { next_at: Some(world.now.plus_millis(2_000)), ..schedule(&world, "z", Overlap::Skip, 0) }])
+        .collect();
+    let core = world.core.as_mut().unwrap();
+    core.store.begin().unwrap();
+    core_schedules.iter().for_each(|schedule| core.store.put_schedule(schedule).unwrap());
+    core.store.commit().unwrap();
+    world.crash();
+    // The last one has a task already, so that it needs no place.
+    let open = Task { schedule: Some("z".into()), ..world.plain_task() };
+    world.store(&[open]);
+    world.now = world.now.plus_millis(5_000);
+    world.step(Vec::new());
+    let core = world.core.as_mut().unwrap();
+    let next_at = core.store.schedule("default", "z").unwrap().unwrap().next_at;
+    assert!(next_at > Some(world.now), "{next_at:?} is looked at no more");
+    let queued: Vec<u32> =
+        (0..40).map(|number| core.store.schedule("default", &format!("q{number}")).unwrap().unwrap().queued).collect();
+    assert_eq!(queued, [2; 40]);
+}
