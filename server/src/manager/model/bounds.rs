@@ -129,7 +129,7 @@ fn a_batch_is_bounded_by_the_tasks_in_it() {
     assert_eq!(inbox.waiting.load(std::sync::atomic::Ordering::Relaxed), MAX_WAITING - 20);
 }
 
-pub(super) fn schedule(world: &World, name: &str, overlap: Overlap, queued: u32) -> Schedule {
+pub(super) fn schedule(now: Timestamp, name: &str, overlap: Overlap, queued: u32) -> Schedule {
     let input = serde_json::value::RawValue::from_string("null".to_owned()).unwrap();
     let task = ScheduledTask {
         task_type: "t".to_owned(),
@@ -145,9 +145,9 @@ pub(super) fn schedule(world: &World, name: &str, overlap: Overlap, queued: u32)
         tenant: "default".into(),
         name: name.into(),
         spec: Spec { cron, time_zone, task, overlap, catch_up: CatchUp::None, paused: false },
-        created_at: world.now,
-        updated_at: world.now,
-        next_at: Some(world.now.plus_millis(1_000)),
+        created_at: now,
+        updated_at: now,
+        next_at: Some(now.plus_millis(1_000)),
         queued,
         error: None,
     }
@@ -165,7 +165,7 @@ fn a_full_queue_eats_no_due_times() {
     world.store(&tasks);
     world.crash();
     assert_eq!((world.running.len(), world.count(Status::Pending)), (SLOTS, MAX_PENDING as usize));
-    let (all, queue) = (schedule(&world, "all", Overlap::Allow, 0), schedule(&world, "queue", Overlap::Queue, 5));
+    let (all, queue) = (schedule(world.now, "all", Overlap::Allow, 0), schedule(world.now, "queue", Overlap::Queue, 5));
     let queue = Schedule { next_at: None, ..queue };
     let core = world.core.as_mut().unwrap();
     core.store.begin().unwrap();
@@ -211,12 +211,14 @@ fn schedules_that_wait_hold_up_no_others() {
     }
     world.store(&tasks);
     let core_schedules: Vec<Schedule> = (0..40)
-        .map(|number| schedule(&world, &format!("s{number}"), Overlap::Allow, 0))
+        .map(|number| schedule(world.now, &format!("s{number}"), Overlap::Allow, 0))
         .chain(
-            (0..40)
-                .map(|number| Schedule { next_at: None, ..schedule(&world, &format!("q{number}"), Overlap::Queue, 2) }),
+            (0..40).map(|number| Schedule {
+                next_at: None,
+                ..schedule(world.now, &format!("q{number}"), Overlap::Queue, 2)
+            }),
         )
-        .chain([Schedule { next_at: Some(world.now.plus_millis(2_000)), ..schedule(&world, "z", Overlap::Skip, 0) }])
+        .chain([Schedule { next_at: Some(world.now.plus_millis(2_000)), ..schedule(world.now, "z", Overlap::Skip, 0) }])
         .collect();
     let core = world.core.as_mut().unwrap();
     core.store.begin().unwrap();
@@ -234,4 +236,32 @@ fn schedules_that_wait_hold_up_no_others() {
     let queued: Vec<u32> =
         (0..40).map(|number| core.store.schedule("default", &format!("q{number}")).unwrap().unwrap().queued).collect();
     assert_eq!(queued, [2; 40]);
+}
+
+/// What was missed is looked at a part at a time, of all schedules together.
+#[test]
+fn what_was_missed_is_looked_at_a_part_at_a_time() {
+    let mut world = World::new();
+    let names = ["a", "b", "c"];
+    let core = world.core.as_mut().unwrap();
+    core.store.begin().unwrap();
+    for name in names {
+        let mut schedule = schedule(world.now, name, Overlap::Skip, 0);
+        schedule.spec.catch_up = CatchUp::All;
+        core.store.put_schedule(&schedule).unwrap();
+    }
+    core.store.commit().unwrap();
+    // So that none makes another.
+    let open = names.map(|name| Task { schedule: Some(name.into()), ..world.plain_task() });
+    world.store(&open);
+    world.crash();
+    world.now = world.now.plus_millis(3_000_000);
+    let now = world.now;
+    for looked_at in 1..=names.len() {
+        let again = world.one_step(Vec::new());
+        let core = world.core.as_mut().unwrap();
+        let mut next = names.iter().map(|name| core.store.schedule("default", name).unwrap().unwrap().next_at);
+        assert_eq!(next.by_ref().filter(|next| *next > Some(now)).count(), looked_at);
+        assert_eq!(again.is_zero(), looked_at < names.len());
+    }
 }

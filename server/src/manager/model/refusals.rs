@@ -128,7 +128,7 @@ fn a_schedule_is_not_refused_once_it_is_stored() {
     let (manager, inbox) = world.manager();
     let handle = world.runtime.handle().clone();
     let _on = handle.enter();
-    let (tenant, spec) = ("default".into(), super::bounds::schedule(&world, "a", Default::default(), 0).spec);
+    let (tenant, spec) = ("default".into(), super::bounds::schedule(world.now, "a", Default::default(), 0).spec);
     let cron = Spec::cron(&spec).unwrap();
     let mut asked = Box::pin(manager.put_schedule(&tenant, "a", spec, cron, Precondition::None));
     let put = next(&mut asked, &inbox);
