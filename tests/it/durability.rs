@@ -314,6 +314,7 @@ fn survives_refused_writes(fault: Fault, value: u8) {
             let results = many.expect(200).json()["results"].as_array().cloned().unwrap_or_default();
             let statuses: Vec<_> = results.iter().map(|result| result["status"].as_u64()).collect();
             assert_eq!(statuses, [Some(503), Some(422)]);
+            assert!(results[0]["retry_after"].is_u64() && results[1]["retry_after"].is_null(), "{results:?}");
             for path in ["/healthz", "/tasks", "/objects", "/task-types"] {
                 client.get(path).expect(200);
             }

@@ -262,3 +262,15 @@ fn a_removal_is_forgotten_after_an_hour() {
         (told.len() == 1).then_some(())
     });
 }
+
+/// A client that has seen more than the server has, as it was before a restore, hears what happens from now on.
+#[test]
+fn an_event_that_is_not_there_yet_hides_nothing() {
+    let server = shared_server();
+    let client = &server.client;
+    let mut all = Stream::open(client, "/events", Some(u64::MAX >> 1));
+    let id = client.create(&json!({"task_type": guest("sleep"), "input": {"ms": 300}}));
+    let one = Stream::open(client, &format!("/task/{id}/events"), Some(9_000_000_000_000_000_000));
+    assert_eq!(names(&one.rest()).last(), Some(&"task.completed"));
+    all.next_of(&id);
+}

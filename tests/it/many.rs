@@ -256,6 +256,7 @@ fn unique_keys_hold_within_a_request() {
     let results = results(post(&server.client, &array([item.clone(), item, echo(1)])));
     let statuses: Vec<_> = results.iter().map(|result| result["status"].as_u64().unwrap()).collect();
     assert_eq!(statuses, [202, 409, 202]);
+    assert_eq!(results[1]["location"], format!("/task/{}", id(&results[0])), "as in the header of a POST /task");
     server.client.delete(&format!("/task/{}", id(&results[0]))).expect(200);
 }
 

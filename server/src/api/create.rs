@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_LOCATION, HeaderName, LOCATION};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LOCATION, HeaderName, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde::Deserialize;
@@ -49,7 +49,7 @@ const UNIQUE_KEY_BYTES: usize = 255;
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-problems!(CreateProblems: Malformed, RequestTimeout, TypeNotReady, UniqueKey, KeyGone, TooLarge, UnsupportedMediaType,
+problems!(CreateProblems: Malformed, NotFound, RequestTimeout, TypeNotReady, UniqueKey, KeyGone, TooLarge, UnsupportedMediaType,
     Unacceptable, KeyReused, TooManyPending, Overloaded, QueueFull, Draining, StorageUnavailable);
 problems!(CreateManyProblems: Malformed, RequestTimeout, TooLarge, UnsupportedMediaType, Overloaded, Draining);
 
@@ -233,6 +233,12 @@ pub(super) struct CreatedItem<'a> {
     /// Why it is not.
     #[schema(required = false, nullable = false)]
     problem: Option<super::problem::ProblemBody<'a>>,
+    /// Which task has its unique key, as in `Location`.
+    #[schema(required = false, nullable = false)]
+    location: Option<String>,
+    /// Seconds to wait before the next try, as in `Retry-After`.
+    #[schema(required = false, nullable = false)]
+    retry_after: Option<u64>,
     /// The task was there already, under the same idempotency key.
     #[schema(required = false, nullable = false)]
     replayed: Option<bool>,
@@ -369,6 +375,13 @@ impl Many<'_> {
         self.separate();
         self.out.extend_from_slice(format!("{{\"status\":{},\"problem\":", problem.status().as_u16()).as_bytes());
         self.out.extend_from_slice(&problem.body());
+        // What a POST /task says in its headers.
+        if let Some(location) = problem.header(&LOCATION) {
+            self.out.extend_from_slice(format!(",\"location\":\"{location}\"").as_bytes());
+        }
+        if let Some(seconds) = problem.header(&RETRY_AFTER) {
+            self.out.extend_from_slice(format!(",\"retry_after\":{seconds}").as_bytes());
+        }
         self.out.push(b'}');
     }
 

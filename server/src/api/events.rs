@@ -144,6 +144,12 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     }
 }
 
+/// Where to go on after an event. Its number may be higher than any that there is, where a backup was restored:
+/// then with what happens from now on.
+async fn known(api: &Api, after: u64) -> Result<u64, Problem> {
+    Ok(if after == 0 { 0 } else { after.min(api.manager.newest_event().await?) })
+}
+
 /// A stream on its way.
 struct Reading {
     manager: Manager,
@@ -213,7 +219,8 @@ fn answer(reading: Reading) -> Response {
 ///
 /// What happened to it so far and what happens from now on, as server-sent events: `task.pending`,
 /// `task.running`, `task.progress`, `task.log`, `task.completed`, `task.failed`, `task.deleted`. The stream
-/// ends after the last one. `Last-Event-ID` goes on after the event with that id.
+/// ends after the last one. `Last-Event-ID` goes on after the event with that id; where the server has not come so
+/// far, because a backup was restored, with what happens from now on.
 #[utoipa::path(
     get, path = "/task/{id}/events", operation_id = "get_task_events", tag = "events",
     params(
@@ -240,7 +247,7 @@ pub(super) async fn of_task(
     let open = api.streams.open(&api.tenant)?;
     // Before the first read, so that nothing is missed after it.
     let listener = api.manager.listen(Topic::Task(id));
-    let after = resumed.unwrap_or(0);
+    let after = known(&api, resumed.unwrap_or(0)).await?;
     let told = api.manager.task_events(&api.tenant, id, after).await?;
     if resumed.is_some() && told.ended && told.told.is_empty() {
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -260,7 +267,7 @@ pub(super) async fn of_task(
 
 /// Listen to all tasks
 ///
-/// What happens to any task from now on, or, with `Last-Event-ID`, since the event with that id. Events of
+/// What happens to any task from now on, or, with `Last-Event-ID`, since the event with that id, if there was one. Events of
 /// tasks that are gone meanwhile are not told, but that somebody removed them (for an hour); what retention
 /// removes goes without an event.
 #[utoipa::path(
@@ -276,7 +283,7 @@ pub(super) async fn of_tenant(State(api): State<Arc<Api>>, headers: HeaderMap) -
     let open = api.streams.open(&api.tenant)?;
     let listener = api.manager.listen(Topic::Tenant(api.tenant.clone()));
     let after = match resumed {
-        Some(after) => after,
+        Some(after) => known(&api, after).await?,
         None => api.manager.newest_event().await?,
     };
     let (manager, tenant) = (api.manager.clone(), api.tenant.clone());

@@ -186,6 +186,13 @@ impl Problem {
         self
     }
 
+    /// What one of its headers says.
+    pub(super) fn header(&self, name: &HeaderName) -> Option<&str> {
+        let given = self.headers.iter().rev().find(|(given, _)| given == name);
+        let given = given.and_then(|(_, value)| value.to_str().ok());
+        given.or_else(|| self.kind.retry_after().filter(|_| name == RETRY_AFTER))
+    }
+
     /// A tenant has as many event streams open as it may.
     pub(super) fn too_many_streams(most: usize) -> Problem {
         Problem::of(Kind::TooManyStreams)

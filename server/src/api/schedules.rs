@@ -60,7 +60,7 @@ pub(super) struct PutSchedule<'a> {
     #[serde(default, deserialize_with = "named")]
     #[schema(inline, required = false, default = "none")]
     catch_up: CatchUp,
-    /// No tasks are created; due times that pass meanwhile are missed.
+    /// No tasks are created. Due times that pass meanwhile are missed: `catch_up` says what becomes of them.
     #[serde(default)]
     #[schema(default = false)]
     paused: bool,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::core::{Core, Created, Done, Start};
 use super::upkeep::{RETRY_FULL_MS, Timer};
 use super::{Command, Manager, NewTask, PutSchedule, Refused, check};
-use crate::schedules::{Cron, Failure, MOST_QUEUED, MadeTask, Overlap, Schedule, ScheduledTask, Spec};
+use crate::schedules::{CatchUp, Cron, Failure, MOST_QUEUED, MadeTask, Overlap, Schedule, ScheduledTask, Spec};
 use crate::store::{Precondition, StoreError};
 use crate::task::Timestamp;
 
@@ -114,7 +114,10 @@ impl Core {
         // The same times: what has come, and what waits, is not lost by a change of something else.
         let same_times =
             before.as_ref().filter(|before| before.spec.cron == spec.cron && before.spec.time_zone == spec.time_zone);
-        let next_at = same_times.and_then(|before| before.next_at).or_else(|| cron.next_after(now));
+        // But what came in a pause that is over.
+        let given_up = before.as_ref().is_some_and(|before| before.spec.paused) && spec.catch_up == CatchUp::None;
+        let next_at = same_times.and_then(|before| before.next_at).filter(|at| *at > now || !given_up || spec.paused);
+        let next_at = next_at.or_else(|| cron.next_after(now));
         let queued = same_times.filter(|_| spec.overlap == Overlap::Queue).map_or(0, |before| before.queued);
         let schedule = Schedule {
             tenant: tenant.clone(),
@@ -255,7 +258,8 @@ impl Core {
         let made = match check::new_item(&self.registry, defaults, ceiling, &schedule.tenant, new) {
             Ok(mut item) => {
                 item.task.schedule = Some(schedule.name.clone());
-                self.create(&item, now)?
+                // It got its time of creation a moment after the transaction began.
+                self.create(&item, now.max(item.task.created_at))?
             }
             Err(refused) => Err(refused),
         };

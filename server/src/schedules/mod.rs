@@ -35,7 +35,7 @@ pub enum Overlap {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CatchUp {
-    /// Nothing.
+    /// Nothing; of a pause no due time at all, however short it was.
     #[default]
     None,
     /// One task is made for all due times until now.

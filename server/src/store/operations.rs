@@ -153,7 +153,7 @@ impl Writer {
 
     /// The next tasks of an operation, oldest first, at most `limit`. Not within a transaction.
     pub fn find(&mut self, operation: &Operation, limit: usize) -> Result<Found> {
-        Ok(operation.tasks().find(&self.conn, operation.after, limit)?)
+        Ok(operation.tasks().find(&self.conn, operation.after, limit, LOOK)?)
     }
 
     /// Writes how far an operation is.

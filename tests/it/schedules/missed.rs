@@ -87,3 +87,21 @@ fn what_was_missed_is_caught_up_as_the_schedule_says() {
         assert_eq!(next_at(&setup.database(), name), next, "{name}");
     }
 }
+
+/// What comes in a pause is given up where nothing is to be caught up, however short the pause was.
+#[test]
+fn a_pause_gives_up_what_comes_in_it() {
+    let server = server(&[]);
+    let client = &server.client;
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let due = now() + 2;
+    let body =
+        |paused: bool| json!({"cron": format!("{} * * * * *", due % 60), "task": task("a", "echo"), "paused": paused});
+    put(client, "a", &body(true)).expect(201);
+    wait_for("the due time", || (now() > due).then_some(()));
+    put(client, "a", &body(false)).expect(200);
+    // By then the manager has looked at what is due.
+    put(client, "b", &json!({"cron": "* * * * * *", "task": task("b", "echo")})).expect(201);
+    wait_for_tasks(client, "b", 1);
+    assert_eq!(tasks(client, "a").len(), 0);
+}
