@@ -149,7 +149,8 @@ fn an_operation_keeps_what_it_stopped_while_the_store_takes_no_writes() {
     let job = world.running.remove(&task.id).unwrap();
     job.control.leave();
     let end = RunEnd::Ended(AttemptEnd::host_failure("stopped"));
-    let report = Report { id: task.id, attempt: 1, end, ended_at: world.now, news: News { lines: Vec::new(), progress: None } };
+    let report =
+        Report { id: task.id, attempt: 1, end, ended_at: world.now, news: News { lines: Vec::new(), progress: None } };
     let core = world.core.as_mut().unwrap();
     let kept = core.refuse(vec![Command::Report(report)], &StoreError::TooSlow);
     world.step(kept);
