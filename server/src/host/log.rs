@@ -173,8 +173,8 @@ impl LogBuffer {
         take(news)
     }
 
-    /// Hands some of what waits to `take`, in the same way: lines of no more than [`AT_ONCE`], unless a single one
-    /// has more. Returns whether more waits.
+    /// Hands some of what waits to `take`, in the same way: lines of no more than 64 KiB, unless a single one has
+    /// more. Returns whether more waits.
     pub fn drain_some(&self, take: impl FnOnce(News)) -> bool {
         let mut inner = self.lock();
         let mut bytes = 0;
