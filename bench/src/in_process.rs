@@ -63,7 +63,7 @@ impl InProcess {
 
     pub(crate) fn load(&self, name: &str) -> Result<Program> {
         let bytes = guest(name)?;
-        self.sandbox.load(Digest(Sha256::digest(bytes).into()), bytes)
+        self.sandbox.compile(Digest(Sha256::digest(bytes).into()), bytes)
     }
 
     /// Runs one attempt in a store of its own with all limits on, and returns its output.
