@@ -15,6 +15,7 @@ mod refused;
 mod schedules;
 mod settings;
 mod tell;
+mod trial;
 mod types;
 mod upkeep;
 mod waiters;
@@ -31,12 +32,14 @@ pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
 pub use refused::{FieldError, Refused};
 pub use settings::SettingsPatch;
+pub use trial::LONGEST as LONGEST_TRIAL;
 pub(crate) use types::promoted;
 pub use types::{Seen, Uploaded};
 
 use bulk::BulkCommand;
 use objects::PutObject;
 use settings::SettingsCommand;
+use trial::TrialCommand;
 use types::TypeCommand;
 
 use crate::executor::Report;
@@ -172,6 +175,7 @@ enum Command {
     Bulk(BulkCommand),
     Settings(Box<SettingsCommand>),
     Type(Box<TypeCommand>),
+    Trial(Box<TrialCommand>),
     /// Answered once everything before it was done.
     Flush {
         reply: Reply<()>,
