@@ -26,3 +26,4 @@ mod slow_clients;
 mod support;
 mod task_types;
 mod times;
+mod ways;

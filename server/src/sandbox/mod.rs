@@ -1,5 +1,6 @@
 //! The sandbox: components in, outcomes out. With [`crate::host`] the only place that knows wasmtime.
 
+mod adapt;
 mod cache;
 mod engine;
 mod meter;
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use wasmtime::Store;
 use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi::p2::bindings::CommandPre;
 
 pub use cache::CodeCache;
 pub use engine::{EngineSettings, MAPS_PER_SLOT};
@@ -50,10 +53,34 @@ pub struct Program {
     pub exports: Vec<String>,
 }
 
-/// Which of the two worlds a component is built for.
+/// Which of the worlds a component is built for.
 enum World {
     Task(TaskPre<Host>),
     Blocking(BlockingTaskPre<Host>),
+    Command(CommandPre<Host>),
+}
+
+/// What makes a component a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// It is of world `task`.
+    Task,
+    /// It is of world `blocking-task`.
+    BlockingTask,
+    /// It is a WASI command: its input is on stdin, its output what it writes to stdout.
+    Command,
+}
+
+impl Program {
+    /// What makes it a task.
+    pub fn kind(&self) -> Kind {
+        match &self.world {
+            World::Task(_) => Kind::Task,
+            World::Blocking(_) => Kind::BlockingTask,
+            World::Command(_) => Kind::Command,
+        }
+    }
 }
 
 /// One attempt, as the executor wants it run.
@@ -96,11 +123,12 @@ impl Sandbox {
         Ok(Sandbox { engine, linker, cache, room, services, _ticker: ticker })
     }
 
-    /// Checks a component, compiles it or takes it from the cache, and links it. Blocks for as long as
-    /// that takes.
+    /// Checks a component or a WASI 0.1 module, compiles it or takes it from the cache, and links it. Blocks
+    /// for as long as that takes.
     pub fn load(&self, digest: Digest, bytes: &[u8]) -> anyhow::Result<Program> {
-        precheck::check(bytes)?;
-        let component = self.cache.get_or_compile(&self.engine, digest, bytes)?;
+        let bytes = adapt::adapt(bytes)?;
+        precheck::check(&bytes)?;
+        let component = self.cache.get_or_compile(&self.engine, digest, &bytes)?;
         let ty = component.component_type();
         let names = |items: &mut dyn Iterator<Item = &str>| items.map(str::to_owned).collect();
         let imports = names(&mut ty.imports(&self.engine).map(|(name, _)| name));
@@ -120,10 +148,15 @@ impl Sandbox {
             Ok(pre) => return Ok(World::Task(pre)),
             Err(error) => error,
         };
-        match BlockingTaskPre::new(linked) {
-            Ok(pre) => Ok(World::Blocking(pre)),
-            Err(as_blocking) => Err(anyhow::anyhow!(
-                "the component is of neither world: as `task`: {as_task:#}; as `blocking-task`: {as_blocking:#}"
+        let as_blocking = match BlockingTaskPre::new(linked.clone()) {
+            Ok(pre) => return Ok(World::Blocking(pre)),
+            Err(error) => error,
+        };
+        match CommandPre::new(linked) {
+            Ok(pre) => Ok(World::Command(pre)),
+            Err(as_command) => Err(anyhow::anyhow!(
+                "the component is no task: as `task`: {as_task:#}; as `blocking-task`: {as_blocking:#}; \
+                 as a WASI command: {as_command:#}"
             )),
         }
     }
@@ -141,7 +174,7 @@ impl Sandbox {
         }
 
         let (result, cpu) = {
-            let running = pin!(call(program, &mut store, input));
+            let running = pin!(call(program, &mut store, input, &limits));
             Metered::new(running, control, &self.services.timers, deadline, &limits).await
         };
 
@@ -203,7 +236,7 @@ fn prepare(store: &mut Store<Host>, limits: &Limits) -> wasmtime::Result<()> {
 /// What `run` returned, as long as the guest lived to return it.
 type Returned = Result<String, outcome::Failure>;
 
-async fn call(program: &Program, store: &mut Store<Host>, input: &str) -> wasmtime::Result<Returned> {
+async fn call(program: &Program, store: &mut Store<Host>, input: &str, limits: &Limits) -> wasmtime::Result<Returned> {
     match &program.world {
         World::Task(pre) => {
             let task = pre.instantiate_async(&mut *store).await?;
@@ -214,5 +247,21 @@ async fn call(program: &Program, store: &mut Store<Host>, input: &str) -> wasmti
             let task = pre.instantiate_async(&mut *store).await?;
             task.call_run(&mut *store, input).await
         }
+        World::Command(pre) => {
+            let stdout = store.data_mut().make_command(input, limits.output_bytes)?;
+            match command(pre, store).await {
+                Ok(Ok(())) => {}
+                Ok(Err(())) => return Err(I32Exit(1).into()),
+                // By now, or while it was instantiated: it is done.
+                Err(error) if error.downcast_ref::<I32Exit>().is_some_and(|exit| exit.0 == 0) => {}
+                Err(error) => return Err(error),
+            }
+            Ok(Ok(outcome::of_stdout(stdout.take(), limits)?))
+        }
     }
+}
+
+async fn command(pre: &CommandPre<Host>, store: &mut Store<Host>) -> wasmtime::Result<Result<(), ()>> {
+    let command = pre.instantiate_async(&mut *store).await?;
+    command.wasi_cli_run().call_run(store).await
 }
