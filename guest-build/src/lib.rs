@@ -16,9 +16,13 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
 
+/// What components are built for.
 const TARGET: &str = "wasm32-wasip2";
 
-/// A component: its name, and the file it is in.
+/// What WASI 0.1 modules are built for.
+const MODULE_TARGET: &str = "wasm32-wasip1";
+
+/// A component, or a module: its name, and the file it is in.
 pub type Component = (String, PathBuf);
 
 /// Why there are no components, for a person to read.
@@ -42,26 +46,13 @@ pub fn build(package: &Path, others: &[&Path]) -> Result<Vec<Component>, Error> 
         rerun_if_changed(&package.join(own));
     }
     others.iter().copied().for_each(rerun_if_changed);
-    // Absolute, because cargo runs in the package.
-    let package = package.canonicalize().map_err(|error| format!("{}: {error}", package.display()))?;
-    let target_dir = out_dir()?.join("guests");
-
-    ensure_target(&package)?;
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = run(command(&cargo, &package)
-        .args(["build", "--release", "--examples", "--locked", "--target", TARGET, "--target-dir"])
-        .arg(&target_dir))?;
-    if !output.status.success() {
-        return Err(format!("building {} failed:\n{}", package.display(), text(&output.stderr)));
-    }
-
-    let built = target_dir.join(TARGET).join("release/examples");
+    let built = build_examples(package, TARGET, &["--examples"])?;
     names(&package.join("examples"))?
         .into_iter()
         .map(|name| {
-            // cargo names a library's file after its crate.
-            let file = built.join(format!("{}.wasm", name.replace('-', "_")));
-            if file.exists() {
+            // cargo names a library's file after its crate, a program's after itself.
+            let files = [name.replace('-', "_"), name.clone()].map(|stem| built.join(format!("{stem}.wasm")));
+            if let Some(file) = files.into_iter().find(|file| file.exists()) {
                 return Ok((name, file));
             }
             Err(format!(
@@ -71,6 +62,32 @@ pub fn build(package: &Path, others: &[&Path]) -> Result<Vec<Component>, Error> 
             ))
         })
         .collect()
+}
+
+/// Builds examples of the guest package that are programs once more, as WASI 0.1 modules. Each has the
+/// name of its example with `-module` after it. For after [`build`].
+pub fn build_modules(package: &Path, names: &[&str]) -> Result<Vec<Component>, Error> {
+    let arguments: Vec<&str> = names.iter().flat_map(|name| ["--example", name]).collect();
+    let built = build_examples(package, MODULE_TARGET, &arguments)?;
+    Ok(names.iter().map(|name| (format!("{name}-module"), built.join(format!("{name}.wasm")))).collect())
+}
+
+/// Builds examples for that target, and returns the directory they are in.
+fn build_examples(package: &Path, target: &str, which: &[&str]) -> Result<PathBuf, Error> {
+    // Absolute, because cargo runs in the package.
+    let package = package.canonicalize().map_err(|error| format!("{}: {error}", package.display()))?;
+    let target_dir = out_dir()?.join("guests");
+
+    ensure_target(&package, target)?;
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = run(command(&cargo, &package)
+        .args(["build", "--release", "--locked", "--target", target, "--target-dir"])
+        .arg(&target_dir)
+        .args(which))?;
+    if !output.status.success() {
+        return Err(format!("building {} failed:\n{}", package.display(), text(&output.stderr)));
+    }
+    Ok(target_dir.join(target).join("release/examples"))
 }
 
 /// Writes `guests.rs` to the build script's output directory: an expression of the type
@@ -119,35 +136,35 @@ fn table(components: &[Component]) -> String {
 
 /// Adds the target to the toolchain where it is missing. The toolchain file names it, but rustup
 /// reads that only where it may install by itself.
-fn ensure_target(package: &Path) -> Result<(), Error> {
-    if has_target(package)? {
+fn ensure_target(package: &Path, target: &str) -> Result<(), Error> {
+    if has_target(package, target)? {
         return Ok(());
     }
     let toolchain = env::var("RUSTUP_TOOLCHAIN").ok();
-    let mut arguments = vec!["target", "add", TARGET];
+    let mut arguments = vec!["target", "add", target];
     if let Some(toolchain) = &toolchain {
         arguments.extend(["--toolchain", toolchain]);
     }
     let output = run(command(OsStr::new("rustup"), package).args(&arguments));
     // Asked again whatever rustup said: another build may have added it meanwhile.
-    if has_target(package)? {
+    if has_target(package, target)? {
         return Ok(());
     }
     let why = output.map_or_else(|error| error, |output| text(&output.stderr));
     Err(format!(
-        "the Rust toolchain lacks the target {TARGET}, which the guests are built for. Add it with\n\
+        "the Rust toolchain lacks the target {target}, which the guests are built for. Add it with\n\
          rustup {}\n{why}",
         arguments.join(" ")
     ))
 }
 
 /// Whether the compiler that cargo takes for the guests has the target's standard library.
-fn has_target(package: &Path) -> Result<bool, Error> {
+fn has_target(package: &Path, target: &str) -> Result<bool, Error> {
     let output = run(command(OsStr::new("rustc"), package).args(["--print", "sysroot"]))?;
     if !output.status.success() {
         return Err(format!("rustc --print sysroot failed:\n{}", text(&output.stderr)));
     }
-    Ok(Path::new(text(&output.stdout).trim_end()).join("lib/rustlib").join(TARGET).join("lib").exists())
+    Ok(Path::new(text(&output.stdout).trim_end()).join("lib/rustlib").join(target).join("lib").exists())
 }
 
 /// A command in `package` whose environment is that of the outer build, less what would steer the

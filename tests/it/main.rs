@@ -27,3 +27,4 @@ mod support;
 mod task_types;
 mod times;
 mod uploads;
+mod ways;

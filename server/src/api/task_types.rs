@@ -18,6 +18,7 @@ use super::{Api, conditional};
 use crate::limits::{LimitOverrides, Limits};
 use crate::manager::{FieldError, SettingsPatch};
 use crate::registry::{self, Version};
+use crate::sandbox;
 use crate::task::{Digest, RetryOverrides, RetryPolicy};
 
 /// What a patch of a type's settings is written in (RFC 7396).
@@ -62,6 +63,9 @@ pub(super) struct TaskType {
     #[serde(serialize_with = "wire::optional_digest")]
     #[schema(required, value_type = Option<String>, example = "sha256:3a7bd3e2360a3d29eea436fcfb7e44c735d117c42d1c1835420b6b9942dd4f1b")]
     version: Option<Digest>,
+    /// What makes that version a task; null where it cannot be used.
+    #[schema(required)]
+    kind: Option<sandbox::Kind>,
     /// What that version imports.
     imports: Vec<String>,
     /// What that version exports.
@@ -275,9 +279,9 @@ fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
         (None, Some(next)) => state(next),
         (None, None) => (TypeState::Failed, Some("it has no version".into())),
     };
-    let (imports, exports) = match &current {
-        Some(Version::Ready(program)) => (program.imports.clone(), program.exports.clone()),
-        Some(Version::Failed(_) | Version::Compiling) | None => (Vec::new(), Vec::new()),
+    let (kind, imports, exports) = match &current {
+        Some(Version::Ready(program)) => (Some(program.kind()), program.imports.clone(), program.exports.clone()),
+        Some(Version::Failed(_) | Version::Compiling) | None => (None, Vec::new(), Vec::new()),
     };
     let limits = api.manager.limits_of(task_type);
     TaskType {
@@ -285,6 +289,7 @@ fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
         state,
         reason,
         version: task_type.current,
+        kind,
         imports,
         exports,
         limits,

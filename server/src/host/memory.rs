@@ -183,6 +183,16 @@ pub struct HeldMemory {
     bytes: u64,
 }
 
+impl HeldMemory {
+    /// Takes `bytes` more, or notes that they were refused.
+    pub fn grow(&mut self, bytes: u64) -> Result<(), MemoryRefused> {
+        // Counted here from now on, and not twice.
+        let mut more = self.of.take(bytes)?;
+        self.bytes += std::mem::take(&mut more.bytes);
+        Ok(())
+    }
+}
+
 impl Drop for HeldMemory {
     fn drop(&mut self) {
         self.of.0.used.fetch_sub(self.bytes, Ordering::Relaxed);

@@ -9,6 +9,7 @@ pub mod live;
 pub mod log;
 mod memory;
 mod objects;
+mod stdio;
 mod timer;
 mod wasi;
 
@@ -21,6 +22,7 @@ use wasmtime::component::{HasData, HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::WasiCtx;
 
 pub use memory::{HostMemory, MAX_TABLE_ELEMENTS, MemoryRefused, NoMemoryLeft, TaskMemory, is_out_of_memory};
+pub use stdio::{BadStdout, Stdout};
 
 use crate::host::live::LiveAttempts;
 use crate::host::log::LogBuffer;
@@ -125,6 +127,14 @@ impl Host {
             calls: 0,
             io_bytes: 0,
         }
+    }
+
+    /// Makes it that of a command: its stdin is `input`, and its stdout what is returned, up to
+    /// `output_bytes`. For before it runs.
+    pub fn make_command(&mut self, input: &str, output_bytes: u64) -> Result<Stdout, MemoryRefused> {
+        let (stdin, stdout) = stdio::stdio(input, output_bytes, &self.host_memory)?;
+        self.wasi = wasi::command(&self.log, stdin, stdout.clone());
+        Ok(stdout)
     }
 
     /// Whether memory, a buffer or a handle was refused at the attempt's own limit.

@@ -1,6 +1,6 @@
 //! WASI 0.2 for guests that were built against it. Everything is denied: no files, no network, no
 //! environment, no arguments, an empty stdin. Clocks and randomness are there. What goes to stdout
-//! and stderr becomes log lines.
+//! and stderr becomes log lines; a command has its input and output there instead (`stdio.rs`).
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,22 +13,33 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::Host;
 use super::log::{LogBuffer, LogLevel};
+use super::stdio::{Stdin, Stdout};
 
 /// Most random bytes for one call. A guest gets more by calling again, and can be stopped between.
 const MAX_RANDOM_BYTES: u64 = 64 * 1024;
 
 /// Most bytes for one write.
-const WRITE_BYTES: usize = 64 * 1024;
+pub(super) const WRITE_BYTES: usize = 64 * 1024;
 
 /// A longer line is several lines.
 const LINE_BYTES: usize = 8 * 1024;
 
+/// The one argument of a command, the name it was called by: programs expect that there is one.
+const COMMAND_NAME: &str = "task";
+
 pub(super) fn deny_all(log: &LogBuffer) -> WasiCtx {
-    WasiCtxBuilder::new()
-        .stdout(LineStream::new(log.clone(), LogLevel::Info))
-        .stderr(LineStream::new(log.clone(), LogLevel::Warn))
-        .max_random_size(MAX_RANDOM_BYTES)
-        .build()
+    denying(log).stdout(LineStream::new(log.clone(), LogLevel::Info)).build()
+}
+
+/// The same for a command.
+pub(super) fn command(log: &LogBuffer, stdin: Stdin, stdout: Stdout) -> WasiCtx {
+    denying(log).arg(COMMAND_NAME).stdin(stdin).stdout(stdout).build()
+}
+
+fn denying(log: &LogBuffer) -> WasiCtxBuilder {
+    let mut builder = WasiCtxBuilder::new();
+    builder.stderr(LineStream::new(log.clone(), LogLevel::Warn)).max_random_size(MAX_RANDOM_BYTES);
+    builder
 }
 
 impl WasiView for Host {

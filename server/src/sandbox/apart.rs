@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{engine, precheck};
+use super::{adapt, engine, precheck};
 
 /// What compiling one component may use.
 #[derive(Clone, Copy, Debug)]
@@ -128,8 +128,9 @@ pub fn compile_here(limits: CompileLimits) -> ExitCode {
 }
 
 fn code_of(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
-    precheck::check(bytes)?;
-    Ok(engine::compiler()?.precompile_component(bytes)?)
+    let bytes = adapt::adapt(bytes)?;
+    precheck::check(&bytes)?;
+    Ok(engine::compiler()?.precompile_component(&bytes)?)
 }
 
 /// Sets the limits of this process, before it has seen a byte of the component.

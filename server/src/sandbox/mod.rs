@@ -1,5 +1,6 @@
 //! The sandbox: components in, outcomes out. With [`crate::host`] the only place that knows wasmtime.
 
+mod adapt;
 mod apart;
 mod cache;
 mod engine;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use wasmtime::Store;
 use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi::p2::bindings::CommandPre;
 
 pub use apart::{CompileLimits, NotCompiled, compile_here};
 pub use cache::CodeCache;
@@ -57,10 +60,34 @@ pub struct Program {
     pub exports: Vec<String>,
 }
 
-/// Which of the two worlds a component is built for.
+/// Which of the worlds a component is built for.
 enum World {
     Task(TaskPre<Host>),
     Blocking(BlockingTaskPre<Host>),
+    Command(CommandPre<Host>),
+}
+
+/// What makes a component a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// It is of world `task`.
+    Task,
+    /// It is of world `blocking-task`.
+    BlockingTask,
+    /// It is a WASI command: its input is on stdin, its output what it writes to stdout.
+    Command,
+}
+
+impl Program {
+    /// What makes it a task.
+    pub fn kind(&self) -> Kind {
+        match &self.world {
+            World::Task(_) => Kind::Task,
+            World::Blocking(_) => Kind::BlockingTask,
+            World::Command(_) => Kind::Command,
+        }
+    }
 }
 
 /// One attempt, as the executor wants it run.
@@ -106,11 +133,12 @@ impl Sandbox {
         Ok(Sandbox { pooled, large, cache, room, services, _ticker: ticker })
     }
 
-    /// Checks a component, compiles it and links it. Blocks for as long as that takes, and uses as much of the
+    /// Checks a component or a WASI 0.1 module, compiles it and links it. Blocks for as long as that takes, and uses as much of the
     /// machine: for components of the operator only.
     pub fn compile(&self, digest: Digest, bytes: &[u8]) -> anyhow::Result<Program> {
-        precheck::check(bytes)?;
-        let code = self.pooled.engine().precompile_component(bytes)?;
+        let bytes = adapt::adapt(bytes)?;
+        precheck::check(&bytes)?;
+        let code = self.pooled.engine().precompile_component(&bytes)?;
         if let Err(error) = self.cache.store(self.pooled.engine(), digest, &code) {
             // A cache that cannot be written only costs time at the next start.
             tracing::warn!(error = format!("{error:#}"), "cannot cache compiled code");
@@ -193,7 +221,7 @@ impl Sandbox {
         }
 
         let (result, cpu) = {
-            let running = pin!(call(program, &mut store, input));
+            let running = pin!(call(program, &mut store, input, &limits));
             Metered::new(running, control, &self.services.timers, deadline, &limits).await
         };
 
@@ -237,10 +265,15 @@ fn link(linker: &Linker<Host>, component: &Component) -> anyhow::Result<World> {
         Ok(pre) => return Ok(World::Task(pre)),
         Err(error) => error,
     };
-    match BlockingTaskPre::new(linked) {
-        Ok(pre) => Ok(World::Blocking(pre)),
-        Err(as_blocking) => Err(anyhow::anyhow!(
-            "the component is of neither world: as `task`: {as_task:#}; as `blocking-task`: {as_blocking:#}"
+    let as_blocking = match BlockingTaskPre::new(linked.clone()) {
+        Ok(pre) => return Ok(World::Blocking(pre)),
+        Err(error) => error,
+    };
+    match CommandPre::new(linked) {
+        Ok(pre) => Ok(World::Command(pre)),
+        Err(as_command) => Err(anyhow::anyhow!(
+            "the component is no task: as `task`: {as_task:#}; as `blocking-task`: {as_blocking:#}; as a WASI \
+             command: {as_command:#}"
         )),
     }
 }
@@ -269,7 +302,7 @@ fn prepare(store: &mut Store<Host>, limits: &Limits) -> wasmtime::Result<()> {
 /// What `run` returned, as long as the guest lived to return it.
 type Returned = Result<String, outcome::Failure>;
 
-async fn call(program: &Program, store: &mut Store<Host>, input: &str) -> wasmtime::Result<Returned> {
+async fn call(program: &Program, store: &mut Store<Host>, input: &str, limits: &Limits) -> wasmtime::Result<Returned> {
     match &program.world {
         World::Task(pre) => {
             let task = pre.instantiate_async(&mut *store).await?;
@@ -280,5 +313,21 @@ async fn call(program: &Program, store: &mut Store<Host>, input: &str) -> wasmti
             let task = pre.instantiate_async(&mut *store).await?;
             task.call_run(&mut *store, input).await
         }
+        World::Command(pre) => {
+            let stdout = store.data_mut().make_command(input, limits.output_bytes)?;
+            match command(pre, store).await {
+                Ok(Ok(())) => {}
+                Ok(Err(())) => return Err(I32Exit(1).into()),
+                // By now, or while it was instantiated: it is done.
+                Err(error) if error.downcast_ref::<I32Exit>().is_some_and(|exit| exit.0 == 0) => {}
+                Err(error) => return Err(error),
+            }
+            Ok(Ok(outcome::of_stdout(stdout.take(), limits)?))
+        }
     }
+}
+
+async fn command(pre: &CommandPre<Host>, store: &mut Store<Host>) -> wasmtime::Result<Result<(), ()>> {
+    let command = pre.instantiate_async(&mut *store).await?;
+    command.wasi_cli_run().call_run(store).await
 }

@@ -1,5 +1,6 @@
 //! What came out of a run, as one of the contract's closed set. Decided from types, never from text.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use serde::de::IgnoredAny;
@@ -9,7 +10,7 @@ use wasmtime_wasi::I32Exit;
 
 use super::meter::StoppedBy;
 use crate::host::task_world::taskcell::task::types;
-use crate::host::{MemoryRefused, NoMemoryLeft, is_out_of_memory};
+use crate::host::{BadStdout, MemoryRefused, NoMemoryLeft, is_out_of_memory};
 use crate::limits::Limits;
 use crate::task::{AttemptEnd, ErrorKind, Outcome, TaskError};
 
@@ -36,6 +37,42 @@ pub(super) fn of_output(returned: Result<String, Failure>, limits: &Limits) -> O
     }
 }
 
+/// The output of a command: what it wrote to stdout where that is JSON, without white space at its end;
+/// otherwise all of it as a JSON string.
+pub(super) fn of_stdout(stdout: Vec<u8>, limits: &Limits) -> Result<String, BadStdout> {
+    let mut text =
+        String::from_utf8(stdout).map_err(|error| BadStdout::NotText { at: error.utf8_error().valid_up_to() })?;
+    if serde_json::from_str::<IgnoredAny>(&text).is_ok() {
+        text.truncate(text.trim_end_matches([' ', '\t', '\n', '\r']).len());
+        return Ok(text);
+    }
+    // With what has to be escaped it may be six times as long.
+    let mut json = AtMost { bytes: Vec::new(), limit: limits.output_bytes };
+    serde_json::to_writer(&mut json, &text)
+        .ok()
+        .and_then(|()| String::from_utf8(json.bytes).ok())
+        .ok_or(BadStdout::TooLarge { limit: limits.output_bytes })
+}
+
+/// Takes so many bytes and no more.
+struct AtMost {
+    bytes: Vec<u8>,
+    limit: u64,
+}
+
+impl Write for AtMost {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if (self.bytes.len() + bytes.len()) as u64 > self.limit {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The error of a guest that did not live to return; `None` when the attempt is to be given back.
 pub(super) fn of_error(error: &wasmtime::Error, refused_memory: bool, limits: &Limits) -> Option<TaskError> {
     if error.is::<PoolConcurrencyLimitError>() || error.is::<NoMemoryLeft>() || is_out_of_memory(error) {
@@ -48,6 +85,13 @@ pub(super) fn of_error(error: &wasmtime::Error, refused_memory: bool, limits: &L
     if error.is::<ResourceTableError>() && refused_handle(error) {
         let message = format!("more handles than its limit of {} bytes allows", limits.host_memory_bytes);
         return told(ErrorKind::MemoryExceeded, message);
+    }
+    if let Some(bad) = error.downcast_ref::<BadStdout>() {
+        let kind = match bad {
+            BadStdout::TooLarge { .. } => ErrorKind::OutputTooLarge,
+            BadStdout::NotText { .. } => ErrorKind::InvalidOutput,
+        };
+        return told(kind, bad.to_string());
     }
     let trap = error.downcast_ref::<Trap>();
     if trap == Some(&Trap::OutOfFuel) {
@@ -128,7 +172,7 @@ mod tests {
 
     #[test]
     fn every_error_has_its_kind() {
-        use ErrorKind::{FuelExhausted, InvalidOutput, MemoryExceeded, Permanent, Trap as TrapKind};
+        use ErrorKind::{FuelExhausted, InvalidOutput, MemoryExceeded, OutputTooLarge, Permanent, Trap as TrapKind};
         let trap = || wasmtime::Error::from(Trap::UnreachableCodeReached);
         assert_eq!(kind(trap(), false), Some(TrapKind));
         assert_eq!(kind(trap(), true), Some(MemoryExceeded));
@@ -139,6 +183,8 @@ mod tests {
         assert_eq!(kind(I32Exit(3).into(), true), Some(MemoryExceeded));
         assert_eq!(kind(MemoryRefused { limit: 1 }.into(), false), Some(MemoryExceeded));
         assert_eq!(kind(ResourceTableError::Full.into(), false), Some(MemoryExceeded));
+        assert_eq!(kind(BadStdout::TooLarge { limit: 1 }.into(), true), Some(OutputTooLarge));
+        assert_eq!(kind(BadStdout::NotText { at: 1 }.into(), true), Some(InvalidOutput));
         assert_eq!(kind(wasmtime::format_err!("fuel, timeout, memory"), false), Some(TrapKind), "text decides nothing");
     }
 
@@ -166,5 +212,30 @@ mod tests {
         let nested = "[".repeat(200_000);
         let limits = Limits::DEFAULT;
         assert!(matches!(of_output(Ok(nested), &limits), Outcome::Failed(_)), "and no stack overflow");
+    }
+
+    #[test]
+    fn outputs_of_commands() {
+        let limits = Limits { output_bytes: 10, ..Limits::DEFAULT };
+        let of = |stdout: &[u8]| of_stdout(stdout.to_vec(), &limits);
+        for (stdout, output) in [
+            ("42\n", "42"),
+            (" [1 ,2]\r\n\t ", " [1 ,2]"),
+            ("\"a\"\n\n", "\"a\""),
+            ("a\"b\n", r#""a\"b\n""#),
+            ("1\n2\n", r#""1\n2\n""#),
+            ("", r#""""#),
+            ("\n", r#""\n""#),
+            ("12345678", "12345678"),
+            ("é", "\"é\""),
+            ("\0", "\"\\u0000\""),
+            ("a2345678", "\"a2345678\""),
+        ] {
+            assert_eq!(of(stdout.as_bytes()).as_deref().ok(), Some(output), "{stdout:?}");
+        }
+        for too_large in ["a23456789", "\0\0"] {
+            assert!(matches!(of(too_large.as_bytes()), Err(BadStdout::TooLarge { limit: 10 })), "{too_large:?}");
+        }
+        assert!(matches!(of(b"ab\xff"), Err(BadStdout::NotText { at: 2 })));
     }
 }

@@ -4,11 +4,10 @@
 use std::fmt;
 
 use wasmparser::{
-    CanonicalFunction, Encoding, FuncValidatorAllocations, FunctionBody, Parser, Payload, ValidPayload, Validator,
-    WasmFeatures,
+    CanonicalFunction, FuncValidatorAllocations, FunctionBody, Parser, Payload, ValidPayload, Validator, WasmFeatures,
 };
 
-use super::offered;
+use super::{adapt, offered};
 
 /// The largest function, in bytes of code. Compilers take more than linear time and memory for one; the largest
 /// seen in real programs has 427 KB (CPython's).
@@ -66,9 +65,12 @@ fn features() -> WasmFeatures {
         .difference(WasmFeatures::TAIL_CALL)
 }
 
-/// Refuses bytes that are no component, one that uses what no task needs or what costs a compiler too much, one
+/// Refuses bytes that are neither a component nor a WASI 0.1 program, one that uses what no task needs or what costs a compiler too much, one
 /// that imports what is not offered here, and one that is no task.
 pub fn check(bytes: &[u8]) -> Result<(), Faults> {
+    if Parser::is_core_wasm(bytes) {
+        adapt::check(bytes).map_err(|error| fault(format!("{error:#}")))?;
+    }
     let mut validator = Validator::new_with_features(features());
     let mut allocations = FuncValidatorAllocations::default();
     let mut names = Names::default();
@@ -92,6 +94,9 @@ pub fn check(bytes: &[u8]) -> Result<(), Faults> {
                 allocations = function.into_allocations();
             }
             ValidPayload::End(types) if counts.ended => {
+                if Parser::is_core_wasm(bytes) {
+                    return Ok(());
+                }
                 let faults = offered::faults(&types, &names.imports, &names.exports);
                 return if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) };
             }
@@ -116,12 +121,7 @@ struct Counts {
 impl Counts {
     fn add(&mut self, payload: &Payload<'_>) -> Result<(), Faults> {
         match payload {
-            Payload::Version { encoding, .. } => {
-                if self.depth == 0 && *encoding == Encoding::Module {
-                    return Err(fault("it is a core module, and no component"));
-                }
-                self.depth += 1;
-            }
+            Payload::Version { .. } => self.depth += 1,
             Payload::End(_) => {
                 self.depth = self.depth.saturating_sub(1);
                 self.ended = self.depth == 0;
