@@ -10,6 +10,7 @@ pub mod api;
 pub mod clock;
 pub mod config;
 pub mod executor;
+pub mod grants;
 pub mod history;
 pub mod host;
 pub mod limits;
