@@ -27,6 +27,14 @@ pub enum Command {
     Backup(BackupArgs),
     /// Fill an empty data directory from a backup.
     Restore(BackupArgs),
+    /// Compile a component from stdin to stdout: the server's own doing, in a process apart.
+    #[command(hide = true)]
+    CompileComponent {
+        /// Address space it may use, in bytes.
+        memory_bytes: u64,
+        /// CPU time it may use, in milliseconds.
+        cpu_ms: u64,
+    },
 }
 
 /// A backup and the data directory it is of.
@@ -102,6 +110,18 @@ pub struct Config {
     /// How many schedules a tenant may have.
     #[arg(long, env = "TASKCELL_MAX_SCHEDULES", default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub max_schedules: u64,
+    /// How many task types a tenant may have.
+    #[arg(long, env = "TASKCELL_MAX_TASK_TYPES", default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=100_000))]
+    pub max_task_types: u64,
+    /// Bytes of the largest component that can be uploaded.
+    #[arg(long, env = "TASKCELL_MAX_COMPONENT_BYTES", default_value_t = 32 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=256 << 20))]
+    pub max_component_bytes: u64,
+    /// Memory that compiling an uploaded component may use, in bytes of address space.
+    #[arg(long, env = "TASKCELL_COMPILE_MEMORY_BYTES", default_value_t = 4 << 30, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(64 << 20..))]
+    pub compile_memory_bytes: u64,
+    /// CPU time that compiling an uploaded component may take, in milliseconds; whole seconds count.
+    #[arg(long, env = "TASKCELL_COMPILE_CPU_MS", default_value_t = 60_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1000..=3_600_000))]
+    pub compile_cpu_ms: u64,
     /// How long tasks that have ended are kept with their results, in milliseconds.
     #[arg(long, env = "TASKCELL_RETENTION", default_value_t = 7 * 24 * 60 * 60 * 1000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=100 * 366 * 24 * 60 * 60 * 1000))]
     pub retention: u64,

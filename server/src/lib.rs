@@ -8,6 +8,7 @@
 
 pub mod api;
 pub mod clock;
+pub mod compiler;
 pub mod config;
 pub mod executor;
 pub mod grants;
@@ -30,10 +31,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use config::{Command, LogFormat};
+use sandbox::CompileLimits;
 
 /// The program: reads the configuration, does what it is to do, and says what went wrong.
 pub fn main() -> ExitCode {
     let done = match Command::load() {
+        Ok(Command::CompileComponent { memory_bytes, cpu_ms }) => {
+            return sandbox::compile_here(CompileLimits { memory_bytes, cpu_ms });
+        }
         Ok(Command::Serve(config)) => {
             start_logging(config.log_format);
             serve::serve(*config)

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::limits::{LimitOverrides, Limits};
 use crate::sandbox::Program;
+use crate::store::StoredType;
 use crate::task::{Digest, RetryOverrides, RetryPolicy};
 
 /// The tenant whose types all tenants share.
@@ -18,6 +19,8 @@ pub enum Version {
     Ready(Arc<Program>),
     /// It does not compile or link; why.
     Failed(Arc<str>),
+    /// It is being compiled, or will be.
+    Compiling,
 }
 
 /// A task type.
@@ -25,14 +28,18 @@ pub enum Version {
 pub struct TaskType {
     /// Its name.
     pub name: Arc<str>,
-    /// Its current version, which new tasks are pinned to.
-    pub current: Digest,
+    /// Its current version, which new tasks are pinned to; `None`: none can be used yet.
+    pub current: Option<Digest>,
+    /// The version that becomes current once it is compiled and granted.
+    pub next: Option<Digest>,
     /// Its own limits, over the server's defaults.
     pub limits: LimitOverrides,
     /// Its own retry policy, over the default one.
     pub retry: RetryOverrides,
     /// How long its ended tasks are kept, in milliseconds, where that is not as the server says.
     pub retention_ms: Option<u64>,
+    /// Whether its tasks are held back.
+    pub paused: bool,
 }
 
 /// Every task type and every version that is loaded.
@@ -52,6 +59,25 @@ impl Registry {
         self.write().types.entry(tenant).or_default().insert(task_type.name.clone(), task_type);
     }
 
+    /// Removes the type of that tenant and name.
+    pub fn remove_type(&self, tenant: &str, name: &str) {
+        if let Some(types) = self.write().types.get_mut(tenant) {
+            types.remove(name);
+        }
+    }
+
+    /// Removes a version that no type has and no task is pinned to.
+    pub fn remove_version(&self, digest: Digest) {
+        self.write().versions.remove(&digest);
+    }
+
+    /// Whether the type that `name` means for a tenant is paused.
+    pub fn is_paused(&self, tenant: &str, name: &str) -> bool {
+        let inner = self.read();
+        let found = [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name));
+        found.is_some_and(|found| found.paused)
+    }
+
     /// Adds a version.
     pub fn put_version(&self, digest: Digest, version: Version) {
         self.write().versions.insert(digest, version);
@@ -61,6 +87,11 @@ impl Registry {
     pub fn find(&self, tenant: &str, name: &str) -> Option<TaskType> {
         let inner = self.read();
         [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name).cloned())
+    }
+
+    /// The type of that name that is a tenant's own.
+    pub fn own(&self, tenant: &str, name: &str) -> Option<TaskType> {
+        self.read().types.get(tenant)?.get(name).cloned()
     }
 
     /// All types that a tenant sees, by name.
@@ -91,6 +122,12 @@ impl Registry {
 }
 
 impl TaskType {
+    /// A type as the store has it.
+    pub fn of(stored: &StoredType) -> TaskType {
+        let StoredType { name, component, next, limits, retry, retention_ms, paused, .. } = stored.clone();
+        TaskType { name, current: component, next, limits, retry, retention_ms, paused }
+    }
+
     /// How its attempts are repeated where the task does not say.
     pub fn retry(&self) -> RetryPolicy {
         // What is stored was checked.

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
 use crate::clock;
+use crate::compiler::Compiler;
 use crate::config::Config;
 use crate::executor::Executor;
 use crate::host::Services;
@@ -20,7 +21,7 @@ use crate::manager::{BacklogLimits, Changes, Core, CoreSettings, Manager};
 use crate::objects::{ObjectLimits, Objects};
 use crate::registry::Registry;
 use crate::room::{self, Memory, Room};
-use crate::sandbox::{CodeCache, EngineSettings, MAPS_PER_SLOT, Sandbox};
+use crate::sandbox::{CodeCache, CompileLimits, EngineSettings, MAPS_PER_SLOT, Sandbox};
 use crate::store::{self, DataDir, Quota};
 use crate::types_at_start;
 
@@ -62,6 +63,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let (manager, inbox) =
         Manager::new(readers.clone(), registry.clone(), live.clone(), changes.clone(), defaults, ceiling);
     let quota = Quota { objects: config.object_quota_count, bytes: config.object_quota_bytes };
+    let compile_readers = readers.clone();
     let objects = Objects::new(manager.clone(), readers, ObjectLimits { max_bytes: config.max_object_bytes, quota });
     let services = Services { objects: objects.for_guests(), timers: api_threads.handle().clone(), live };
 
@@ -69,7 +71,19 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let cache = CodeCache::open(data_dir.path.join("compiled"))?;
     let sandbox = Arc::new(Sandbox::new(&settings, cache, room.clone(), services)?);
     types_at_start::store(&mut writer, config.components.as_deref())?;
-    types_at_start::load(&mut writer, &sandbox, &registry)?;
+    let compiler = Compiler::default();
+    types_at_start::load(&mut writer, &sandbox, &registry, &compiler)?;
+    let compile_limits = CompileLimits { memory_bytes: config.compile_memory_bytes, cpu_ms: config.compile_cpu_ms };
+    let (by, told) = (sandbox.compiler().into(), manager.clone());
+    compiler.start(
+        sandbox.clone(),
+        compile_readers,
+        api_threads.handle().clone(),
+        compile_limits,
+        move |digest, compiled| {
+            told.compiled(digest, Arc::clone(&by), compiled);
+        },
+    )?;
 
     let (logs, full_logs) = tokio::sync::mpsc::unbounded_channel();
     api_threads.spawn(manager.clone().store_logs(full_logs));
@@ -89,11 +103,12 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         max_interruptions: config.max_interruptions,
         backlog: BacklogLimits { total: config.max_pending, tenant: config.max_tenant_pending },
         max_schedules: config.max_schedules,
+        max_task_types: config.max_task_types,
         retention_ms: config.retention,
     };
     let run = Box::new(move |job| executor.start(job));
     let operations = writer.open_operations()?;
-    let core = Core::new(writer, room.clone(), registry, run, changes, core_settings, clock::now())?;
+    let core = Core::new(writer, room.clone(), registry, run, compiler, changes, core_settings, clock::now())?;
     let core_thread = std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
     for operation in operations {
         api_threads.spawn(manager.clone().go_on(operation));
@@ -132,7 +147,13 @@ async fn serve_api(
             max_event_streams: config.max_event_streams as usize,
             client_timeout: Duration::from_millis(config.client_timeout),
         },
-        api::App { manager: manager.clone(), objects, room, max_input_bytes: config.ceilings.max_input_bytes },
+        api::App {
+            manager: manager.clone(),
+            objects,
+            room,
+            max_input_bytes: config.ceilings.max_input_bytes,
+            max_component_bytes: config.max_component_bytes,
+        },
         stopped,
     ));
     let mut stdout = std::io::stdout();

@@ -7,9 +7,12 @@ use std::sync::Arc;
 use anyhow::Context;
 use sha2::{Digest as _, Sha256};
 
+use crate::clock;
+use crate::compiler::Compiler;
+use crate::manager;
 use crate::registry::{Registry, SHARED, TaskType, Version};
 use crate::sandbox::Sandbox;
-use crate::store::Writer;
+use crate::store::{StoredComponent, StoredType, Writer};
 use crate::task::Digest;
 
 /// The built-in types: name and component.
@@ -29,7 +32,12 @@ pub(crate) fn store(writer: &mut Writer, dir: Option<&Path>) -> anyhow::Result<(
     writer.begin()?;
     for (name, bytes) in found {
         let digest = Digest(Sha256::digest(&bytes).into());
-        writer.put_task_type(SHARED, &name, digest, &bytes)?;
+        let before = writer.task_type(SHARED, &name)?;
+        let before = before.unwrap_or_else(|| StoredType::new(SHARED.into(), name.as_str().into()));
+        let stored = StoredType { component: Some(digest), next: None, ..before };
+        writer.put_version(SHARED, &name, digest, &bytes, clock::now())?;
+        writer.put_task_type(&stored)?;
+        writer.remove_old_versions(&stored)?;
     }
     writer.commit()?;
     Ok(())
@@ -60,7 +68,7 @@ fn read_dir(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
 }
 
 /// Whether the contract allows that name: `[a-z0-9][a-z0-9-]{0,62}`.
-fn is_type_name(name: &str) -> bool {
+pub(crate) fn is_type_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     name.len() <= 63
         && name.bytes().next().is_some_and(allowed)
@@ -69,33 +77,54 @@ fn is_type_name(name: &str) -> bool {
 
 /// Loads every version of every type: a task that has ended under an earlier one can be retried. Their code
 /// is on the disk from the starts before. One that cannot be loaded is marked failed; the others are served.
-pub(crate) fn load(writer: &mut Writer, sandbox: &Sandbox, registry: &Registry) -> anyhow::Result<()> {
-    for stored in writer.task_types()? {
-        let task_type = TaskType {
-            name: stored.name,
-            current: stored.component,
-            limits: stored.limits,
-            retry: stored.retry,
-            retention_ms: stored.retention_ms,
-        };
-        registry.put_type(stored.tenant, task_type);
-    }
-    for (digest, name) in writer.versions()? {
-        let version = match writer.component(digest)? {
-            None => Version::Failed("its component is not in the store".into()),
-            Some(bytes) => match sandbox.load(digest, &bytes) {
-                Ok(program) => Version::Ready(Arc::new(program)),
-                Err(error) => {
-                    let why = format!("{error:#}");
-                    tracing::error!(task_type = &*name, %digest, why, "this task type cannot be used");
-                    Version::Failed(why.into())
+/// What clients uploaded, and has no code, is left to the compiler.
+pub(crate) fn load(
+    writer: &mut Writer,
+    sandbox: &Sandbox,
+    registry: &Registry,
+    compiler: &Compiler,
+) -> anyhow::Result<()> {
+    let this = sandbox.compiler();
+    for StoredComponent { digest, name, owner, failure } in writer.components()? {
+        let version = match (sandbox.load(digest), failure) {
+            (Some(Ok(program)), _) => Version::Ready(Arc::new(program)),
+            (Some(Err(error)), _) => failed(&name, digest, &error),
+            // It would be refused again.
+            (None, Some((why, by))) if *by == *this => Version::Failed(why),
+            (None, _) if owner.is_none() => {
+                let bytes = writer.component(digest)?.unwrap_or_default();
+                match sandbox.compile(digest, &bytes) {
+                    Ok(program) => Version::Ready(Arc::new(program)),
+                    Err(error) => failed(&name, digest, &error),
                 }
-            },
+            }
+            (None, _) => {
+                compiler.compile(owner.unwrap_or_default(), digest);
+                Version::Compiling
+            }
         };
         registry.put_version(digest, version);
     }
     sandbox.remove_unused_code();
+    writer.begin()?;
+    for mut stored in writer.task_types()? {
+        // The server may have gone down between the end of compiling and this.
+        if let Some(Version::Ready(program)) = stored.next.and_then(|next| registry.version(next))
+            && let Some(promoted) = manager::promoted(&stored, &program)
+        {
+            stored = promoted;
+            writer.put_task_type(&stored)?;
+        }
+        registry.put_type(stored.tenant.clone(), TaskType::of(&stored));
+    }
+    writer.commit()?;
     Ok(())
+}
+
+fn failed(name: &str, digest: Digest, error: &anyhow::Error) -> Version {
+    let why = format!("{error:#}");
+    tracing::error!(task_type = name, %digest, why, "this task type cannot be used");
+    Version::Failed(why.into())
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod server;
 mod task_list;
 mod task_types;
 mod tasks;
+mod uploads;
 mod wire;
 
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub struct App {
     pub room: Arc<Room>,
     /// The largest input that any task can have.
     pub max_input_bytes: u64,
+    /// The largest component that can be uploaded.
+    pub max_component_bytes: u64,
 }
 
 /// How the server treats its clients.
@@ -77,6 +80,9 @@ struct Api {
     room: Arc<Room>,
     tenant: Arc<str>,
     max_input_bytes: u64,
+    max_component_bytes: u64,
+    /// Turns of looking at components before they are stored.
+    checks: tokio::sync::Semaphore,
     uploads: extract::Uploads,
     traffic: Arc<server::Traffic>,
     streams: Arc<events::Streams>,
@@ -108,7 +114,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(schedules::list))
         .routes(routes!(schedules::get, schedules::put, schedules::remove))
         .routes(routes!(task_types::list))
-        .routes(routes!(task_types::get, task_types::patch))
+        .routes(routes!(task_types::get, task_types::patch, uploads::put, uploads::remove))
+        .routes(routes!(uploads::bytes))
         .routes(routes!(operations::healthz))
         .routes(routes!(operations::readyz))
         .routes(routes!(operations::metrics))
@@ -145,11 +152,14 @@ struct Document;
 
 impl Api {
     fn new(app: App, settings: &ServerSettings) -> Api {
-        let App { manager, objects, room, max_input_bytes } = app;
+        let App { manager, objects, room, max_input_bytes, max_component_bytes } = app;
+        let largest = objects.max_bytes().max(max_input_bytes).max(max_component_bytes);
         Api {
             tenant: DEFAULT_TENANT.into(),
             max_input_bytes,
-            uploads: extract::Uploads::new(objects.max_bytes().max(max_input_bytes), settings.client_timeout),
+            max_component_bytes,
+            checks: tokio::sync::Semaphore::new(1),
+            uploads: extract::Uploads::new(largest, settings.client_timeout),
             traffic: Arc::new(server::Traffic::new(settings.max_connections)),
             streams: events::Streams::new(settings.max_event_streams),
             openapi: document(routes().into_openapi()).into(),

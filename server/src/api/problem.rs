@@ -78,6 +78,14 @@ kinds! {
         "The task has no result because it failed. The member 'error' says why: its kind is one of a closed set.";
     TypeNotReady = "task-type-not-ready", CONFLICT, "The task type has no usable version",
         "The type's component was not compiled or linked. GET /task-types/{name} says why.";
+    TypeInUse = "task-type-in-use", CONFLICT, "Tasks of this type have not ended",
+        "A task type is removed once none of its tasks is Pending or Running. With ?cancel=true they are canceled first.";
+    SharedType = "shared-task-type", CONFLICT, "The task type is shared",
+        "The operator put this type there for all tenants. It can be paused; upload another one under its name to have your own.";
+    BadComponent = "bad-component", UNPROCESSABLE_ENTITY, "The component cannot be a task",
+        "Each entry of 'errors' says what is wrong with the component, or what it imports that is not offered here.";
+    TooManyTaskTypes = "too-many-task-types", TOO_MANY_REQUESTS, "There are too many task types",
+        "The tenant has as many task types as it may (--max-task-types). Remove some.";
     PreconditionFailed = "precondition-failed", PRECONDITION_FAILED, "The precondition does not hold",
         "If-Match or If-None-Match does not fit what there is. Read it again, then decide.";
     TooLarge = "too-large", PAYLOAD_TOO_LARGE, "The request is too large",
@@ -118,7 +126,7 @@ impl Kind {
             Kind::TooManyPending | Kind::TooManyStreams | Kind::TooManyOperations | Kind::QueueFull => Some("10"),
             Kind::Draining | Kind::StorageUnavailable => Some("5"),
             Kind::TypeNotReady => Some("30"),
-            Kind::QuotaExceeded | Kind::TooManySchedules => Some("60"),
+            Kind::QuotaExceeded | Kind::TooManySchedules | Kind::TooManyTaskTypes => Some("60"),
             _ => None,
         }
     }
@@ -170,9 +178,14 @@ impl Problem {
 
     /// A body with faults in some fields.
     pub(super) fn fields(errors: Vec<FieldError>) -> Problem {
+        Problem::fields_of(Kind::Unacceptable, errors)
+    }
+
+    /// A problem of a kind, with everything that is wrong.
+    pub(super) fn fields_of(kind: Kind, errors: Vec<FieldError>) -> Problem {
         let errors =
             errors.into_iter().map(|FieldError { pointer, detail }| FieldError { pointer, detail: shortened(detail) });
-        Problem { errors: errors.collect(), ..Problem::of(Kind::Unacceptable) }
+        Problem { errors: errors.collect(), ..Problem::of(kind) }
     }
 
     /// A task that has no result because it failed.
@@ -257,6 +270,11 @@ impl From<manager::Refused> for Problem {
                 let detail = "there is no task type of this name".to_owned();
                 Problem::fields(vec![FieldError { pointer: "#/task_type".into(), detail }])
             }
+            Refused::TypeInUse => Problem::of(Kind::TypeInUse),
+            Refused::SharedType => Problem::of(Kind::SharedType),
+            Refused::TooManyTaskTypes { limit } => Problem::of(Kind::TooManyTaskTypes)
+                .with(HeaderName::from_static("ratelimit"), "\"task-types\";r=0".to_owned())
+                .with(HeaderName::from_static("ratelimit-policy"), format!("\"task-types\";q={limit}")),
             Refused::TypeNotReady => Problem::of(Kind::TypeNotReady),
             Refused::Invalid(errors) => Problem::fields(errors),
             Refused::InputTooLarge { .. } => Problem::new(Kind::TooLarge, refused.to_string()),

@@ -16,7 +16,7 @@ use super::problem::{Kind, Problem, problems};
 use super::wire::{self, Time};
 use super::{Api, conditional};
 use crate::limits::{LimitOverrides, Limits};
-use crate::manager::SettingsPatch;
+use crate::manager::{FieldError, SettingsPatch};
 use crate::registry::{self, Version};
 use crate::task::{Digest, RetryOverrides, RetryPolicy};
 
@@ -58,10 +58,10 @@ pub(super) struct TaskType {
     /// Why not.
     #[schema(required)]
     reason: Option<String>,
-    /// The version that new tasks get.
-    #[serde(serialize_with = "wire::digest")]
-    #[schema(value_type = String, example = "sha256:3a7bd3e2360a3d29eea436fcfb7e44c735d117c42d1c1835420b6b9942dd4f1b")]
-    version: Digest,
+    /// The version that new tasks get; null: none can be used yet.
+    #[serde(serialize_with = "wire::optional_digest")]
+    #[schema(required, value_type = Option<String>, example = "sha256:3a7bd3e2360a3d29eea436fcfb7e44c735d117c42d1c1835420b6b9942dd4f1b")]
+    version: Option<Digest>,
     /// What that version imports.
     imports: Vec<String>,
     /// What that version exports.
@@ -75,6 +75,8 @@ pub(super) struct TaskType {
     /// How long ended tasks are kept, in milliseconds; null: as long as the server says.
     #[schema(required)]
     retention_ms: Option<u64>,
+    /// Whether its tasks are held back.
+    paused: bool,
 }
 
 /// Settings of a task type. What is not there stays as it is; null sets it back to the default.
@@ -90,6 +92,12 @@ pub(super) struct TaskTypePatch {
     /// How long ended tasks are kept, in milliseconds.
     #[schema(minimum = 1)]
     retention_ms: Option<u64>,
+    /// Holds its tasks back: they are created and wait. Those that run go on.
+    #[expect(dead_code, reason = "checked here, and merged with the rest of the patch")]
+    paused: Option<bool>,
+    /// The version that new tasks get: one that the type has, by its digest. Null: the newest.
+    #[schema(value_type = Option<String>)]
+    version: Option<String>,
 }
 
 /// Whether a type, or a version of it, can run.
@@ -100,8 +108,10 @@ pub(super) enum TypeState {
     Ready,
     /// It does not compile or link.
     Failed,
-    /// An earlier version that no task waits for, so it was not loaded.
-    Unloaded,
+    /// It is being compiled, or will be.
+    Compiling,
+    /// Its tasks are held back.
+    Paused,
 }
 
 /// A version of a type.
@@ -199,10 +209,20 @@ pub(super) async fn patch(
         }
     };
     let body = api.uploads.read(request, PATCH_BYTES).await?;
-    let TaskTypePatch { limits, retry, retention_ms } = extract::from_json(&body.bytes)?;
+    let TaskTypePatch { limits, retry, retention_ms, paused: _, version } = extract::from_json(&body.bytes)?;
+    // Read before as what it may be.
+    let patch: serde_json::Value =
+        serde_json::from_slice(&body.bytes).map_err(|error| Problem::internal(&error.into()))?;
+    let version = match version {
+        None => patch.get("version").map(|_| None),
+        Some(text) => Some(Some(Digest::parse(&text).ok_or_else(|| {
+            let detail = "is no digest: sha256: and 64 hexadecimal digits".to_owned();
+            Problem::fields(vec![FieldError { pointer: "#/version".into(), detail }])
+        })?)),
+    };
     let patch = SettingsPatch {
-        // Read before as what it may be.
-        patch: serde_json::from_slice(&body.bytes).map_err(|error| Problem::internal(&error.into()))?,
+        patch,
+        version,
         limits: limits.unwrap_or_default(),
         retry: retry.unwrap_or_default(),
         retention_ms,
@@ -216,17 +236,17 @@ pub(super) async fn patch(
     Ok(response)
 }
 
-fn find(api: &Api, name: Option<String>) -> Result<registry::TaskType, Problem> {
+pub(super) fn find(api: &Api, name: Option<String>) -> Result<registry::TaskType, Problem> {
     let task_type = name.and_then(|name| api.manager.task_type(&api.tenant, &name));
     task_type.ok_or_else(|| Problem::of(Kind::NotFound))
 }
 
 /// All that is said of a type, and its strong entity tag: that of the very bytes that are sent.
-async fn whole(api: &Api, task_type: &registry::TaskType) -> Result<(Vec<u8>, String), Problem> {
+pub(super) async fn whole(api: &Api, task_type: &registry::TaskType) -> Result<(Vec<u8>, String), Problem> {
     let versions =
         api.manager.versions(&api.tenant, &task_type.name).await?.into_iter().map(|(version, created_at)| {
-            let loaded = api.manager.version(version);
-            let (state, reason) = state(loaded.as_ref());
+            // One that is not loaded was stored a moment ago, or is gone in a moment.
+            let (state, reason) = api.manager.version(version).map_or((TypeState::Compiling, None), |it| state(&it));
             TypeVersion { version, created_at: Time(created_at), state, reason }
         });
     let body = TaskTypeWithVersions { task_type: of(api, task_type), versions: versions.collect() };
@@ -235,21 +255,24 @@ async fn whole(api: &Api, task_type: &registry::TaskType) -> Result<(Vec<u8>, St
     Ok((text, tag))
 }
 
-fn add_tag(response: &mut Response, tag: &str) {
+pub(super) fn add_tag(response: &mut Response, tag: &str) {
     if let Ok(tag) = HeaderValue::try_from(format!("\"{tag}\"")) {
         response.headers_mut().insert(ETAG, tag);
     }
 }
 
 fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
-    let current = api.manager.version(task_type.current);
-    let (state, reason) = match state(current.as_ref()) {
-        (TypeState::Unloaded, _) => (TypeState::Failed, Some("its current version is not loaded".into())),
-        known => known,
+    let current = task_type.current.and_then(|current| api.manager.version(current));
+    let next = task_type.next.and_then(|next| api.manager.version(next));
+    let (state, reason) = match (&current, &next) {
+        _ if task_type.paused => (TypeState::Paused, None),
+        (Some(current), _) => state(current),
+        (None, Some(next)) => state(next),
+        (None, None) => (TypeState::Failed, Some("it has no version".into())),
     };
-    let (imports, exports) = match current {
+    let (imports, exports) = match &current {
         Some(Version::Ready(program)) => (program.imports.clone(), program.exports.clone()),
-        Some(Version::Failed(_)) | None => (Vec::new(), Vec::new()),
+        Some(Version::Failed(_) | Version::Compiling) | None => (Vec::new(), Vec::new()),
     };
     let limits = api.manager.limits_of(task_type);
     TaskType {
@@ -262,13 +285,14 @@ fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
         limits,
         retry: task_type.retry(),
         retention_ms: task_type.retention_ms,
+        paused: task_type.paused,
     }
 }
 
-fn state(version: Option<&Version>) -> (TypeState, Option<String>) {
+fn state(version: &Version) -> (TypeState, Option<String>) {
     match version {
-        Some(Version::Ready(_)) => (TypeState::Ready, None),
-        Some(Version::Failed(why)) => (TypeState::Failed, Some(why.to_string())),
-        None => (TypeState::Unloaded, None),
+        Version::Ready(_) => (TypeState::Ready, None),
+        Version::Failed(why) => (TypeState::Failed, Some(why.to_string())),
+        Version::Compiling => (TypeState::Compiling, None),
     }
 }

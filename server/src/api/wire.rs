@@ -208,9 +208,11 @@ fn raw(json: &str) -> Result<&RawValue, Problem> {
 /// time that passes.
 pub(super) fn task_tag(task: &task::Task) -> String {
     let mut hasher = DefaultHasher::new();
-    let task::Task { status, attempt, failures, interruptions, due_at, ready_at, started_at, finished_at, .. } = task;
+    let task::Task {
+        status, attempt, failures, interruptions, due_at, ready_at, started_at, finished_at, held, ..
+    } = task;
     let times = [*due_at, Some(*ready_at), *started_at, *finished_at].map(|at| at.map(|at| at.0));
-    (status, attempt, failures, interruptions, times).hash(&mut hasher);
+    (status, attempt, failures, interruptions, times, held).hash(&mut hasher);
     let progress = &task.progress;
     progress.as_ref().map(|progress| (progress.fraction.to_bits(), &progress.note)).hash(&mut hasher);
     format!("{:016x}", hasher.finish())
@@ -260,6 +262,14 @@ pub(super) fn digest<S: Serializer>(digest: &Digest, serializer: S) -> Result<S:
         pair.copy_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
     }
     serializer.serialize_str(ascii(&text))
+}
+
+/// The same where there may be none.
+pub(super) fn optional_digest<S: Serializer>(of: &Option<Digest>, serializer: S) -> Result<S::Ok, S::Error> {
+    match of {
+        Some(of) => digest(of, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 fn ascii(text: &[u8]) -> &str {

@@ -80,6 +80,7 @@ impl Core {
             }
             Command::Bulk(command) => Ok(Done::Bulk(self.apply_bulk(command, now)?)),
             Command::Settings(command) => Ok(Done::Settings(self.apply_settings(command)?)),
+            Command::Type(command) => Ok(Done::Type(Box::new(self.apply_type(command, now)?))),
             Command::IsStored { tenant, id, .. } => Ok(match self.store.task_head(tenant, *id)? {
                 Some(_) => Done::Nothing,
                 None => Done::Refused(Refused::NotFound),
@@ -103,13 +104,20 @@ impl Core {
         {
             return Ok(before);
         }
+        if !self.gone.allow(&task) || self.registry.version(task.component).is_none() {
+            return Ok(Err(Refused::TypeNotReady));
+        }
         if let Some(key) = &task.unique_key
             && let Some(holder) = self.store.unique_holder(&task.tenant, key)?
         {
             return Ok(Err(Refused::UniqueKey { holder }));
         }
+        if self.must_wait(&task) {
+            // Where it is not ready yet, that is seen when it is.
+            let _ = task.apply(Event::Hold, now);
+        }
         // One that has expired already is Pending for the moment until that is seen.
-        let is_ready = task.due_at.is_none() && task.expires_at.is_none_or(|expires| expires > now);
+        let is_ready = task.is_ready() && task.expires_at.is_none_or(|expires| expires > now);
         let start = if is_ready { self.place_for_new(&task) } else { None };
         if start.is_none()
             && let Err(refused) = self.backlog.check(&task.tenant, now)
@@ -230,7 +238,7 @@ impl Core {
         event: Event,
         now: Timestamp,
     ) -> Result<std::result::Result<(), Rejected>> {
-        let (was, was_ready) = (task.status, task.due_at.is_none());
+        let (was, was_ready) = (task.status, task.is_ready());
         let place = rank(task.ready_at, task.priority);
         let over: Option<AttemptRecord> = match task.apply(event, now) {
             Ok(over) => over,
@@ -240,7 +248,7 @@ impl Core {
         if let Some(record) = over {
             self.store.insert_attempt(task.id, &record)?;
         }
-        if was == Status::Pending && was_ready {
+        if was_ready {
             self.ready.remove(place, task.id);
         }
         if was != Status::Pending && task.status == Status::Pending {
@@ -296,6 +304,7 @@ impl Core {
     /// A task is Pending: it has its place in the queue, or its time.
     fn waits(&mut self, task: &Task) {
         match task.due_at {
+            None if task.held => {}
             None => self.ready.push(rank(task.ready_at, task.priority), task.id),
             Some(due) => self.timers.due.earlier(due),
         }
@@ -341,6 +350,10 @@ impl Core {
                 if self.change(&mut task, Event::Expire, now)?.is_ok() {
                     started.ended.push(id);
                 }
+                continue;
+            }
+            if self.must_wait(&task) {
+                let _ = self.change(&mut task, Event::Hold, now)?;
                 continue;
             }
             match self.registry.version(task.component) {

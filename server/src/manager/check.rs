@@ -7,7 +7,7 @@ use super::{FieldError, NewItem, NewTask, Refused};
 use crate::clock;
 use crate::limits::Limits;
 use crate::registry::{Registry, Version};
-use crate::task::{RetryPolicy, Status, Task, TaskId, Timestamp, Usage};
+use crate::task::{Digest, RetryPolicy, Status, Task, TaskId, Timestamp, Usage};
 
 /// A task to be stored, of the current version of its type.
 pub(super) fn new_item(
@@ -18,9 +18,9 @@ pub(super) fn new_item(
     new: NewTask,
 ) -> Result<NewItem, Refused> {
     let task_type = registry.find(tenant, &new.task_type).ok_or(Refused::UnknownTaskType)?;
-    if !matches!(registry.version(task_type.current), Some(Version::Ready(_))) {
+    let Some(component) = task_type.current.filter(|current| is_usable(registry, *current)) else {
         return Err(Refused::TypeNotReady);
-    }
+    };
     let mut errors = Vec::new();
     let of_type = task_type.limits(defaults, ceiling);
     let limits = of_type.with(&new.limits, &of_type).unwrap_or_else(|bad| {
@@ -54,7 +54,7 @@ pub(super) fn new_item(
         id,
         tenant: tenant.clone(),
         task_type: task_type.name.clone(),
-        component: task_type.current,
+        component,
         priority: new.priority,
         created_at,
         limits: new.limits,
@@ -66,6 +66,7 @@ pub(super) fn new_item(
         expires_at: new.expires_at,
         unique_key: new.unique_key,
         schedule: None,
+        held: false,
         status: Status::Pending,
         attempt: 0,
         failures: 0,
@@ -80,6 +81,11 @@ pub(super) fn new_item(
         usage_total: Usage::default(),
     };
     Ok(NewItem { task, limits, idempotency: new.idempotency })
+}
+
+/// Whether tasks can be pinned to a version: it was compiled, here or before the last start.
+fn is_usable(registry: &Registry, component: Digest) -> bool {
+    matches!(registry.version(component), Some(Version::Ready(_) | Version::Compiling))
 }
 
 /// A UUIDv7 begins with its time of creation (RFC 9562, section 5.7).

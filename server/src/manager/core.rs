@@ -19,10 +19,12 @@ use super::bulk::BulkDone;
 use super::changes::Changes;
 use super::held::Held;
 use super::settings::SettingsDone;
+use super::types::{GoneTypes, TypeDone};
 use super::upkeep::Timers;
 use super::waiters::EndWaiters;
 use super::{Command, Inbox, Refused};
 use crate::clock;
+use crate::compiler::Compiler;
 use crate::executor::Job;
 use crate::limits::Limits;
 use crate::registry::Registry;
@@ -78,6 +80,8 @@ pub struct CoreSettings {
     pub backlog: BacklogLimits,
     /// How many schedules a tenant may have.
     pub max_schedules: u64,
+    /// How many task types a tenant may have.
+    pub max_task_types: u64,
     /// How long ended tasks are kept where their type does not say, in milliseconds.
     pub retention_ms: u64,
 }
@@ -88,6 +92,7 @@ pub struct Core {
     pub(super) room: Arc<Room>,
     pub(super) registry: Arc<Registry>,
     pub(super) run: Box<dyn Fn(Job) + Send>,
+    pub(super) compiler: Compiler,
     pub(super) settings: CoreSettings,
     /// Which start of a server this is.
     pub(super) server: i64,
@@ -96,6 +101,7 @@ pub struct Core {
     pub(super) changes: Arc<Changes>,
     /// What the open transaction changed, for those who listen.
     pub(super) changed: Vec<(Arc<str>, TaskId)>,
+    pub(super) gone: GoneTypes,
     pub(super) ready: ReadyWindow,
     pub(super) running: HashMap<TaskId, Running>,
     pub(super) ended: EndWaiters,
@@ -138,6 +144,7 @@ pub(super) enum Done {
     Schedule(Box<(Schedule, bool)>),
     Bulk(BulkDone),
     Settings(SettingsDone),
+    Type(Box<TypeDone>),
 }
 
 /// A task that is there now.
@@ -176,6 +183,7 @@ impl Core {
         room: Arc<Room>,
         registry: Arc<Registry>,
         run: Box<dyn Fn(Job) + Send>,
+        compiler: Compiler,
         changes: Arc<Changes>,
         settings: CoreSettings,
         now: Timestamp,
@@ -189,12 +197,14 @@ impl Core {
             room,
             registry,
             run,
+            compiler,
             settings,
             server,
             backlog,
             timers: Timers::all_at_once(),
             changes,
             changed: Vec::new(),
+            gone: GoneTypes::default(),
             ready: ReadyWindow::new(WINDOW),
             running: HashMap::new(),
             ended: EndWaiters::default(),
@@ -290,6 +300,7 @@ impl Core {
                     self.changed.iter().for_each(|(tenant, id)| self.changes.tell(tenant, *id));
                 }
                 self.changed.clear();
+                self.tell_gone();
                 self.after_commit();
                 if full || !kept.is_empty() {
                     return Duration::ZERO;
@@ -307,6 +318,7 @@ impl Core {
                 self.store.rollback();
                 self.backlog.rolled_back();
                 self.changed.clear();
+                self.gone.clear();
                 self.ready.reset();
                 self.timers = Timers::all_at_once();
                 self.log_failure(&error);

@@ -15,6 +15,7 @@ mod refused;
 mod schedules;
 mod settings;
 mod tell;
+mod types;
 mod upkeep;
 mod waiters;
 
@@ -30,10 +31,13 @@ pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
 pub use refused::{FieldError, Refused};
 pub use settings::SettingsPatch;
+pub(crate) use types::promoted;
+pub use types::{Seen, Uploaded};
 
 use bulk::BulkCommand;
 use objects::PutObject;
 use settings::SettingsCommand;
+use types::TypeCommand;
 
 use crate::executor::Report;
 use crate::host::live::LiveAttempts;
@@ -167,6 +171,7 @@ enum Command {
     },
     Bulk(BulkCommand),
     Settings(Box<SettingsCommand>),
+    Type(Box<TypeCommand>),
     /// Answered once everything before it was done.
     Flush {
         reply: Reply<()>,
@@ -557,6 +562,10 @@ impl Manager {
     fn add_live(&self, task: &mut Task) {
         if task.status == Status::Running {
             task.progress = self.0.live.progress(task.id, task.attempt);
+        }
+        // Whether or not that was written down of the task yet.
+        if task.status == Status::Pending && task.due_at.is_none() {
+            task.held = self.0.registry.is_paused(&task.tenant, &task.task_type);
         }
     }
 

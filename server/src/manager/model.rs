@@ -17,6 +17,7 @@ use super::core::{Core, CoreSettings};
 use super::{Answer, BacklogLimits, Command, Idempotency, Manager, NewItem, Refused, Reply, Stored};
 use waited::Waited;
 
+use crate::compiler::Compiler;
 use crate::executor::{Job, Report};
 use crate::host::Services;
 use crate::host::live::LiveAttempts;
@@ -26,10 +27,9 @@ use crate::objects::{ObjectLimits, Objects};
 use crate::registry::{Registry, TaskType, Version};
 use crate::room::{Memory, Room};
 use crate::sandbox::{CodeCache, EngineSettings, RunEnd, Sandbox};
-use crate::store::{self, Quota, Readers};
+use crate::store::{self, Quota, Readers, StoredType};
 use crate::task::{
-    AttemptEnd, Digest, ErrorKind, Labels, Outcome, RetryOverrides, RetryPolicy, Status, Task, TaskError, TaskId,
-    Timestamp, Usage,
+    AttemptEnd, Digest, ErrorKind, Labels, Outcome, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp, Usage,
 };
 
 /// Attempts at once.
@@ -95,16 +95,7 @@ impl World {
         let registry = Arc::new(Registry::default());
         let program = Version::Ready(Arc::new(program(directory.path(), &runtime)));
         registry.put_version(COMPONENT, program.clone());
-        registry.put_type(
-            crate::registry::SHARED.into(),
-            TaskType {
-                name: "t".into(),
-                current: COMPONENT,
-                limits: LimitOverrides::default(),
-                retry: RetryOverrides::default(),
-                retention_ms: None,
-            },
-        );
+        put_type(&registry, false);
         let mut world = World {
             directory,
             runtime,
@@ -139,11 +130,34 @@ impl World {
             backlog: BacklogLimits { total: self.max_pending, tenant: self.max_pending },
             retention_ms: RETENTION_MS,
             max_schedules: 1,
+            max_task_types: 1,
         };
         let run = Box::new(move |job| drop(send.send(job)));
-        let core = Core::new(writer, room, self.registry.clone(), run, Arc::default(), settings, self.now).unwrap();
+        let core = Core::new(
+            writer,
+            room,
+            self.registry.clone(),
+            run,
+            Compiler::default(),
+            Arc::default(),
+            settings,
+            self.now,
+        )
+        .unwrap();
         self.core = Some(core);
         self.step(Vec::new());
+    }
+
+    /// Somebody pauses the type, or no longer.
+    fn pause(&mut self) {
+        let paused = self.is_paused();
+        put_type(&self.registry, !paused);
+        self.core.as_mut().unwrap().timers.look_at_held();
+        self.step(Vec::new());
+    }
+
+    fn is_paused(&self) -> bool {
+        self.registry.is_paused("default", "t")
     }
 
     /// The server goes down without a word.
@@ -190,6 +204,7 @@ impl World {
             expires_at: (random.below(6) == 0).then(|| later(random, 15_000)),
             unique_key: (random.below(5) == 0).then(|| random.below(3).to_string().into()),
             schedule: None,
+            held: false,
             status: Status::Pending,
             attempt: 0,
             failures: 0,
@@ -396,7 +411,9 @@ impl World {
             if task.status == Status::Pending {
                 assert!(task.due_at.is_none_or(|due| due > now), "due and not ready: {task:?}");
                 assert!(task.expires_at.is_none_or(|expires| expires > now), "expired and waits: {task:?}");
-                assert!(task.due_at.is_some() || running.len() == SLOTS || self.is_held(), "ready, and there is room");
+                let waits = task.due_at.is_some() || running.len() == SLOTS || self.is_held();
+                assert!(waits || self.is_paused(), "ready, and there is room: {task:?}");
+                assert!(!task.held || self.is_paused(), "held back for nothing: {task:?}");
             }
             if let Some(key) = task.unique_key.as_ref().filter(|_| !task.status.is_ended()) {
                 assert!(unique.insert(key.clone()), "two tasks with one key");
@@ -430,6 +447,12 @@ impl World {
     }
 }
 
+fn put_type(registry: &Registry, paused: bool) {
+    let stored = StoredType::new(crate::registry::SHARED.into(), "t".into());
+    registry
+        .put_type(stored.tenant.clone(), TaskType::of(&StoredType { component: Some(COMPONENT), paused, ..stored }));
+}
+
 /// The smallest program there is; it is never run here.
 fn program(directory: &Path, runtime: &Runtime) -> crate::sandbox::Program {
     let (_writer, readers) = store::open(&directory.join("elsewhere"), 1)
@@ -449,7 +472,7 @@ fn program(directory: &Path, runtime: &Runtime) -> crate::sandbox::Program {
     let settings = EngineSettings { slots: 1, max_memory_bytes: 1 << 20 };
     let sandbox = Sandbox::new(&settings, cache, room, services).unwrap();
     let bytes = wat::parse_str(include_str!("model.wat")).unwrap();
-    sandbox.load(COMPONENT, &bytes).unwrap()
+    sandbox.compile(COMPONENT, &bytes).unwrap()
 }
 
 #[test]
@@ -470,7 +493,8 @@ fn whatever_happens_the_invariants_hold() {
             70..76 => world.retry(&mut random),
             76..82 => world.delete(&mut random),
             82..85 => world.late_report(&mut random),
-            85..87 => world.give_up(&mut random),
+            85 => world.give_up(&mut random),
+            86 => world.pause(),
             87..98 => {
                 world.now = world.now.plus_millis(if random.below(3) == 0 { 10 } else { random.below(8_000) });
                 world.step(Vec::new());

@@ -23,6 +23,18 @@ pub enum Refused {
     /// The type has no usable version.
     #[error("the task type has no usable version")]
     TypeNotReady,
+    /// Tasks of the type are Pending or Running.
+    #[error("tasks of this type are pending or running")]
+    TypeInUse,
+    /// The type is shared by all tenants.
+    #[error("the type is shared by all tenants")]
+    SharedType,
+    /// The tenant has as many task types as it may.
+    #[error("there are {limit} task types already")]
+    TooManyTaskTypes {
+        /// How many that is.
+        limit: u64,
+    },
     /// The request is well-formed and says something that cannot be.
     #[error("the request is not acceptable")]
     Invalid(Vec<FieldError>),

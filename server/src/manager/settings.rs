@@ -5,11 +5,12 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::core::Core;
+use super::types::promoted;
 use super::{Command, FieldError, Manager, Refused, Reply, answer};
 use crate::limits::LimitOverrides;
-use crate::registry::{SHARED, TaskType};
+use crate::registry::{SHARED, TaskType, Version};
 use crate::store::{StoreError, StoredType};
-use crate::task::{RetryOverrides, RetryPolicy};
+use crate::task::{Digest, RetryOverrides, RetryPolicy};
 
 /// The longest that ended tasks can be kept: a hundred years.
 const LONGEST_RETENTION_MS: u64 = 100 * 366 * 24 * 60 * 60 * 1000;
@@ -25,6 +26,8 @@ pub struct SettingsPatch {
     pub retry: RetryOverrides,
     /// And of how long ended tasks are kept.
     pub retention_ms: Option<u64>,
+    /// The version that is to be current; `Some(None)`: the newest.
+    pub version: Option<Option<Digest>>,
     /// Only where the type is still as it was here.
     pub seen: Option<TaskType>,
 }
@@ -89,35 +92,56 @@ impl Core {
         };
         let Some(mut stored) = stored else { return Ok(Err(Refused::NotFound)) };
         // Compared here, in turn with the other changes, so that none is lost.
-        if patch.seen.as_ref().is_some_and(|seen| *seen != in_registry(&stored)) {
+        if patch.seen.as_ref().is_some_and(|seen| *seen != TaskType::of(&stored)) {
             return Ok(Err(Refused::PreconditionFailed));
         }
         match patched(&stored, &patch.patch) {
-            Ok((limits, retry, retention_ms)) => {
-                stored = StoredType { limits, retry, retention_ms, ..stored };
+            Ok(Settings { limits, retry, retention_ms, paused }) => {
+                stored = StoredType { limits, retry, retention_ms, paused, ..stored };
             }
             Err(error) => return Ok(Err(Refused::Internal(error.into()))),
         }
-        self.store.update_task_type(&stored)?;
+        if let Some(version) = patch.version {
+            let version = match version {
+                Some(version) => Some(version),
+                None => self.store.newest_version(&stored.tenant, &stored.name)?,
+            };
+            match version {
+                Some(version) if self.store.has_version(&stored.tenant, &stored.name, version)? => {
+                    stored.next = Some(version);
+                    if let Some(Version::Ready(program)) = self.registry.version(version) {
+                        stored = promoted(&stored, &program).unwrap_or(stored);
+                    }
+                }
+                _ => {
+                    let detail = "is no version of this type".to_owned();
+                    return Ok(Err(Refused::Invalid(vec![FieldError { pointer: "#/version".into(), detail }])));
+                }
+            }
+        }
+        self.store.put_task_type(&stored)?;
         Ok(Ok(stored))
     }
 
     pub(super) fn tell_settings(&mut self, command: SettingsCommand, done: SettingsDone) {
         let told = done.map(|stored| {
-            let task_type = in_registry(&stored);
+            let task_type = TaskType::of(&stored);
             self.registry.put_type(stored.tenant, task_type.clone());
+            self.timers.look_at_held();
             task_type
         });
         answer(command.reply, told);
     }
 }
 
-fn in_registry(stored: &StoredType) -> TaskType {
-    let StoredType { name, component, limits, retry, retention_ms, .. } = stored.clone();
-    TaskType { name, current: component, limits, retry, retention_ms }
+/// What a patch is applied to.
+#[derive(Debug, PartialEq)]
+struct Settings {
+    limits: LimitOverrides,
+    retry: RetryOverrides,
+    retention_ms: Option<u64>,
+    paused: bool,
 }
-
-type Settings = (LimitOverrides, RetryOverrides, Option<u64>);
 
 /// A type's settings with a patch in place.
 fn patched(stored: &StoredType, patch: &Value) -> serde_json::Result<Settings> {
@@ -125,15 +149,17 @@ fn patched(stored: &StoredType, patch: &Value) -> serde_json::Result<Settings> {
         "limits": stored.limits,
         "retry": stored.retry,
         "retention_ms": stored.retention_ms,
+        "paused": stored.paused,
     });
     merge(&mut settings, patch);
     let mut take = |name: &str| settings.get_mut(name).map(Value::take).unwrap_or_default();
     let some = |value: Value| if value.is_null() { Value::Object(Default::default()) } else { value };
-    Ok((
-        serde_json::from_value(some(take("limits")))?,
-        serde_json::from_value(some(take("retry")))?,
-        serde_json::from_value(take("retention_ms"))?,
-    ))
+    Ok(Settings {
+        limits: serde_json::from_value(some(take("limits")))?,
+        retry: serde_json::from_value(some(take("retry")))?,
+        retention_ms: serde_json::from_value(take("retention_ms"))?,
+        paused: take("paused").as_bool().unwrap_or(false),
+    })
 }
 
 /// Merges a patch (RFC 7396, section 2). It has been read as what it may be before, so it is not deep.
@@ -160,7 +186,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::task::Digest;
 
     /// The examples of RFC 7396, appendix A.
     #[test]
@@ -190,15 +215,14 @@ mod tests {
     fn settings() {
         let limits = LimitOverrides { fuel: Some(5), cpu_ms: Some(7), ..Default::default() };
         let retry = RetryOverrides { max_attempts: Some(3), ..Default::default() };
-        let (tenant, name) = (Arc::from(SHARED), Arc::from("a"));
-        let stored = StoredType { tenant, name, component: Digest([0; 32]), limits, retry, retention_ms: Some(9) };
+        let fresh = StoredType::new(Arc::from(SHARED), Arc::from("a"));
+        let stored = StoredType { limits, retry, retention_ms: Some(9), paused: true, ..fresh };
         let of = |patch: Value| patched(&stored, &patch).unwrap();
-        assert_eq!(of(json!({})), (limits, retry, Some(9)));
-        assert_eq!(of(json!({"limits": {"fuel": null}})).0, LimitOverrides { fuel: None, ..limits });
-        assert_eq!(of(json!({"limits": {"timeout_ms": 1}})).0, LimitOverrides { timeout_ms: Some(1), ..limits });
-        assert_eq!(
-            of(json!({"limits": null, "retry": null, "retention_ms": null})),
-            (LimitOverrides::default(), RetryOverrides::default(), None)
-        );
+        assert_eq!(of(json!({})), Settings { limits, retry, retention_ms: Some(9), paused: true });
+        assert_eq!(of(json!({"limits": {"fuel": null}})).limits, LimitOverrides { fuel: None, ..limits });
+        assert_eq!(of(json!({"limits": {"timeout_ms": 1}})).limits, LimitOverrides { timeout_ms: Some(1), ..limits });
+        let nothing = of(json!({"limits": null, "retry": null, "retention_ms": null, "paused": null}));
+        let (limits, retry) = (LimitOverrides::default(), RetryOverrides::default());
+        assert_eq!(nothing, Settings { limits, retry, retention_ms: None, paused: false });
     }
 }

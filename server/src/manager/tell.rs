@@ -62,6 +62,7 @@ impl Core {
                 }
                 (Command::Bulk(command), Done::Bulk(done)) => self.tell_bulk(command, done),
                 (Command::Settings(command), Done::Settings(done)) => self.tell_settings(*command, done),
+                (Command::Type(command), Done::Type(done)) => self.tell_type(*command, *done),
                 (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
                 // The others have nobody to answer to.
                 _ => {}
@@ -146,6 +147,9 @@ impl Core {
                 Command::Flush { reply } | Command::DeleteSchedule { reply, .. } => answer(reply, Err(refusal())),
                 Command::Bulk(command) => kept.extend(command.refuse(refusal()).map(Command::Bulk)),
                 Command::Settings(command) => command.refuse(refusal()),
+                Command::Type(command) => {
+                    kept.extend(command.refuse(refusal()).map(|kept| Command::Type(Box::new(kept))))
+                }
                 Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. } => answer(reply, Err(refusal())),
                 Command::Report(ref report) => {
                     // Who waits for this end hears that it cannot be stored now; it is stopped all the same.
@@ -174,8 +178,10 @@ impl Command {
 
     /// Whether somebody waits for an answer, and was counted for it.
     pub(super) fn is_asked(&self) -> bool {
-        if let Command::Bulk(command) = self {
-            return command.is_asked();
+        match self {
+            Command::Bulk(command) => return command.is_asked(),
+            Command::Type(command) => return command.is_asked(),
+            _ => {}
         }
         !matches!(
             self,

@@ -2,15 +2,19 @@
 //! tasks that expired, schedules that are due, and what is kept no longer.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::{Core, Started};
 use crate::registry::TaskType;
 use crate::store::{KEY_AGE_MS, StoreError, Time};
-use crate::task::{Event, Timestamp};
+use crate::task::{Event, TaskId, Timestamp};
 
 /// Tasks that one transaction looks at for each of these.
 const STEP: usize = 500;
+
+/// Tasks that are held back, of which one transaction looks at so many.
+pub(super) const HELD_STEP: usize = 500;
 
 /// Tasks that one transaction removes because they ended long ago: as many as things happened in it, which
 /// are two or more for each task that comes and ends, so that removing is faster than what comes; but at
@@ -54,7 +58,7 @@ impl Timer {
 }
 
 /// All of them. Each is at its time or before it, never after: a look that comes too early finds nothing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Timers {
     pub(super) due: Timer,
     pub(super) expires: Timer,
@@ -66,17 +70,28 @@ pub(super) struct Timers {
     pub(super) full_due: usize,
     pub(super) full_queued: usize,
     sweep: Timer,
+    /// Tasks that are held back have to be looked at, from after this one on.
+    held: Option<(Arc<str>, Option<TaskId>)>,
 }
 
 impl Timers {
     /// Look at everything at once.
     pub(super) fn all_at_once() -> Timers {
         let now = Timer(Some(Timestamp(0)));
-        Timers { due: now, expires: now, schedules: now, queued: now, full_due: 0, full_queued: 0, sweep: now }
+        let held = Some(("".into(), None));
+        Timers { due: now, expires: now, schedules: now, queued: now, full_due: 0, full_queued: 0, sweep: now, held }
+    }
+
+    /// Look at the tasks that are held back: some may not have to be any more.
+    pub(super) fn look_at_held(&mut self) {
+        self.held = Some(("".into(), None));
     }
 
     /// How long until the first.
     pub(super) fn next(&self, now: Timestamp) -> Duration {
+        if self.held.is_some() {
+            return Duration::ZERO;
+        }
         let all = [self.due, self.expires, self.schedules, self.queued, self.sweep];
         let first = all.into_iter().filter_map(|timer| timer.0).min();
         let wait = first.map_or(LONGEST_SLEEP_MS, |at| at.millis_since(now));
@@ -89,6 +104,7 @@ impl Core {
     pub(super) fn keep_up(&mut self, now: Timestamp) -> Result<Started, StoreError> {
         let mut done = Started::default();
         if self.draining.is_some() {
+            self.timers.held = None;
             return Ok(done);
         }
         if self.timers.due.has_come(now) {
@@ -112,6 +128,9 @@ impl Core {
             if all {
                 self.timers.expires = Timer(self.store.next(Time::Expires)?);
             }
+        }
+        if let Some(after) = self.timers.held.take() {
+            self.timers.held = self.release_held(&after, now)?;
         }
         self.keep_schedules(now, &mut done.starts)?;
         if self.timers.sweep.has_come(now) && !self.sweep(now)? {
@@ -140,6 +159,8 @@ impl Core {
                 break;
             }
         }
+        let unused = self.store.remove_components_without_tasks()?;
+        self.gone.add_components(unused);
         if left < step {
             self.store.remember_events(self.server)?;
         }

@@ -13,6 +13,10 @@ use wasmtime::component::Component;
 
 use crate::task::Digest;
 
+/// Which checks a component passed before it was compiled. Changed with them, so that what passed weaker ones
+/// is looked at again.
+const CHECKS: u32 = 2;
+
 /// A directory of compiled code. The name of a file says which component it was compiled from, for
 /// which engine, and what the SHA-256 of the file itself is: code is run as it is, so a file that
 /// is damaged or was put there by somebody else must not be loaded.
@@ -42,13 +46,48 @@ impl CodeCache {
         }
     }
 
-    pub(super) fn get_or_compile(&self, engine: &Engine, digest: Digest, bytes: &[u8]) -> anyhow::Result<Component> {
+    /// Which compiler makes code for an engine, with which checks.
+    pub(super) fn compiler(engine: &Engine) -> String {
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
-        let prefix = format!("{}-{:016x}-", digest.hex(), hasher.finish());
-        if let Some(component) = self.load(engine, &prefix) {
-            return Ok(component);
+        format!("{:016x}.{CHECKS}", hasher.finish())
+    }
+
+    fn prefix(engine: &Engine, digest: Digest) -> String {
+        format!("{}-{}-", digest.hex(), CodeCache::compiler(engine))
+    }
+
+    /// A component whose code is in the cache.
+    pub(super) fn get(&self, engine: &Engine, digest: Digest) -> Option<Component> {
+        self.load(engine, &CodeCache::prefix(engine, digest))
+    }
+
+    /// Removes all code of a component.
+    pub(super) fn remove(&self, digest: Digest) {
+        let digest = digest.hex();
+        let ours = |entry: &std::fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&digest));
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok).filter(ours) {
+            let _ = std::fs::remove_file(entry.path());
         }
+    }
+
+    /// A file to write a component's code into.
+    pub(super) fn begin(&self, digest: Digest) -> std::io::Result<(PathBuf, std::fs::File)> {
+        let path = self.dir.join(format!("{}.partial", digest.hex()));
+        let file = std::fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path)?;
+        Ok((path, file))
+    }
+
+    /// Takes code that a compiler has written into a file of [`begin`](Self::begin).
+    pub(super) fn adopt(&self, engine: &Engine, digest: Digest, partial: &Path) -> anyhow::Result<()> {
+        let hash = hash_of(partial)?;
+        std::fs::File::open(partial)?.sync_all()?;
+        std::fs::rename(partial, self.dir.join(format!("{}{hash}.cwasm", CodeCache::prefix(engine, digest))))?;
+        Ok(())
+    }
+
+    pub(super) fn compile(&self, engine: &Engine, digest: Digest, bytes: &[u8]) -> anyhow::Result<Component> {
+        let prefix = CodeCache::prefix(engine, digest);
         let code = engine.precompile_component(bytes)?;
         match self.store(&prefix, &code) {
             Ok(path) => {
@@ -75,9 +114,9 @@ impl CodeCache {
             Some((entry.path(), hash))
         });
         let (path, hash) = found?;
-        match self.verify(&path, &hash) {
-            Ok(true) => {}
-            Ok(false) => {
+        match hash_of(&path) {
+            Ok(found) if found == hash => {}
+            Ok(_) => {
                 tracing::warn!(path = %path.display(), "compiled code is damaged and is compiled again");
                 let _ = std::fs::remove_file(&path);
                 return None;
@@ -105,11 +144,6 @@ impl CodeCache {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
     }
 
-    fn verify(&self, path: &Path, hash: &str) -> std::io::Result<bool> {
-        let bytes = std::fs::read(path)?;
-        Ok(Digest(Sha256::digest(&bytes).into()).hex() == hash)
-    }
-
     fn store(&self, prefix: &str, code: &[u8]) -> anyhow::Result<PathBuf> {
         let hash = Digest(Sha256::digest(code).into()).hex();
         let path = self.dir.join(format!("{prefix}{hash}.cwasm"));
@@ -121,4 +155,10 @@ impl CodeCache {
         std::fs::rename(&partial, &path)?;
         Ok(path)
     }
+}
+
+fn hash_of(path: &Path) -> std::io::Result<String> {
+    let mut hasher = Sha256::new();
+    std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
+    Ok(Digest(hasher.finalize().into()).hex())
 }

@@ -90,6 +90,14 @@ fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
     pool
 }
 
+/// An engine that only compiles, and for which the other's code is the same.
+pub(super) fn compiler() -> anyhow::Result<Engine> {
+    let mut config = base();
+    // One thread: what it may use of the machine is bounded, and it goes on beside tasks.
+    config.parallel_compilation(false);
+    Engine::new(&config).map_err(anyhow::Error::from).context("cannot create the compiler")
+}
+
 /// Makes the engine with a pool, or without one where the machine cannot hold it.
 pub(super) fn engine(settings: &EngineSettings) -> anyhow::Result<Engine> {
     let mut config = base();

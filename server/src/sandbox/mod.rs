@@ -1,8 +1,10 @@
 //! The sandbox: components in, outcomes out. With [`crate::host`] the only place that knows wasmtime.
 
+mod apart;
 mod cache;
 mod engine;
 mod meter;
+mod offered;
 mod outcome;
 mod precheck;
 
@@ -13,9 +15,11 @@ use std::time::{Duration, Instant};
 use wasmtime::Store;
 use wasmtime::component::{Component, InstancePre, Linker};
 
+pub use apart::{CompileLimits, NotCompiled, compile_here};
 pub use cache::CodeCache;
 pub use engine::{EngineSettings, MAPS_PER_SLOT};
 pub use meter::{Control, Stop};
+pub use precheck::{Faults, check};
 
 use crate::host::blocking_world::BlockingTaskPre;
 use crate::host::log::LogBuffer;
@@ -96,11 +100,44 @@ impl Sandbox {
         Ok(Sandbox { engine, linker, cache, room, services, _ticker: ticker })
     }
 
-    /// Checks a component, compiles it or takes it from the cache, and links it. Blocks for as long as
-    /// that takes.
-    pub fn load(&self, digest: Digest, bytes: &[u8]) -> anyhow::Result<Program> {
+    /// Checks a component, compiles it and links it. Blocks for as long as that takes, and uses as much of the
+    /// machine: for components of the operator only.
+    pub fn compile(&self, digest: Digest, bytes: &[u8]) -> anyhow::Result<Program> {
         precheck::check(bytes)?;
-        let component = self.cache.get_or_compile(&self.engine, digest, bytes)?;
+        let component = self.cache.compile(&self.engine, digest, bytes)?;
+        self.program(component)
+    }
+
+    /// Links a component that was compiled before; `None`: it was not.
+    pub fn load(&self, digest: Digest) -> Option<anyhow::Result<Program>> {
+        let component = self.cache.get(&self.engine, digest)?;
+        Some(self.program(component))
+    }
+
+    /// Removes the code of a component that is gone. Attempts that run it go on.
+    pub fn forget(&self, digest: Digest) {
+        self.cache.remove(digest);
+    }
+
+    /// Which compiler this is: another may take what this one refuses.
+    pub fn compiler(&self) -> String {
+        CodeCache::compiler(&self.engine)
+    }
+
+    /// Compiles a component of a client in a process of its own, within `limits`, and links it. Blocks for
+    /// as long as that takes.
+    pub fn compile_apart(&self, digest: Digest, bytes: &[u8], limits: CompileLimits) -> Result<Program, NotCompiled> {
+        let (partial, file) = self.cache.begin(digest).map_err(|error| NotCompiled::Failed(error.into()))?;
+        apart::compile(bytes, file, limits)?;
+        self.cache.adopt(&self.engine, digest, &partial).map_err(NotCompiled::Failed)?;
+        match self.load(digest) {
+            Some(Ok(program)) => Ok(program),
+            Some(Err(error)) => Err(NotCompiled::Refused(format!("{error:#}"))),
+            None => Err(NotCompiled::Failed(anyhow::anyhow!("the compiled code cannot be loaded"))),
+        }
+    }
+
+    fn program(&self, component: Component) -> anyhow::Result<Program> {
         let ty = component.component_type();
         let names = |items: &mut dyn Iterator<Item = &str>| items.map(str::to_owned).collect();
         let imports = names(&mut ty.imports(&self.engine).map(|(name, _)| name));

@@ -1,19 +1,195 @@
-//! What a component is refused for before it is compiled.
+//! What a component is refused for before it is compiled. All of it is told from the bytes, in one pass whose
+//! cost is linear in their number.
 
-use anyhow::bail;
-use wasmparser::{CanonicalFunction, Parser, Payload};
+use std::fmt;
 
-/// Refuses a component that uses what no task needs and what is not safe in this engine. Components
-/// inside of it are looked at, too.
-pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
+use wasmparser::{
+    CanonicalFunction, Encoding, FuncValidatorAllocations, FunctionBody, Parser, Payload, ValidPayload, Validator,
+    WasmFeatures,
+};
+
+use super::offered;
+
+/// The largest function, in bytes of code. Compilers take more than linear time and memory for one; the largest
+/// seen in real programs has 427 KB (CPython's).
+const MOST_BODY: u64 = 512 << 10;
+
+/// Most locals of a function. Real programs have some hundreds.
+const MOST_LOCALS: u64 = 2_000;
+
+/// Most of the product of both, which is what compiling costs grow with.
+const MOST_BODY_TIMES_LOCALS: u64 = 160 << 20;
+
+/// Most functions, core modules and components inside, in all.
+const MOST_FUNCTIONS: u64 = 200_000;
+const MOST_MODULES: u64 = 200;
+const MOST_COMPONENTS: u64 = 200;
+
+/// How deep components may lie inside of each other.
+const MOST_DEPTH: usize = 16;
+
+/// Most things that a component imports, and exports.
+const MOST_NAMES: usize = 1_000;
+
+/// Everything that is wrong with a component.
+#[derive(Debug)]
+pub struct Faults(pub Vec<String>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}
+
+impl std::error::Error for Faults {}
+
+impl From<wasmparser::BinaryReaderError> for Faults {
+    fn from(error: wasmparser::BinaryReaderError) -> Faults {
+        Faults(vec![format!("it is no valid WebAssembly that is taken here: {error}")])
+    }
+}
+
+fn fault(what: impl Into<String>) -> Faults {
+    Faults(vec![what.into()])
+}
+
+/// What the engine takes: `engine.rs` switches off the same.
+fn features() -> WasmFeatures {
+    WasmFeatures::default()
+        .difference(WasmFeatures::THREADS)
+        .difference(WasmFeatures::GC)
+        .difference(WasmFeatures::FUNCTION_REFERENCES)
+        .difference(WasmFeatures::EXCEPTIONS)
+        .difference(WasmFeatures::LEGACY_EXCEPTIONS)
+        .difference(WasmFeatures::RELAXED_SIMD)
+        .difference(WasmFeatures::MEMORY64)
+        .difference(WasmFeatures::TAIL_CALL)
+}
+
+/// Refuses bytes that are no component, one that uses what no task needs or what costs a compiler too much, one
+/// that imports what is not offered here, and one that is no task.
+pub fn check(bytes: &[u8]) -> Result<(), Faults> {
+    let mut validator = Validator::new_with_features(features());
+    let mut allocations = FuncValidatorAllocations::default();
+    let mut names = Names::default();
+    let mut counts = Counts::default();
     for payload in Parser::new(0).parse_all(bytes) {
-        if let Payload::ComponentCanonicalSection(functions) = payload? {
-            for function in functions {
+        let payload = payload?;
+        counts.add(&payload)?;
+        names.add(&payload, counts.depth)?;
+        if let Payload::ComponentCanonicalSection(functions) = &payload {
+            for function in functions.clone() {
                 if let Some(name) = refused(&function?) {
-                    bail!("the component uses the built-in {name}, which tasks may not use");
+                    return Err(fault(format!("it uses the built-in {name}, which tasks may not use")));
                 }
             }
         }
+        match validator.payload(&payload)? {
+            ValidPayload::Func(function, body) => {
+                check_body(&body)?;
+                let mut function = function.into_validator(allocations);
+                function.validate(&body)?;
+                allocations = function.into_allocations();
+            }
+            ValidPayload::End(types) if counts.ended => {
+                let faults = offered::faults(&types, &names.imports, &names.exports);
+                return if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) };
+            }
+            ValidPayload::Ok | ValidPayload::Parser(_) | ValidPayload::End(_) => {}
+        }
+    }
+    Err(fault("it ends too early"))
+}
+
+/// How much of everything there is.
+#[derive(Default)]
+struct Counts {
+    functions: u64,
+    modules: u64,
+    components: u64,
+    /// Components and modules that are open.
+    depth: usize,
+    /// The last of them has ended.
+    ended: bool,
+}
+
+impl Counts {
+    fn add(&mut self, payload: &Payload<'_>) -> Result<(), Faults> {
+        match payload {
+            Payload::Version { encoding, .. } => {
+                if self.depth == 0 && *encoding == Encoding::Module {
+                    return Err(fault("it is a core module, and no component"));
+                }
+                self.depth += 1;
+            }
+            Payload::End(_) => {
+                self.depth = self.depth.saturating_sub(1);
+                self.ended = self.depth == 0;
+            }
+            Payload::ModuleSection { .. } => self.modules += 1,
+            Payload::ComponentSection { .. } => self.components += 1,
+            Payload::CodeSectionStart { count, .. } => self.functions += u64::from(*count),
+            _ => {}
+        }
+        let bounds = [
+            ("functions", self.functions, MOST_FUNCTIONS),
+            ("core modules", self.modules, MOST_MODULES),
+            ("components", self.components, MOST_COMPONENTS),
+            ("components inside of each other", self.depth as u64, MOST_DEPTH as u64),
+        ];
+        match bounds.into_iter().find(|(_, found, most)| found > most) {
+            Some((what, _, most)) => Err(fault(format!("it has more than {most} {what}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What the outermost component imports and exports.
+#[derive(Default)]
+struct Names {
+    imports: Vec<String>,
+    exports: Vec<String>,
+}
+
+impl Names {
+    fn add(&mut self, payload: &Payload<'_>, depth: usize) -> Result<(), Faults> {
+        if depth != 1 {
+            return Ok(());
+        }
+        match payload {
+            Payload::ComponentImportSection(imports) => {
+                for import in imports.clone() {
+                    self.imports.push(import?.name.name.to_owned());
+                }
+            }
+            Payload::ComponentExportSection(exports) => {
+                for export in exports.clone() {
+                    self.exports.push(export?.name.name.to_owned());
+                }
+            }
+            _ => {}
+        }
+        if self.imports.len().max(self.exports.len()) > MOST_NAMES {
+            return Err(fault(format!("it imports or exports more than {MOST_NAMES} things")));
+        }
+        Ok(())
+    }
+}
+
+fn check_body(body: &FunctionBody<'_>) -> Result<(), Faults> {
+    let size = body.range().len() as u64;
+    if size > MOST_BODY {
+        return Err(fault(format!("a function has {size} bytes of code, more than {MOST_BODY}")));
+    }
+    let mut locals: u64 = 0;
+    for group in body.get_locals_reader()? {
+        locals += u64::from(group?.0);
+    }
+    if locals > MOST_LOCALS {
+        return Err(fault(format!("a function has {locals} locals, more than {MOST_LOCALS}")));
+    }
+    if size * locals > MOST_BODY_TIMES_LOCALS {
+        return Err(fault(format!("a function has {size} bytes of code and {locals} locals, too much of both")));
     }
     Ok(())
 }

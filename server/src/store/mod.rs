@@ -13,6 +13,7 @@ mod queue;
 mod read;
 mod rows;
 mod schedules;
+mod task_types;
 mod write;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -30,6 +31,7 @@ pub use operations::{Action, Operation, OperationId};
 pub use queue::{KEY_AGE_MS, KeyUse, Time};
 pub use read::{ListFilter, ObjectMeta, Page, Readers, TaskSummary};
 pub use rows::StoredType;
+pub use task_types::StoredComponent;
 pub use write::{ObjectWrite, Precondition, Quota, Writer};
 
 /// The name of the database in a data directory.
@@ -40,7 +42,7 @@ const APPLICATION_ID: i32 = 0x7463_656c;
 
 /// The schema's changes in order; the version of a database is how many of them it has. A change
 /// that was released is never edited.
-const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql"), include_str!("schema/3.sql")];
 
 /// How long the start may spend on looking for damage. A small database is read whole.
 const CHECK_TIME: Duration = Duration::from_millis(250);

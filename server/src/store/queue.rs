@@ -44,7 +44,7 @@ impl Writer {
     /// The first ready tasks: rank and id.
     pub fn ready(&mut self, limit: usize) -> Result<Vec<(i64, TaskId)>> {
         let mut statement = self.conn.prepare_cached(
-            "SELECT rank, id FROM task WHERE status = 0 AND due_at IS NULL ORDER BY rank, id LIMIT ?1",
+            "SELECT rank, id FROM task WHERE status = 0 AND due_at IS NULL AND held = 0 ORDER BY rank, id LIMIT ?1",
         )?;
         let rows = statement.query_map([limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
@@ -74,6 +74,18 @@ impl Writer {
         );
         let mut statement = self.conn.prepare_cached(&sql)?;
         let rows = statement.query_map(params![now, limit as i64], rows::task)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Tasks that are held back, in the order of their types and ids, after `after`; without their input.
+    pub fn held(&mut self, task_type: &str, after: Option<TaskId>, limit: usize) -> Result<Vec<Task>> {
+        let sql = format!(
+            "SELECT {} FROM task WHERE held = 1 AND (task_type, id) > (?1, ?2) ORDER BY task_type, id LIMIT ?3",
+            rows::without_data()
+        );
+        let after = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        let rows = statement.query_map(params![task_type, after, limit as i64], rows::task)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 

@@ -261,6 +261,29 @@ impl Readers {
         .await
     }
 
+    /// The bytes of a version of a task type.
+    pub async fn version_bytes(&self, tenant: Arc<str>, name: String, digest: Digest) -> Result<Option<Vec<u8>>> {
+        self.read(move |conn| {
+            conn.prepare_cached(
+                "SELECT bytes FROM component JOIN task_type_version ON component = digest
+                 WHERE tenant = ?1 AND name = ?2 AND digest = ?3",
+            )?
+            .query_row(params![&*tenant, name, digest], |row| row.get(0))
+            .optional()
+        })
+        .await
+    }
+
+    /// The bytes of a component.
+    pub async fn component(&self, digest: Digest) -> Result<Option<Vec<u8>>> {
+        self.read(move |conn| {
+            conn.prepare_cached("SELECT bytes FROM component WHERE digest = ?1")?
+                .query_row([digest], |row| row.get(0))
+                .optional()
+        })
+        .await
+    }
+
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<()> {
         self.read(|conn| conn.query_row("SELECT 1", [], |_| Ok(()))).await

@@ -21,14 +21,26 @@ pub struct StoredType {
     pub tenant: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
-    /// Its current version.
-    pub component: Digest,
+    /// Its current version; `None`: none can be used yet.
+    pub component: Option<Digest>,
+    /// The version that becomes current once it is compiled and granted.
+    pub next: Option<Digest>,
     /// Its own limits.
     pub limits: LimitOverrides,
     /// Its own retry policy.
     pub retry: RetryOverrides,
     /// How long its ended tasks are kept, in milliseconds.
     pub retention_ms: Option<u64>,
+    /// Whether its tasks are held back.
+    pub paused: bool,
+}
+
+impl StoredType {
+    /// A type without versions, with nothing set.
+    pub fn new(tenant: Arc<str>, name: Arc<str>) -> StoredType {
+        let (limits, retry) = (LimitOverrides::default(), RetryOverrides::default());
+        StoredType { tenant, name, component: None, next: None, limits, retry, retention_ms: None, paused: false }
+    }
 }
 
 impl ToSql for TaskId {
@@ -116,19 +128,19 @@ impl<T: DeserializeOwned> FromSql for Json<T> {
 /// The columns of a whole task, in the order of [`task`] and [`insert`].
 pub(super) const TASK_COLUMNS: &str = "id, tenant, task_type, component, status, rank, priority, created_at, \
      started_at, finished_at, attempt, interruptions, limits, input, output, progress, error_kind, error, usage, \
-     usage_total, labels, retry, due_at, expires_at, unique_key, failures, server, schedule";
+     usage_total, labels, retry, due_at, expires_at, unique_key, failures, server, schedule, held";
 
 /// How a task is inserted.
 pub(super) const INSERT_TASK: &str = "INSERT INTO task (id, tenant, task_type, component, status, rank, priority, \
      created_at, started_at, finished_at, attempt, interruptions, limits, input, output, progress, error_kind, error, \
-     usage, usage_total, labels, retry, due_at, expires_at, unique_key, failures, server, schedule) \
+     usage, usage_total, labels, retry, due_at, expires_at, unique_key, failures, server, schedule, held) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, \
-     ?23, ?24, ?25, ?26, ?27, ?28)";
+     ?23, ?24, ?25, ?26, ?27, ?28, ?29)";
 
 /// How the columns that change are written.
 pub(super) const UPDATE_TASK: &str = "UPDATE task SET status = ?2, started_at = ?3, finished_at = ?4, attempt = ?5, \
      interruptions = ?6, output = ?7, progress = ?8, error_kind = ?9, error = ?10, usage = ?11, usage_total = ?12, \
-     rank = ?13, due_at = ?14, expires_at = ?15, failures = ?16, server = ?17 \
+     rank = ?13, due_at = ?14, expires_at = ?15, failures = ?16, server = ?17, held = ?18 \
      WHERE id = ?1";
 
 /// The columns of a task without its input and output, which may be large.
@@ -172,6 +184,7 @@ pub(super) fn insert(statement: &mut rusqlite::CachedStatement<'_>, task: &Task)
         task.failures,
         task.server,
         task.schedule.as_deref(),
+        task.held,
     ])
 }
 
@@ -194,6 +207,7 @@ pub(super) fn update(statement: &mut rusqlite::CachedStatement<'_>, task: &Task)
         task.expires_at,
         task.failures,
         task.server,
+        task.held,
     ])
 }
 
@@ -242,11 +256,12 @@ pub(super) fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
         failures: row.get(25)?,
         server: row.get(26)?,
         schedule: optional_text(27)?,
+        held: row.get(28)?,
     })
 }
 
 /// The columns of a task type, in the order of [`task_type`].
-pub(super) const TYPE_COLUMNS: &str = "tenant, name, component, limits, retry, retention_ms";
+pub(super) const TYPE_COLUMNS: &str = "tenant, name, component, next, limits, retry, retention_ms, paused";
 
 /// A task type from a row of [`TYPE_COLUMNS`].
 pub(super) fn task_type(row: &Row<'_>) -> rusqlite::Result<StoredType> {
@@ -254,9 +269,11 @@ pub(super) fn task_type(row: &Row<'_>) -> rusqlite::Result<StoredType> {
         tenant: text(row, 0)?,
         name: text(row, 1)?,
         component: row.get(2)?,
-        limits: json(row, 3)?.unwrap_or_default(),
-        retry: json(row, 4)?.unwrap_or_default(),
-        retention_ms: row.get(5)?,
+        next: row.get(3)?,
+        limits: json(row, 4)?.unwrap_or_default(),
+        retry: json(row, 5)?.unwrap_or_default(),
+        retention_ms: row.get(6)?,
+        paused: row.get(7)?,
     })
 }
 

@@ -1,13 +1,12 @@
 //! The one connection that writes.
 
-use std::sync::Arc;
-
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::rows::{self, INSERT_TASK, Json, StoredType, TASK_COLUMNS, UPDATE_TASK};
+use super::rows::{self, INSERT_TASK, TASK_COLUMNS, UPDATE_TASK};
+use super::task_types::Uses;
 use super::{StoreError, history};
 use crate::clock;
-use crate::task::{Digest, Task, TaskId};
+use crate::task::{Task, TaskId};
 
 /// Pages the write-ahead log may have before the writer moves them into the database: 64 MiB. A page
 /// that many tasks change is moved once, so fewer moves are less work, and a longer log at a start.
@@ -74,6 +73,7 @@ pub struct Writer {
     wal_pages: std::sync::Arc<std::sync::atomic::AtomicU64>,
     /// The number of the next event.
     pub(super) next_event: u64,
+    pub(super) uses: Uses,
 }
 
 impl Writer {
@@ -85,7 +85,7 @@ impl Writer {
             Ok(())
         }))?;
         let next_event = history::next_event(&conn)?;
-        Ok(Writer { conn, wal_pages, next_event })
+        Ok(Writer { conn, wal_pages, next_event, uses: Uses::new() })
     }
 
     /// Begins a transaction.
@@ -96,12 +96,14 @@ impl Writer {
 
     /// Commits: when this returns, the transaction survives a power loss.
     pub fn commit(&mut self) -> Result<()> {
+        self.flush_uses()?;
         self.conn.prepare_cached("COMMIT")?.execute([])?;
         Ok(())
     }
 
     /// Drops the transaction, where one is still open: some errors end it by themselves.
     pub fn rollback(&mut self) {
+        self.uses.clear();
         if !self.conn.is_autocommit()
             && let Err(error) = self.conn.execute_batch("ROLLBACK")
         {
@@ -131,6 +133,7 @@ impl Writer {
     /// Adds a task.
     pub fn insert_task(&mut self, task: &Task) -> Result<()> {
         rows::insert(&mut self.conn.prepare_cached(INSERT_TASK)?, task)?;
+        *self.uses.entry(task.component).or_default() += 1;
         for (key, value) in &task.labels {
             self.conn
                 .prepare_cached("INSERT INTO label (tenant, key, value, task) VALUES (?1, ?2, ?3, ?4)")?
@@ -156,6 +159,7 @@ impl Writer {
                 .execute(params![&*task.tenant, key, value, task.id])?;
         }
         self.conn.prepare_cached("DELETE FROM task WHERE id = ?1")?.execute([task.id])?;
+        *self.uses.entry(task.component).or_default() -= 1;
         Ok(())
     }
 
@@ -251,71 +255,5 @@ impl Writer {
             )?
             .execute(params![tenant, objects as i64, bytes as i64])?;
         Ok(())
-    }
-
-    /// Makes `component` the current version of a task type, and the type where there is none yet.
-    pub fn put_task_type(&mut self, tenant: &str, name: &str, component: Digest, bytes: &[u8]) -> Result<()> {
-        let now = clock::now();
-        self.conn
-            .prepare_cached(
-                "INSERT INTO component (digest, bytes, created_at) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![component, bytes, now])?;
-        self.conn
-            .prepare_cached(
-                "INSERT INTO task_type (tenant, name, component) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (tenant, name) DO UPDATE SET component = ?3",
-            )?
-            .execute(params![tenant, name, component])?;
-        self.conn
-            .prepare_cached(
-                "INSERT INTO task_type_version (tenant, name, component, created_at) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![tenant, name, component, now])?;
-        Ok(())
-    }
-
-    /// All task types.
-    pub fn task_types(&mut self) -> Result<Vec<StoredType>> {
-        let sql = format!("SELECT {} FROM task_type ORDER BY tenant, name", rows::TYPE_COLUMNS);
-        let mut statement = self.conn.prepare_cached(&sql)?;
-        let rows = statement.query_map([], rows::task_type)?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// The task type that a tenant has under that very name.
-    pub fn task_type(&mut self, tenant: &str, name: &str) -> Result<Option<StoredType>> {
-        let sql = format!("SELECT {} FROM task_type WHERE tenant = ?1 AND name = ?2", rows::TYPE_COLUMNS);
-        Ok(self.conn.prepare_cached(&sql)?.query_row(params![tenant, name], rows::task_type).optional()?)
-    }
-
-    /// Writes the settings of a task type.
-    pub fn update_task_type(&mut self, task_type: &StoredType) -> Result<()> {
-        let StoredType { tenant, name, limits, retry, retention_ms, .. } = task_type;
-        let retention_ms = retention_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX));
-        self.conn
-            .prepare_cached(
-                "UPDATE task_type SET limits = ?3, retry = ?4, retention_ms = ?5 WHERE tenant = ?1 AND name = ?2",
-            )?
-            .execute(params![&**tenant, &**name, Json(limits), Json(retry), retention_ms])?;
-        Ok(())
-    }
-
-    /// Every version that a task type has or had, with the name of one that did. Each task is pinned to one.
-    pub fn versions(&mut self) -> Result<Vec<(Digest, Arc<str>)>> {
-        let mut statement =
-            self.conn.prepare_cached("SELECT component, min(name) FROM task_type_version GROUP BY component")?;
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?.into())))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// The bytes of a component.
-    pub fn component(&mut self, digest: Digest) -> Result<Option<Vec<u8>>> {
-        Ok(self
-            .conn
-            .prepare_cached("SELECT bytes FROM component WHERE digest = ?1")?
-            .query_row([digest], |row| row.get(0))
-            .optional()?)
     }
 }

@@ -60,6 +60,10 @@ pub enum Event {
     Cancel,
     /// Somebody wants a task that has ended attempted afresh.
     Retry,
+    /// It must not be started at the moment, though it is ready.
+    Hold,
+    /// It is held back no longer.
+    Release,
 }
 
 /// An event that does not fit the state; nothing changed.
@@ -77,7 +81,7 @@ pub enum Rejected {
     /// The task is Running.
     #[error("the task is running")]
     Running,
-    /// The task's time has not come, or it waits for none.
+    /// The task's time has not come, or it waits for none; or it is held back, or is not.
     #[error("the task does not wait for that")]
     NotDue,
 }
@@ -86,12 +90,13 @@ impl Task {
     /// Takes an event, or says why it does not fit. What it returns is an attempt that is over while
     /// the task goes on: its record is kept apart, as the task's own fields will be the next attempt's.
     ///
-    /// | | Start | End, GiveBack of the current attempt | … of another | Interrupt | Due | Expire | Cancel | Retry |
-    /// |---|---|---|---|---|---|---|---|---|
-    /// | Pending, ready | Running | stale | stale | stale | not due | Failed | Failed | not ended |
-    /// | Pending, not due | not due | stale | stale | stale | Pending | Failed | Failed | not ended |
-    /// | Running | running | Completed, Failed, Pending; Pending | stale | Pending, Failed | running | running | running | not ended |
-    /// | ended | ended | ended | ended | ended | ended | ended | ended | Pending |
+    /// | | Start | End, GiveBack of the current attempt | … of another | Interrupt | Due | Expire | Cancel | Retry | Hold | Release |
+    /// |---|---|---|---|---|---|---|---|---|---|---|
+    /// | Pending, ready | Running | stale | stale | stale | not due | Failed | Failed | not ended | Pending | not due |
+    /// | Pending, not due | not due | stale | stale | stale | Pending | Failed | Failed | not ended | not due | not due |
+    /// | Pending, held | not due | stale | stale | stale | not due | Failed | Failed | not ended | not due | Pending |
+    /// | Running | running | Completed, Failed, Pending; Pending | stale | Pending, Failed | running | running | running | not ended | running | running |
+    /// | ended | ended | ended | ended | ended | ended | ended | ended | Pending | ended | ended |
     pub fn apply(&mut self, event: Event, now: Timestamp) -> Result<Option<AttemptRecord>, Rejected> {
         match (self.status, event) {
             (Status::Completed | Status::Failed, Event::Retry) => Ok(self.retry(now)),
@@ -99,7 +104,7 @@ impl Task {
             (Status::Pending | Status::Running, Event::Retry) => Err(Rejected::NotEnded),
 
             (Status::Pending, Event::Start { server }) => {
-                if self.due_at.is_some() {
+                if !self.is_ready() {
                     return Err(Rejected::NotDue);
                 }
                 self.status = Status::Running;
@@ -111,6 +116,20 @@ impl Task {
             }
             (Status::Pending, Event::Due) => {
                 self.ready_at = self.due_at.take().ok_or(Rejected::NotDue)?;
+                Ok(None)
+            }
+            (Status::Pending, Event::Hold) => {
+                if !self.is_ready() {
+                    return Err(Rejected::NotDue);
+                }
+                self.held = true;
+                Ok(None)
+            }
+            (Status::Pending, Event::Release) => {
+                if !self.held {
+                    return Err(Rejected::NotDue);
+                }
+                self.held = false;
                 Ok(None)
             }
             (Status::Pending, Event::Expire) => {
@@ -128,9 +147,10 @@ impl Task {
                 Err(Rejected::Stale)
             }
 
-            (Status::Running, Event::Start { .. } | Event::Due | Event::Expire | Event::Cancel) => {
-                Err(Rejected::Running)
-            }
+            (
+                Status::Running,
+                Event::Start { .. } | Event::Due | Event::Expire | Event::Cancel | Event::Hold | Event::Release,
+            ) => Err(Rejected::Running),
             (Status::Running, Event::End { attempt, end, random }) => {
                 self.fence(attempt)?;
                 Ok(self.attempt_ended(end, random, now))
@@ -213,12 +233,14 @@ impl Task {
         self.progress = None;
         self.ready_at = ready_at;
         self.due_at = (ready_at > now).then_some(ready_at);
+        self.held = false;
     }
 
     fn end(&mut self, outcome: Outcome, now: Timestamp) {
         self.finished_at = Some(now);
         self.server = None;
         self.due_at = None;
+        self.held = false;
         match outcome {
             Outcome::Completed(output) => {
                 self.status = Status::Completed;
@@ -248,6 +270,7 @@ mod tests {
     enum From {
         Ready,
         NotDue,
+        Held,
         Running,
         Completed,
         Failed,
@@ -255,7 +278,7 @@ mod tests {
 
     fn task(from: From) -> Task {
         let status = match from {
-            From::Ready | From::NotDue => Status::Pending,
+            From::Ready | From::NotDue | From::Held => Status::Pending,
             From::Running => Status::Running,
             From::Completed => Status::Completed,
             From::Failed => Status::Failed,
@@ -276,6 +299,7 @@ mod tests {
             expires_at: None,
             unique_key: None,
             schedule: None,
+            held: from == From::Held,
             status,
             attempt: if status == Status::Pending { 1 } else { 2 },
             failures: 0,
@@ -308,7 +332,7 @@ mod tests {
         Event::End { attempt: 2, end, random: 123_456 }
     }
 
-    fn events() -> [(&'static str, Event); 13] {
+    fn events() -> [(&'static str, Event); 15] {
         [
             ("start", Event::Start { server: 7 }),
             ("end well", end(completed())),
@@ -323,6 +347,8 @@ mod tests {
             ("expire", Event::Expire),
             ("cancel", Event::Cancel),
             ("retry", Event::Retry),
+            ("hold", Event::Hold),
+            ("release", Event::Release),
         ]
     }
 
@@ -334,20 +360,24 @@ mod tests {
         use Status::{Completed, Failed, Pending, Running};
         let ended = [
             Err(Ended), Err(Ended), Err(Ended), Err(Ended), Err(Ended), Err(Ended), Err(Ended), Err(Ended), Err(Ended),
-            Err(Ended), Err(Ended), Err(Ended), Ok(Pending),
+            Err(Ended), Err(Ended), Err(Ended), Ok(Pending), Err(Ended), Err(Ended),
         ];
-        let table: [(From, [Result<Status, Rejected>; 13]); 5] = [
+        let table: [(From, [Result<Status, Rejected>; 15]); 6] = [
             (From::Ready, [
                 Ok(Running), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale),
-                Err(NotDue), Ok(Failed), Ok(Failed), Err(NotEnded),
+                Err(NotDue), Ok(Failed), Ok(Failed), Err(NotEnded), Ok(Pending), Err(NotDue),
             ]),
             (From::NotDue, [
                 Err(NotDue), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale),
-                Ok(Pending), Ok(Failed), Ok(Failed), Err(NotEnded),
+                Ok(Pending), Ok(Failed), Ok(Failed), Err(NotEnded), Err(NotDue), Err(NotDue),
+            ]),
+            (From::Held, [
+                Err(NotDue), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale), Err(Stale),
+                Err(NotDue), Ok(Failed), Ok(Failed), Err(NotEnded), Err(NotDue), Ok(Pending),
             ]),
             (From::Running, [
                 Err(IsRunning), Ok(Completed), Ok(Pending), Ok(Failed), Err(Stale), Ok(Pending), Err(Stale), Ok(Pending),
-                Ok(Failed), Err(IsRunning), Err(IsRunning), Err(IsRunning), Err(NotEnded),
+                Ok(Failed), Err(IsRunning), Err(IsRunning), Err(IsRunning), Err(NotEnded), Err(IsRunning), Err(IsRunning),
             ]),
             (From::Completed, ended),
             (From::Failed, ended),
@@ -356,7 +386,7 @@ mod tests {
             for ((name, event), expected) in events().into_iter().zip(expected) {
                 let before = task(from);
                 let mut after = before.clone();
-                let result = after.apply(event, NOW);
+                let result = after.apply(event.clone(), NOW);
                 assert_eq!(result.clone().map(|_| after.status), expected, "{from:?}, {name}");
                 if result.is_err() {
                     assert_eq!(after, before, "{from:?}, {name}: a rejected event changes nothing");
@@ -364,6 +394,10 @@ mod tests {
                 assert_eq!(after.status.is_ended(), after.finished_at.is_some(), "{from:?}, {name}");
                 assert_eq!(after.status == Running, after.server.is_some(), "{from:?}, {name}");
                 assert!(after.due_at.is_none() || after.status == Pending, "{from:?}, {name}");
+                assert!(!after.held || after.status == Pending && after.due_at.is_none(), "{from:?}, {name}");
+                if result.is_ok() {
+                    assert_eq!(after.held, matches!(event, Event::Hold), "{from:?}, {name}");
+                }
                 // An attempt that is over is in the task's own fields or in the record, never in neither.
                 let over = matches!(before.status, Running | Completed | Failed) && after.attempt == before.attempt;
                 let recorded = matches!(result, Ok(Some(_)));

@@ -49,6 +49,20 @@ impl Timestamp {
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
+    /// What [`Display`](fmt::Display) writes, read back.
+    pub fn parse(text: &str) -> Option<Digest> {
+        let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.is_ascii())?;
+        let mut bytes = [0; 32];
+        for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
+            let pair = &hex[at..at + 2];
+            if !pair.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
+                return None;
+            }
+            *byte = u8::from_str_radix(pair, 16).ok()?;
+        }
+        Some(Digest(bytes))
+    }
+
     /// The digest as 64 hexadecimal digits.
     pub fn hex(&self) -> String {
         use fmt::Write;
@@ -255,6 +269,8 @@ pub enum Waiting {
     Backoff,
     /// For its turn.
     Queue,
+    /// Its type is paused.
+    Paused,
 }
 
 /// A task as the store keeps it.
@@ -291,6 +307,8 @@ pub struct Task {
     pub unique_key: Option<Arc<str>>,
     /// The schedule that created it.
     pub schedule: Option<Arc<str>>,
+    /// While Pending: held back, because its type is paused or its version is not loaded yet.
+    pub held: bool,
     /// Where it is.
     pub status: Status,
     /// Attempts started so far and not given back; while Running the number of the current one.
@@ -318,12 +336,18 @@ pub struct Task {
 }
 
 impl Task {
+    /// Whether it can be started.
+    pub fn is_ready(&self) -> bool {
+        self.status == Status::Pending && self.due_at.is_none() && !self.held
+    }
+
     /// Why it is Pending; `None` where it is not.
     pub fn waiting(&self) -> Option<Waiting> {
         if self.status != Status::Pending {
             return None;
         }
         Some(match self.due_at {
+            None if self.held => Waiting::Paused,
             None => Waiting::Queue,
             Some(_) if self.failures > 0 => Waiting::Backoff,
             Some(_) => Waiting::Schedule,

@@ -1,0 +1,306 @@
+//! Task types that clients upload: their versions come, become current once they are compiled, and go.
+
+use std::sync::Arc;
+
+use super::core::Core;
+use super::upkeep::HELD_STEP;
+use super::{Command, Manager, Refused, Reply, answer};
+use crate::compiler::Compiled;
+use crate::registry::{SHARED, TaskType, Version};
+use crate::sandbox::Program;
+use crate::store::{ListFilter, StoreError, StoredType};
+use crate::task::{Digest, Event, Status, Task, TaskId, Timestamp};
+
+/// What must hold of a type for a change of it: that it is still as it was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing.
+    Anything,
+    /// There was none of that name.
+    Nothing,
+    /// It was like this.
+    This(Box<TaskType>),
+}
+
+/// What became of an upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uploaded {
+    /// There is a new type.
+    Created,
+    /// The type was there before.
+    Replaced,
+}
+
+/// The manager's thread is asked to change a type.
+pub(super) enum TypeCommand {
+    Put { tenant: Arc<str>, name: Arc<str>, digest: Digest, bytes: bytes::Bytes, seen: Seen, reply: Reply<Uploaded> },
+    Compiled { digest: Digest, by: Arc<str>, compiled: Compiled },
+    Delete { tenant: Arc<str>, name: Arc<str>, seen: Seen, reply: Reply<()> },
+}
+
+/// What a command did inside the transaction.
+#[derive(Default)]
+pub(super) struct TypeDone {
+    refused: Option<Refused>,
+    /// Types as they are now.
+    changed: Vec<StoredType>,
+    created: bool,
+    /// It has to be compiled.
+    compile: bool,
+}
+
+impl TypeDone {
+    fn refused(why: Refused) -> TypeDone {
+        TypeDone { refused: Some(why), ..TypeDone::default() }
+    }
+}
+
+impl TypeCommand {
+    pub(super) fn is_asked(&self) -> bool {
+        !matches!(self, TypeCommand::Compiled { .. })
+    }
+
+    /// Answers that it was not done; what must not get lost comes back.
+    pub(super) fn refuse(self, why: Refused) -> Option<TypeCommand> {
+        match self {
+            TypeCommand::Put { reply, .. } => answer(reply, Err(why)),
+            TypeCommand::Delete { reply, .. } => answer(reply, Err(why)),
+            TypeCommand::Compiled { .. } => return Some(self),
+        }
+        None
+    }
+}
+
+/// What the open transaction removed of task types.
+#[derive(Default)]
+pub(super) struct GoneTypes {
+    types: Vec<(Arc<str>, Arc<str>)>,
+    components: Vec<Digest>,
+}
+
+impl GoneTypes {
+    pub(super) fn clear(&mut self) {
+        self.types.clear();
+        self.components.clear();
+    }
+
+    pub(super) fn add_components(&mut self, components: Vec<Digest>) {
+        self.components.extend(components);
+    }
+
+    /// Whether a task can still be created: its type, and the version it was checked against, are there.
+    pub(super) fn allow(&self, task: &Task) -> bool {
+        !self.components.contains(&task.component)
+            && !self.types.iter().any(|(tenant, name)| *tenant == task.tenant && *name == task.task_type)
+    }
+}
+
+impl Manager {
+    /// Stores a component as a version of a tenant's type. It is durable when this returns, and becomes
+    /// current once it is compiled. Whoever calls this has looked at the component.
+    pub async fn put_task_type(
+        &self,
+        tenant: &Arc<str>,
+        name: &str,
+        digest: Digest,
+        bytes: bytes::Bytes,
+        seen: Seen,
+    ) -> Result<Uploaded, Refused> {
+        let (tenant, name) = (tenant.clone(), name.into());
+        self.ask(|reply| Command::Type(Box::new(TypeCommand::Put { tenant, name, digest, bytes, seen, reply }))).await
+    }
+
+    /// Takes what came of compiling a component, by the compiler `by`.
+    pub fn compiled(&self, digest: Digest, by: Arc<str>, compiled: Compiled) {
+        self.send(Command::Type(Box::new(TypeCommand::Compiled { digest, by, compiled })));
+    }
+
+    /// Removes a tenant's type that has no tasks which are Pending or Running.
+    pub async fn delete_task_type(&self, tenant: &Arc<str>, name: &str, seen: Seen) -> Result<(), Refused> {
+        let own = self.0.registry.own(tenant, name);
+        if own.is_none() {
+            let shared = self.0.registry.find(tenant, name).is_some();
+            return Err(if shared { Refused::SharedType } else { Refused::NotFound });
+        }
+        for status in [Status::Running, Status::Pending] {
+            let filter = ListFilter { status: Some(status), task_type: Some(name.to_owned()), ..ListFilter::default() };
+            if !self.list(tenant, filter, None, 1).await?.tasks.is_empty() {
+                return Err(Refused::TypeInUse);
+            }
+        }
+        // A task that is created meanwhile keeps its component, and runs.
+        let (tenant, name) = (tenant.clone(), name.into());
+        self.ask(|reply| Command::Type(Box::new(TypeCommand::Delete { tenant, name, seen, reply }))).await
+    }
+
+    /// The bytes of a version of a type.
+    pub async fn component(&self, tenant: &Arc<str>, name: &str, digest: Digest) -> Result<Vec<u8>, Refused> {
+        let owner = match self.0.registry.own(tenant, name) {
+            Some(_) => tenant.clone(),
+            None => SHARED.into(),
+        };
+        self.0.readers.version_bytes(owner, name.to_owned(), digest).await?.ok_or(Refused::NotFound)
+    }
+}
+
+impl Core {
+    pub(super) fn apply_type(&mut self, command: &TypeCommand, now: Timestamp) -> Result<TypeDone, StoreError> {
+        match command {
+            TypeCommand::Put { tenant, name, digest, bytes, seen, .. } => {
+                self.put_type(tenant, name, *digest, bytes, seen, now)
+            }
+            TypeCommand::Compiled { digest, by, compiled } => {
+                let failure = compiled.as_ref().err().map(|why| (&**why, &**by));
+                self.store.set_failure(*digest, failure)?;
+                let mut changed = Vec::new();
+                if let Ok(program) = compiled {
+                    for task_type in self.store.waiting_for(*digest)? {
+                        if let Some(promoted) = promoted(&task_type, program) {
+                            self.store.put_task_type(&promoted)?;
+                            changed.push(promoted);
+                        }
+                    }
+                }
+                Ok(TypeDone { changed, ..TypeDone::default() })
+            }
+            TypeCommand::Delete { tenant, name, seen, .. } => {
+                let Some(stored) = self.store.task_type(tenant, name)? else {
+                    return Ok(TypeDone::refused(Refused::NotFound));
+                };
+                if !self.holds(seen, Some(&stored)) {
+                    return Ok(TypeDone::refused(Refused::PreconditionFailed));
+                }
+                let gone = self.store.delete_task_type(tenant, name)?;
+                self.gone.add_components(gone);
+                self.gone.types.push((tenant.clone(), name.clone()));
+                Ok(TypeDone::default())
+            }
+        }
+    }
+
+    fn put_type(
+        &mut self,
+        tenant: &Arc<str>,
+        name: &Arc<str>,
+        digest: Digest,
+        bytes: &[u8],
+        seen: &Seen,
+        now: Timestamp,
+    ) -> Result<TypeDone, StoreError> {
+        if self.draining.is_some() {
+            return Ok(TypeDone::refused(Refused::Draining));
+        }
+        let own = self.store.task_type(tenant, name)?;
+        let meant = if own.is_some() { own.clone() } else { self.store.task_type(SHARED, name)? };
+        if !self.holds(seen, meant.as_ref()) {
+            return Ok(TypeDone::refused(Refused::PreconditionFailed));
+        }
+        let limit = self.settings.max_task_types;
+        if own.is_none() && self.store.count_task_types(tenant)? >= limit {
+            return Ok(TypeDone::refused(Refused::TooManyTaskTypes { limit }));
+        }
+        let created = own.is_none();
+        let mut stored = own.unwrap_or_else(|| StoredType::new(tenant.clone(), name.clone()));
+        self.store.put_version(tenant, name, digest, bytes, now)?;
+        // Whoever sends bytes again that could not be compiled wants it tried again.
+        let loaded = self.registry.version(digest).filter(|_| !self.gone.components.contains(&digest));
+        stored.next = Some(digest);
+        let compile = match &loaded {
+            Some(Version::Ready(program)) => {
+                stored = promoted(&stored, program).unwrap_or(stored);
+                false
+            }
+            Some(Version::Compiling) => false,
+            Some(Version::Failed(_)) | None => true,
+        };
+        self.store.put_task_type(&stored)?;
+        let old = self.store.remove_old_versions(&stored)?;
+        self.gone.add_components(old);
+        Ok(TypeDone { refused: None, changed: vec![stored], created, compile })
+    }
+
+    /// Whether a type is as somebody saw it.
+    pub(super) fn holds(&self, seen: &Seen, stored: Option<&StoredType>) -> bool {
+        match (seen, stored) {
+            (Seen::Anything, _) | (Seen::Nothing, None) => true,
+            (Seen::This(seen), Some(stored)) => **seen == TaskType::of(stored),
+            (Seen::Nothing, Some(_)) | (Seen::This(_), None) => false,
+        }
+    }
+
+    pub(super) fn tell_type(&mut self, command: TypeCommand, done: TypeDone) {
+        let TypeDone { refused, changed, created, compile } = done;
+        for stored in changed {
+            self.registry.put_type(stored.tenant.clone(), TaskType::of(&stored));
+        }
+        match command {
+            TypeCommand::Put { tenant, digest, reply, .. } => match refused {
+                Some(why) => answer(reply, Err(why)),
+                None => {
+                    if compile {
+                        self.registry.put_version(digest, Version::Compiling);
+                        self.compiler.compile(tenant, digest);
+                    }
+                    answer(reply, Ok(if created { Uploaded::Created } else { Uploaded::Replaced }));
+                }
+            },
+            TypeCommand::Compiled { digest, compiled, .. } => {
+                let version = match compiled {
+                    Ok(program) => Version::Ready(program),
+                    Err(why) => Version::Failed(why),
+                };
+                // Where it was removed meanwhile nobody asks for it any more.
+                if self.registry.version(digest).is_some() {
+                    self.registry.put_version(digest, version);
+                }
+                self.timers.look_at_held();
+            }
+            TypeCommand::Delete { tenant, name, reply, .. } => match refused {
+                Some(why) => answer(reply, Err(why)),
+                None => {
+                    self.registry.remove_type(&tenant, &name);
+                    answer(reply, Ok(()));
+                }
+            },
+        }
+    }
+
+    /// Forgets the components that the committed transaction removed.
+    pub(super) fn tell_gone(&mut self) {
+        for digest in self.gone.components.drain(..) {
+            self.registry.remove_version(digest);
+            self.compiler.forget(digest);
+        }
+        self.gone.clear();
+    }
+
+    /// Whether a task that is ready must not be started at the moment.
+    pub(super) fn must_wait(&self, task: &Task) -> bool {
+        self.registry.is_paused(&task.tenant, &task.task_type)
+            || matches!(self.registry.version(task.component), Some(Version::Compiling))
+    }
+
+    /// Looks at some of the tasks that are held back, after `after`, and releases those that can be started
+    /// now. Returns the last one; `None`: there are no more.
+    pub(super) fn release_held(
+        &mut self,
+        after: &(Arc<str>, Option<TaskId>),
+        now: Timestamp,
+    ) -> Result<Option<(Arc<str>, Option<TaskId>)>, StoreError> {
+        let tasks = self.store.held(&after.0, after.1, HELD_STEP)?;
+        let last =
+            tasks.last().filter(|_| tasks.len() == HELD_STEP).map(|task| (task.task_type.clone(), Some(task.id)));
+        for mut task in tasks {
+            if !self.must_wait(&task) {
+                let _ = self.change(&mut task, Event::Release, now)?;
+            }
+        }
+        Ok(last)
+    }
+}
+
+/// A type whose next version has become its current one, where that version can be used.
+pub(crate) fn promoted(stored: &StoredType, _next: &Program) -> Option<StoredType> {
+    let next = stored.next?;
+    Some(StoredType { component: Some(next), next: None, ..stored.clone() })
+}

@@ -1,0 +1,124 @@
+//! What is offered to components, by name, and what a component has to be.
+//!
+//! The names are compared here, so that every mismatch can be told at once and before anything is compiled.
+//! Whether the types fit is known when the component is linked.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use wasmparser::component_types::ComponentEntityType;
+use wasmparser::types::Types;
+
+/// Every interface that can be imported, each with its functions on the lines after it.
+const OFFERED: &str = include_str!("offered.txt");
+
+/// By package and name, without the last part of the version: 0.2.12 offers all that 0.2.0 has.
+static INTERFACES: LazyLock<HashMap<&str, Vec<&str>>> = LazyLock::new(|| {
+    let mut interfaces: HashMap<&str, Vec<&str>> = HashMap::new();
+    let mut functions = Vec::new();
+    for line in OFFERED.lines().rev() {
+        match line.strip_prefix("  ") {
+            Some(function) => functions.push(function),
+            None => {
+                interfaces.insert(compatible(line), std::mem::take(&mut functions));
+            }
+        }
+    }
+    interfaces
+});
+
+/// A name as far as versions of it are compatible (Semantic Versioning 2.0.0, sections 4, 7 and 8).
+fn compatible(name: &str) -> &str {
+    let Some((_, version)) = name.split_once('@') else { return name };
+    let same = match version.strip_prefix("0.") {
+        Some(rest) => 2 + rest.find(['.', '-', '+']).unwrap_or(rest.len()),
+        None => version.find(['.', '-', '+']).unwrap_or(version.len()),
+    };
+    // What comes before a release is compatible with nothing else.
+    if version.contains('-') { name } else { &name[..name.len() - version.len() + same] }
+}
+
+/// The interface that a command exports.
+const RUN: &str = "wasi:cli/run@0.2";
+
+/// How many faults are told.
+const MOST_FAULTS: usize = 100;
+
+/// Everything that a component imports and is not offered, and what it lacks to be a task.
+pub(super) fn faults(types: &Types, imports: &[String], exports: &[String]) -> Vec<String> {
+    let types = types.as_ref();
+    let mut faults = Vec::new();
+    for name in imports {
+        let Some(item) = types.component_item_for_import(name) else { continue };
+        match item.ty {
+            ComponentEntityType::Instance(id) => match INTERFACES.get(compatible(name)) {
+                None => faults.push(format!("it imports {name}, which is not offered here")),
+                Some(offered) => {
+                    for (function, item) in &types[id].exports {
+                        if matches!(item.ty, ComponentEntityType::Func(_)) && !offered.contains(&function.as_str()) {
+                            faults.push(format!("it imports {function} of {name}, which is not offered here"));
+                        }
+                    }
+                }
+            },
+            // Types of what it exports may be imported by themselves.
+            ComponentEntityType::Type { .. } => {}
+            _ => faults.push(format!("it imports {name}, which is not offered here")),
+        }
+    }
+    let is_command = exports.iter().any(|name| compatible(name) == RUN);
+    let functions = exports.iter().filter(|name| {
+        let item = types.component_item_for_export(name);
+        item.is_some_and(|item| matches!(item.ty, ComponentEntityType::Func(_)))
+    });
+    let functions: Vec<&str> = functions.map(String::as_str).collect();
+    if !is_command && !functions.contains(&"run") {
+        faults.push(match functions.len() {
+            0 => "it exports no function `run`".to_owned(),
+            _ => format!("it exports no function `run`, but {}", functions.join(", ")),
+        });
+    }
+    faults.truncate(MOST_FAULTS);
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        for (name, expected) in [
+            ("wasi:io/poll@0.2.0", "wasi:io/poll@0.2"),
+            ("wasi:io/poll@0.2.12", "wasi:io/poll@0.2"),
+            ("wasi:io/poll@0.3.0", "wasi:io/poll@0.3"),
+            ("a:b/c@1.2.3", "a:b/c@1"),
+            ("a:b/c@0.2.0-rc.1", "a:b/c@0.2.0-rc.1"),
+            ("a:b/c", "a:b/c"),
+        ] {
+            assert_eq!(compatible(name), expected);
+        }
+    }
+
+    /// Whatever is listed is in the linker: there it cannot be put a second time.
+    #[test]
+    fn what_is_listed_is_offered() {
+        let engine = wasmtime::Engine::new(wasmtime::Config::new().wasm_component_model_async(true)).unwrap();
+        let mut linker = wasmtime::component::Linker::new(&engine);
+        crate::host::add_to_linker(&mut linker).unwrap();
+        let mut interface = "";
+        let mut functions = 0;
+        for line in OFFERED.lines() {
+            match line.strip_prefix("  ") {
+                None => interface = line,
+                Some(function) => {
+                    functions += 1;
+                    let mut instance = linker.instance(interface).unwrap();
+                    let put = instance.func_new(function, |_, _, _, _| Ok(()));
+                    assert!(put.is_err(), "{function} of {interface} is not offered");
+                }
+            }
+        }
+        assert!(functions > 100);
+    }
+}
