@@ -50,7 +50,8 @@ impl WithoutLimits {
         let of = AttemptOf { id, attempt: 1, tenant: "bench".into() };
         let deadline = Instant::now() + Duration::from_secs(3600);
         let log = LogBuffer::new(id, 1, 1024, std::sync::Arc::new(|_| ()));
-        let host = Host::new(with.services(), with.room(), of, &Limits::CEILING, deadline, log);
+        let may = May { limits: &Limits::CEILING, grants: Arc::default(), uses_http: false };
+        let host = Host::new(with.services(), with.room(), of, may, deadline, log);
         let mut store = Store::new(&self.engine, host);
         let task = self.pre.instantiate_async(&mut store).await?;
         let input = input.to_owned();

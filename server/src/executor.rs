@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::clock;
+use crate::grants::Grants;
 use crate::host::AttemptOf;
 use crate::host::log::{LogBuffer, News, OnLine};
 use crate::limits::Limits;
@@ -23,6 +24,8 @@ pub struct Job {
     pub program: Arc<Program>,
     /// Its limits.
     pub limits: Limits,
+    /// What it may touch.
+    pub grants: Arc<Grants>,
     /// Its handle, with its place.
     pub control: Arc<Control>,
 }
@@ -72,13 +75,14 @@ impl Executor {
     pub fn start(&self, job: Job) {
         let Executor { floods, sandbox, on_line, report, .. } = self.clone();
         self.guests.spawn(async move {
-            let Job { task, program, limits, control } = job;
+            let Job { task, program, limits, grants, control } = job;
             let log = LogBuffer::new(task.id, task.attempt, limits.log_bytes, on_line);
             let since = task.started_at.unwrap_or_else(clock::now).millis_since(task.ready_at);
             let attempt = Attempt {
                 of: AttemptOf { id: task.id, attempt: task.attempt, tenant: task.tenant.clone() },
                 input: &task.input,
                 limits,
+                grants,
                 log: log.clone(),
                 control: &control,
                 queue: Duration::from_millis(since),

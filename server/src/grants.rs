@@ -72,6 +72,14 @@ pub enum Scheme {
 }
 
 impl Scheme {
+    /// As a URI has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        }
+    }
+
     /// The port where none is given.
     pub fn default_port(self) -> u16 {
         match self {
@@ -93,6 +101,17 @@ pub struct BadGrant {
 impl Grants {
     /// Reads and checks grants.
     pub fn read(value: Value) -> Result<Grants, Vec<BadGrant>> {
+        // By itself serde takes an array for a struct, too, and reads the fields by their position.
+        let items = value.get("http").and_then(Value::as_array).into_iter().flatten();
+        if let Some(index) = items.into_iter().position(|item| !item.is_object()) {
+            return Err(vec![BadGrant {
+                path: vec!["http".into(), index.to_string()],
+                detail: "must be an object".into(),
+            }]);
+        }
+        if !value.is_object() {
+            return Err(vec![BadGrant { path: Vec::new(), detail: "must be an object".into() }]);
+        }
         let grants: Grants = serde_path_to_error::deserialize(value).map_err(|error| {
             let path = error.path().iter().filter_map(|segment| match segment {
                 Segment::Seq { index } => Some(index.to_string()),
@@ -326,6 +345,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_pointed_at() {
         assert_eq!(bad(json!({"files": true})), ["files"]);
+        assert_eq!(bad(json!([[]])), [""]);
+        assert_eq!(bad(json!({"http": [["a"]]})), ["http/0"]);
         assert_eq!(bad(json!({"http": [{"host": "a"}, {"host": "a", "port": 70000}]})), ["http/1/port"]);
         assert_eq!(bad(json!({"http": [{"host": "a", "port": 0}, {"host": "A"}]})), ["http/0/port", "http/1/host"]);
         assert_eq!(bad(json!({"http": [{"host": "a", "path": "/"}]})), ["http/0/path"]);

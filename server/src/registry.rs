@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use crate::grants::Grants;
 use crate::limits::{LimitOverrides, Limits};
 use crate::sandbox::Program;
 use crate::store::StoredType;
@@ -40,6 +41,8 @@ pub struct TaskType {
     pub retention_ms: Option<u64>,
     /// Whether its tasks are held back.
     pub paused: bool,
+    /// What its tasks may touch.
+    pub grants: Arc<Grants>,
 }
 
 /// Every task type and every version that is loaded.
@@ -76,6 +79,13 @@ impl Registry {
         let inner = self.read();
         let found = [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name));
         found.is_some_and(|found| found.paused)
+    }
+
+    /// What the tasks of the type that `name` means for a tenant may touch.
+    pub fn grants(&self, tenant: &str, name: &str) -> Arc<Grants> {
+        let inner = self.read();
+        let found = [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name));
+        found.map(|found| found.grants.clone()).unwrap_or_default()
     }
 
     /// Adds a version.
@@ -124,8 +134,8 @@ impl Registry {
 impl TaskType {
     /// A type as the store has it.
     pub fn of(stored: &StoredType) -> TaskType {
-        let StoredType { name, component, next, limits, retry, retention_ms, paused, .. } = stored.clone();
-        TaskType { name, current: component, next, limits, retry, retention_ms, paused }
+        let StoredType { name, component, next, limits, retry, retention_ms, paused, grants, .. } = stored.clone();
+        TaskType { name, current: component, next, limits, retry, retention_ms, paused, grants }
     }
 
     /// How its attempts are repeated where the task does not say.

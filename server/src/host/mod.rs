@@ -5,6 +5,7 @@
 //! dropped at any `await`.
 
 mod context;
+pub mod http;
 pub mod live;
 pub mod log;
 mod memory;
@@ -20,8 +21,10 @@ use tokio::sync::Semaphore;
 use wasmtime::component::{HasData, HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::WasiCtx;
 
+use memory::HANDLE_BYTES;
 pub use memory::{HostMemory, MAX_TABLE_ELEMENTS, MemoryRefused, NoMemoryLeft, TaskMemory, is_out_of_memory};
 
+use crate::grants::Grants;
 use crate::host::live::LiveAttempts;
 use crate::host::log::LogBuffer;
 use crate::limits::Limits;
@@ -62,6 +65,8 @@ pub struct Services {
     pub objects: Objects,
     /// Where timers run: not on the guests' threads, which a guest may keep busy.
     pub timers: Handle,
+    /// Where their requests go out.
+    pub outbound: Arc<http::Outbound>,
     /// What attempts report while they run.
     pub live: Arc<LiveAttempts>,
 }
@@ -81,6 +86,7 @@ pub struct Host {
     host_memory: HostMemory,
     /// Turns for calls of `objects`: one attempt's thousands do not stand in everybody's way.
     object_turns: Arc<Semaphore>,
+    http: http::Http,
     progress: Option<Progress>,
     calls: u64,
     io_bytes: u64,
@@ -96,19 +102,31 @@ pub struct AttemptOf {
     pub tenant: Arc<str>,
 }
 
+/// What an attempt may use and touch.
+pub struct May<'a> {
+    /// Its limits.
+    pub limits: &'a Limits,
+    /// What it is granted.
+    pub grants: Arc<Grants>,
+    /// Whether its component imports `wasi:http`, whose handles cost more.
+    pub uses_http: bool,
+}
+
 impl Host {
     /// The state of an attempt that begins.
     pub fn new(
         services: Services,
         room: Arc<Room>,
         of: AttemptOf,
-        limits: &Limits,
+        May { limits, grants, uses_http }: May<'_>,
         deadline: Instant,
         log: LogBuffer,
     ) -> Host {
-        let host_memory = HostMemory::new(limits.host_memory_bytes);
+        let host_memory =
+            HostMemory::new(limits.host_memory_bytes, if uses_http { http::HANDLE_BYTES } else { HANDLE_BYTES });
         let mut table = ResourceTable::new();
         table.set_max_capacity(host_memory.max_handles());
+        let http = http::Http::new(services.outbound.clone(), grants, host_memory.clone(), log.clone());
         Host {
             wasi: wasi::deny_all(&log),
             table,
@@ -121,6 +139,7 @@ impl Host {
             memory: TaskMemory::new(limits.memory_bytes, room),
             host_memory,
             object_turns: Arc::new(Semaphore::new(objects::CALLS_AT_ONCE)),
+            http,
             progress: None,
             calls: 0,
             io_bytes: 0,
@@ -142,14 +161,14 @@ impl Host {
         self.progress.clone()
     }
 
-    /// Calls of our own interfaces so far.
+    /// Calls of our own interfaces so far, and requests.
     pub fn calls(&self) -> u64 {
-        self.calls
+        self.calls + self.http.requests()
     }
 
-    /// Bytes of objects read and written so far.
+    /// Bytes of objects read and written so far, and of requests and their responses.
     pub fn io_bytes(&self) -> u64 {
-        self.io_bytes
+        self.io_bytes + self.http.bytes()
     }
 }
 
@@ -173,6 +192,7 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     use blocking_world::taskcell::task as blocking;
     use task_world::taskcell::task;
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    http::add_to_linker(linker)?;
     task::types::add_to_linker::<_, HasSelf<_>>(linker, |host: &mut Host| host)?;
     task::context::add_to_linker::<_, HasSelf<_>>(linker, |host: &mut Host| host)?;
     task::timer::add_to_linker::<_, HasHost>(linker, |host: &mut Host| host)?;

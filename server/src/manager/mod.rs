@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 pub use self::core::{Core, CoreSettings};
 pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
-pub use refused::{FieldError, Refused};
+pub use refused::{FieldError, Refused, add_segment, push_encoded};
 pub use settings::SettingsPatch;
 pub(crate) use types::promoted;
 pub use types::{Seen, Uploaded};
