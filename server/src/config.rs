@@ -148,7 +148,7 @@ pub struct Config {
     /// HTTP requests that an attempt may make.
     #[arg(long, env = "TASKCELL_HTTP_REQUESTS", default_value_t = 1000, value_name = "COUNT")]
     pub http_requests: u64,
-    /// HTTP connections of an attempt at once.
+    /// HTTP connections of an attempt at once; others wait for their turn.
     #[arg(long, env = "TASKCELL_HTTP_CONNECTIONS", default_value_t = 16, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub http_connections: u32,
     /// HTTP connections of all attempts at once; others wait for their turn.

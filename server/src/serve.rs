@@ -18,7 +18,7 @@ use crate::executor::Executor;
 use crate::host::Services;
 use crate::host::http::Outbound;
 use crate::host::live::LiveAttempts;
-use crate::manager::{BacklogLimits, Changes, Core, CoreSettings, Manager};
+use crate::manager::{BacklogLimits, Changes, Core, CoreSettings, Manager, Workers};
 use crate::objects::{ObjectLimits, Objects};
 use crate::registry::Registry;
 use crate::room::{self, Memory, Room};
@@ -109,9 +109,9 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         max_task_types: config.max_task_types,
         retention_ms: config.retention,
     };
-    let run = Box::new(move |job| executor.start(job));
+    let workers = Workers { run: Box::new(move |job| executor.start(job)), compiler };
     let operations = writer.open_operations()?;
-    let core = Core::new(writer, room.clone(), registry, run, compiler, changes, core_settings, clock::now())?;
+    let core = Core::new(writer, room.clone(), registry, workers, changes, core_settings, clock::now())?;
     let core_thread = std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
     for operation in operations {
         api_threads.spawn(manager.clone().go_on(operation));

@@ -86,13 +86,20 @@ pub struct CoreSettings {
     pub retention_ms: u64,
 }
 
+/// Who does what the manager wants done.
+pub struct Workers {
+    /// Is given what is to be run.
+    pub run: Box<dyn Fn(Job) + Send>,
+    /// Is given what is to be compiled.
+    pub compiler: Compiler,
+}
+
 /// The state that only the manager's thread touches.
 pub struct Core {
     pub(super) store: Writer,
     pub(super) room: Arc<Room>,
     pub(super) registry: Arc<Registry>,
-    pub(super) run: Box<dyn Fn(Job) + Send>,
-    pub(super) compiler: Compiler,
+    pub(super) workers: Workers,
     pub(super) settings: CoreSettings,
     /// Which start of a server this is.
     pub(super) server: i64,
@@ -176,14 +183,12 @@ pub(super) struct Start {
 }
 
 impl Core {
-    /// The manager's state over a store; attempts that a crash cut off are put back first. `run` is given
-    /// what is to be run.
+    /// The manager's state over a store; attempts that a crash cut off are put back first.
     pub fn new(
         mut store: Writer,
         room: Arc<Room>,
         registry: Arc<Registry>,
-        run: Box<dyn Fn(Job) + Send>,
-        compiler: Compiler,
+        workers: Workers,
         changes: Arc<Changes>,
         settings: CoreSettings,
         now: Timestamp,
@@ -196,8 +201,7 @@ impl Core {
             store,
             room,
             registry,
-            run,
-            compiler,
+            workers,
             settings,
             server,
             backlog,
@@ -378,7 +382,7 @@ impl Core {
         let grants = self.registry.grants(&task.tenant, &task.task_type);
         let running = Running { task: task.clone(), control: control.clone(), progress: None, then: Vec::new() };
         self.running.insert(task.id, running);
-        (self.run)(Job { task, program, limits, grants, control });
+        (self.workers.run)(Job { task, program, limits, grants, control });
     }
 
     /// Logs why the store did not take a transaction, now and then.

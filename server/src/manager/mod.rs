@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-pub use self::core::{Core, CoreSettings};
+pub use self::core::{Core, CoreSettings, Workers};
 pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
 pub use refused::{FieldError, Refused, add_segment, push_encoded};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-use super::core::{Core, CoreSettings};
+use super::core::{Core, CoreSettings, Workers};
 use super::{Answer, BacklogLimits, Command, Idempotency, Manager, NewItem, Refused, Reply, Stored};
 use waited::Waited;
 
@@ -134,17 +134,8 @@ impl World {
             max_task_types: 1,
         };
         let run = Box::new(move |job| drop(send.send(job)));
-        let core = Core::new(
-            writer,
-            room,
-            self.registry.clone(),
-            run,
-            Compiler::default(),
-            Arc::default(),
-            settings,
-            self.now,
-        )
-        .unwrap();
+        let workers = Workers { run, compiler: Compiler::default() };
+        let core = Core::new(writer, room, self.registry.clone(), workers, Arc::default(), settings, self.now).unwrap();
         self.core = Some(core);
         self.step(Vec::new());
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::core::Core;
-use super::upkeep::HELD_STEP;
+use super::upkeep::{HELD_STEP, HeldPlace};
 use super::{Command, Manager, Refused, Reply, answer};
 use crate::compiler::Compiled;
 use crate::registry::{SHARED, TaskType, Version};
 use crate::sandbox::Program;
 use crate::store::{ListFilter, StoreError, StoredType};
-use crate::task::{Digest, Event, Status, Task, TaskId, Timestamp};
+use crate::task::{Digest, Event, Status, Task, Timestamp};
 
 /// What must hold of a type for a change of it: that it is still as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -239,7 +239,7 @@ impl Core {
                 None => {
                     if compile {
                         self.registry.put_version(digest, Version::Compiling);
-                        self.compiler.compile(tenant, digest);
+                        self.workers.compiler.compile(tenant, digest);
                     }
                     answer(reply, Ok(if created { Uploaded::Created } else { Uploaded::Replaced }));
                 }
@@ -269,7 +269,7 @@ impl Core {
     pub(super) fn tell_gone(&mut self) {
         for digest in self.gone.components.drain(..) {
             self.registry.remove_version(digest);
-            self.compiler.forget(digest);
+            self.workers.compiler.forget(digest);
         }
         self.gone.clear();
     }
@@ -282,11 +282,7 @@ impl Core {
 
     /// Looks at some of the tasks that are held back, after `after`, and releases those that can be started
     /// now. Returns the last one; `None`: there are no more.
-    pub(super) fn release_held(
-        &mut self,
-        after: &(Arc<str>, Option<TaskId>),
-        now: Timestamp,
-    ) -> Result<Option<(Arc<str>, Option<TaskId>)>, StoreError> {
+    pub(super) fn release_held(&mut self, after: &HeldPlace, now: Timestamp) -> Result<Option<HeldPlace>, StoreError> {
         let tasks = self.store.held(&after.0, after.1, HELD_STEP)?;
         let last =
             tasks.last().filter(|_| tasks.len() == HELD_STEP).map(|task| (task.task_type.clone(), Some(task.id)));

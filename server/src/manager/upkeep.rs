@@ -13,6 +13,9 @@ use crate::task::{Event, TaskId, Timestamp};
 /// Tasks that one transaction looks at for each of these.
 const STEP: usize = 500;
 
+/// A place among the tasks that are held back: a type, and a task of it.
+pub(super) type HeldPlace = (Arc<str>, Option<TaskId>);
+
 /// Tasks that are held back, of which one transaction looks at so many.
 pub(super) const HELD_STEP: usize = 500;
 
@@ -71,7 +74,7 @@ pub(super) struct Timers {
     pub(super) full_queued: usize,
     sweep: Timer,
     /// Tasks that are held back have to be looked at, from after this one on.
-    held: Option<(Arc<str>, Option<TaskId>)>,
+    held: Option<HeldPlace>,
 }
 
 impl Timers {

@@ -156,7 +156,8 @@ impl Writer {
              AND component NOT IN (SELECT digest FROM component_use WHERE tasks > 0)
              RETURNING component",
         )?;
-        let kept = KEPT_VERSIONS as i64 - i64::from(component.is_some());
+        // These two are kept whatever their age.
+        let kept = KEPT_VERSIONS as i64 - i64::from(component.is_some()) - i64::from(next.is_some());
         let rows = statement.query_map(params![&**tenant, &**name, component, next, kept], |row| row.get(0))?;
         let old: Vec<Digest> = rows.collect::<rusqlite::Result<_>>()?;
         drop(statement);

@@ -1,9 +1,10 @@
 //! Makes HTTP requests by `wasi:http`, in the blocking world.
 //!
-//! Input: `{"requests": […], "at_once": false, "keep": false}`. A request has `method`, `scheme`, `authority`,
+//! Input: `{"requests": […], "at_once": false, "fields": 0}`. A request has `method`, `scheme`, `authority`,
 //! `path`, `headers`, `body`, `body_bytes` (so many bytes instead, without a length), and timeouts in
 //! milliseconds: `connect_ms`, `first_byte_ms`, `between_bytes_ms`. With `follow` it goes where a response says.
-//! `at_once` sends all of them before it waits for the first response.
+//! `heads` leaves the body out. `at_once` sends all of them before it waits for the first response, and keeps
+//! all responses until the last is there. `fields` makes so many of the host's `fields` first and keeps them.
 //!
 //! Output: for each request `{"status", "headers", "body"}`, or `{"error"}`, with the body's length where it is
 //! over 1000 bytes.
@@ -29,12 +30,12 @@ wit_bindgen::generate!({
     },
 });
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[derive(Default)]
 struct Input {
     requests: Vec<Ask>,
     at_once: bool,
+    fields: usize,
 }
 
 #[derive(Clone, Deserialize)]
@@ -51,6 +52,7 @@ struct Ask {
     first_byte_ms: Option<u64>,
     between_bytes_ms: Option<u64>,
     follow: bool,
+    heads: bool,
 }
 
 impl Default for Ask {
@@ -67,6 +69,7 @@ impl Default for Ask {
             first_byte_ms: None,
             between_bytes_ms: None,
             follow: false,
+            heads: false,
         }
     }
 }
@@ -75,12 +78,14 @@ struct Http;
 
 impl Guest for Http {
     fn run(input: String) -> Result<String, Failure> {
-        let Input { requests, at_once } = parse(&input)?;
+        let Input { requests, at_once, fields } = parse(&input)?;
+        let _kept: Vec<Fields> = (0..fields).map(|_| Fields::new()).collect();
         let answers: Vec<Value> = if at_once {
             let sent: Vec<_> = requests.iter().map(send).collect();
             // All are there before the first is read and let go.
             let arrived: Vec<_> = sent.into_iter().map(|sent| sent.and_then(wait)).collect();
-            arrived.into_iter().map(|response| told(response.and_then(read))).collect()
+            let asked = arrived.into_iter().zip(&requests);
+            asked.map(|(response, ask)| told(response.and_then(|response| read(response, ask.heads)))).collect()
         } else {
             requests.iter().map(|ask| told(fetch(ask))).collect()
         };
@@ -93,7 +98,7 @@ fn told(answer: Result<Value, String>) -> Value {
 }
 
 fn fetch(ask: &Ask) -> Result<Value, String> {
-    let answer = read(wait(send(ask)?)?)?;
+    let answer = read(wait(send(ask)?)?, ask.heads)?;
     let location = answer["headers"]["location"].as_str().filter(|_| ask.follow);
     let Some((scheme, rest)) = location.and_then(|location| location.split_once("://")) else { return Ok(answer) };
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -173,13 +178,16 @@ fn wait(sent: FutureIncomingResponse) -> Result<IncomingResponse, String> {
     }
 }
 
-fn read(response: IncomingResponse) -> Result<Value, String> {
+fn read(response: IncomingResponse, head_only: bool) -> Result<Value, String> {
     let headers: BTreeMap<String, String> = response
         .headers()
         .entries()
         .into_iter()
         .map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned()))
         .collect();
+    if head_only {
+        return Ok(json!({ "status": response.status(), "headers": headers }));
+    }
     let body = response.consume().map_err(|()| "body")?;
     let stream = body.stream().map_err(|()| "stream")?;
     let mut bytes = Vec::new();

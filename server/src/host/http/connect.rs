@@ -53,7 +53,7 @@ pub struct HttpSettings {
 pub struct HttpLimits {
     /// Requests in all.
     pub requests: u64,
-    /// Connections at once.
+    /// Connections at once; more wait for their turn, as long as connecting may take.
     pub connections: usize,
     /// Bytes of the body of a request, and of a response.
     pub body_bytes: u64,

@@ -15,13 +15,13 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
 use tokio::time::{Sleep, timeout};
 use wasmtime_wasi::runtime::AbortOnDropJoinHandle;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::connect::{Outbound, Stream, Target};
-use crate::host::memory::HeldMemory;
+use crate::host::memory::HostMemory;
 
 /// Most bytes of a response's head, and of what a connection reads ahead.
 const BUFFER_BYTES: usize = 32 << 10;
@@ -30,7 +30,7 @@ const BUFFER_BYTES: usize = 32 << 10;
 const MOST_FIELDS: usize = 100;
 
 /// What a connection costs the host: its buffers in both directions and those of TLS.
-pub(super) const CONNECTION_BYTES: u64 = 192 << 10;
+const CONNECTION_BYTES: u64 = 192 << 10;
 
 /// How long each step may take.
 #[derive(Clone, Copy)]
@@ -47,13 +47,9 @@ pub(super) struct Exchange {
     pub(super) timeouts: Timeouts,
     /// Bytes that went over the attempt's connections.
     pub(super) bytes: Arc<AtomicU64>,
-    pub(super) held: Held,
-}
-
-/// What a connection takes of the attempt's share, until it is closed.
-pub(super) struct Held {
-    pub(super) _turn: OwnedSemaphorePermit,
-    pub(super) _memory: HeldMemory,
+    /// The attempt's turns for connections, and its host memory.
+    pub(super) turns: Arc<Semaphore>,
+    pub(super) memory: HostMemory,
 }
 
 /// The response, and the task that drives its connection.
@@ -61,13 +57,19 @@ pub(super) type Answer = (Response<WasiBody>, AbortOnDropJoinHandle<()>);
 
 impl Outbound {
     pub(super) async fn exchange(&self, exchange: Exchange) -> Result<Answer, Error> {
-        let Exchange { target, request, timeouts, bytes, held } = exchange;
+        let Exchange { target, request, timeouts, bytes, turns, memory } = exchange;
         let most = self.limits.body_bytes;
         if request.body().size_hint().lower() > most {
             return Err(Error::HttpRequestBodySize(Some(most)));
         }
+        // First the attempt's own turn, so that none holds one of everybody's while it waits.
+        let has_turn = AtomicBool::new(false);
         let connect = async {
-            let turn = self.connections.clone().acquire_owned().await;
+            let held = (turns.acquire_owned().await, self.connections.clone().acquire_owned().await);
+            has_turn.store(true, Ordering::Relaxed);
+            let buffers = memory.take(CONNECTION_BYTES);
+            let buffers = buffers.map_err(|refused| Error::InternalError(Some(refused.to_string())))?;
+            let held = (held, buffers);
             let stream = Counted { stream: self.connect(&target).await?, bytes };
             let (sender, connection) = http1::Builder::new()
                 .max_buf_size(BUFFER_BYTES)
@@ -75,12 +77,15 @@ impl Outbound {
                 .handshake(TokioIo::new(stream))
                 .await
                 .map_err(|error| of_hyper(&error))?;
-            Ok((turn, sender, connection))
+            Ok((held, sender, connection))
         };
-        let (turn, mut sender, connection) =
-            timeout(timeouts.connect, connect).await.unwrap_or(Err(Error::ConnectionTimeout))?;
+        let (held, mut sender, connection) = match timeout(timeouts.connect, connect).await {
+            Ok(connected) => connected?,
+            Err(_) if has_turn.load(Ordering::Relaxed) => return Err(Error::ConnectionTimeout),
+            Err(_) => return Err(Error::ConnectionLimitReached),
+        };
         let driver = AbortOnDropJoinHandle::from(self.runtime.spawn(async move {
-            let _held = (held, turn);
+            let _until_closed = held;
             // What goes wrong is told to who waits for the response, or reads it.
             let _ = connection.await;
         }));

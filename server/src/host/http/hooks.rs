@@ -13,7 +13,7 @@ use wasmtime_wasi_http::{
 };
 
 use super::connect::{HttpLimits, Outbound, Target};
-use super::exchange::{Answer, CONNECTION_BYTES, Exchange, Held, Timeouts};
+use super::exchange::{Answer, Exchange, Timeouts};
 use super::{BODY_CHUNK_BYTES, BODY_CHUNKS};
 use crate::grants::{Grants, Scheme};
 use crate::host::log::{LogBuffer, LogLevel};
@@ -62,9 +62,6 @@ impl Hooks {
             return Err(self.refuse(&what, Error::HttpRequestDenied));
         }
         let request = origin_form(request, &target)?;
-        let Ok(turn) = self.turns.clone().try_acquire_owned() else { return Err(Error::ConnectionLimitReached) };
-        let memory = self.memory.take(CONNECTION_BYTES);
-        let memory = memory.map_err(|refused| Error::InternalError(Some(refused.to_string())))?;
         let options = options.unwrap_or_default();
         let capped = |asked: Option<Duration>| asked.map_or(timeout, |asked| asked.min(timeout));
         Ok(Exchange {
@@ -76,7 +73,8 @@ impl Hooks {
                 between_bytes: capped(options.between_bytes_timeout),
             },
             bytes: self.bytes.clone(),
-            held: Held { _turn: turn, _memory: memory },
+            turns: self.turns.clone(),
+            memory: self.memory.clone(),
         })
     }
 

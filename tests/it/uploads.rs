@@ -1,0 +1,242 @@
+//! Task types that are uploaded while the server runs.
+
+mod compiling;
+mod refused;
+
+use serde_json::{Value, json};
+
+use crate::support::guests::GUESTS;
+use crate::support::server::Setup;
+use crate::support::{Answer, Client, guest, server, wait_for};
+
+const MERGE_PATCH: (&str, &str) = ("content-type", "application/merge-patch+json");
+const WASM: (&str, &str) = ("content-type", "application/wasm");
+
+/// A component that completes with its input.
+fn echo() -> Vec<u8> {
+    GUESTS.iter().find(|(name, _)| *name == guest("echo-blocking")).unwrap().1.to_vec()
+}
+
+/// The same program with other bytes: a section that nobody reads is put behind it.
+fn echo_version(number: u8) -> Vec<u8> {
+    let mut bytes = echo();
+    bytes.extend([0, 3, 1, b'v', number]);
+    bytes
+}
+
+/// A component with a core module more.
+fn with_module(mut component: Vec<u8>, module: &[u8]) -> Vec<u8> {
+    component.push(1);
+    let mut size = module.len();
+    loop {
+        let byte = (size & 0x7f) as u8;
+        size >>= 7;
+        component.push(if size == 0 { byte } else { byte | 0x80 });
+        if size == 0 {
+            break;
+        }
+    }
+    component.extend(module);
+    component
+}
+
+fn put(client: &Client, name: &str, bytes: &[u8]) -> Answer {
+    client.send("PUT", &format!("/task-types/{name}"), &[WASM], Some(bytes))
+}
+
+fn patch(client: &Client, name: &str, patch: &Value) -> Answer {
+    client.send("PATCH", &format!("/task-types/{name}"), &[MERGE_PATCH], Some(patch.to_string().as_bytes()))
+}
+
+fn task_type(client: &Client, name: &str) -> Value {
+    client.get(&format!("/task-types/{name}")).expect(200).json()
+}
+
+/// Waits until a version is current.
+fn wait_until_current(client: &Client, name: &str, version: &Value) {
+    wait_for(format!("{version} to be current"), || (task_type(client, name)["version"] == *version).then_some(()));
+}
+
+/// Uploads a component, waits until it is current, and returns its version.
+fn upload(client: &Client, name: &str, bytes: &[u8]) -> Value {
+    let answer = put(client, name, bytes);
+    assert!(matches!(answer.status, 200 | 201), "{answer:?}");
+    let version = answer.json()["versions"][0]["version"].clone();
+    wait_until_current(client, name, &version);
+    version
+}
+
+#[test]
+fn a_type_comes_runs_changes_goes_back_and_goes() {
+    let server = server(&[]);
+    let client = &server.client;
+    let created = put(client, "mine", &echo()).expect(201);
+    assert_eq!(created.header("location"), Some("/task-types/mine"));
+    let first = created.json()["versions"][0]["version"].clone();
+    wait_until_current(client, "mine", &first);
+    let read = client.get("/task-types/mine").expect(200);
+    assert_eq!(read.json()["state"], "ready", "{:#}", read.json());
+    let task = client.run(&json!({"task_type": "mine", "input": 3}));
+    assert_eq!((&task["output"], &task["component"]), (&json!(3), &first));
+    let bytes = client.get(&format!("/task-types/mine/versions/{}", first.as_str().unwrap())).expect(200);
+    assert_eq!((bytes.header("content-type"), &bytes.body), (Some("application/wasm"), &echo()));
+
+    // The same bytes again are no new version.
+    let again = put(client, "mine", &echo()).expect(200).json();
+    assert_eq!((again["versions"].as_array().unwrap().len(), &again["version"]), (1, &first));
+
+    // What was created before stays with its version, whatever is current when it runs.
+    let later = client.create(&json!({"task_type": "mine", "input": 1, "delay_ms": 86_400_000}));
+    let second = upload(client, "mine", &echo_version(2));
+    assert_ne!(first, second);
+    assert_eq!(client.task(&later)["component"], first);
+    assert_eq!(client.run(&json!({"task_type": "mine"}))["component"], second);
+
+    // Back, and forward again.
+    let back = patch(client, "mine", &json!({"version": first})).expect(200).json();
+    assert_eq!((&back["version"], back["versions"].as_array().unwrap().len()), (&first, 2));
+    assert_eq!(client.run(&json!({"task_type": "mine"}))["component"], first);
+    assert_eq!(patch(client, "mine", &json!({"version": null})).expect(200).json()["version"], second);
+    for wrong in [json!("sha256:00"), json!(format!("sha256:{}", "0".repeat(64)))] {
+        let problem = patch(client, "mine", &json!({"version": wrong})).problem(422);
+        assert_eq!(problem["errors"][0]["pointer"], "#/version");
+    }
+
+    // With tasks that have not ended it stays, unless they are to be canceled.
+    assert_eq!(client.delete("/task-types/mine").problem(409)["type"], "/problems/task-type-in-use");
+    let runs = client.create(&json!({"task_type": "mine", "input": 1, "delay_ms": 86_400_000}));
+    assert_eq!(
+        client.delete("/task-types/mine?cancel=true").expect(200).json(),
+        json!({"name": "mine", "deleted": true})
+    );
+    for id in [&later, &runs] {
+        assert_eq!(client.task(id)["error"]["kind"], "canceled");
+    }
+    for path in ["/task-types/mine".to_owned(), format!("/task-types/mine/versions/{}", second.as_str().unwrap())] {
+        client.get(&path).problem(404);
+    }
+    client.delete("/task-types/mine").problem(404);
+    let refused = client.post_task(r#"{"task_type": "mine"}"#).problem(422);
+    assert_eq!(refused["errors"][0]["pointer"], "#/task_type");
+    // What is kept of it can still be read, and attempted again.
+    client.post(&format!("/task/{later}/retry")).expect(202);
+    assert_eq!(client.wait_for_end(&later)["output"], 1);
+}
+
+#[test]
+fn the_types_of_all_tenants_can_be_hidden_but_not_removed() {
+    let server = server(&[]);
+    let client = &server.client;
+    let shared = task_type(client, "primes");
+    assert_eq!(client.delete("/task-types/primes").problem(409)["type"], "/problems/shared-task-type");
+    upload(client, "primes", &echo());
+    assert_eq!(client.output(&json!({"task_type": "primes", "input": "mine"})), "mine");
+    client.delete("/task-types/primes").expect(200);
+    assert_eq!(task_type(client, "primes"), shared);
+}
+
+#[test]
+fn changes_at_the_same_time_are_guarded() {
+    let server = server(&[]);
+    let client = &server.client;
+    let send = |method: &str, header: (&str, &str), body: Option<&[u8]>| {
+        client.send(method, "/task-types/mine", &[WASM, header], body)
+    };
+    let (one, two) = (echo(), echo_version(2));
+    assert_eq!(send("PUT", ("if-match", "*"), Some(&one)).problem(412)["type"], "/problems/precondition-failed");
+    send("PUT", ("if-none-match", "*"), Some(&one)).expect(201);
+    send("PUT", ("if-none-match", "*"), Some(&two)).problem(412);
+    let version = task_type(client, "mine")["versions"][0]["version"].clone();
+    wait_until_current(client, "mine", &version);
+    let tag = client.get("/task-types/mine").expect(200).header("etag").unwrap().to_owned();
+    send("PUT", ("if-match", "\"another\""), Some(&two)).problem(412);
+    patch(client, "mine", &json!({"paused": true})).expect(200);
+    send("PUT", ("if-match", &tag), Some(&two)).problem(412);
+    send("DELETE", ("if-match", &tag), None).problem(412);
+    let tag = client.get("/task-types/mine").expect(200).header("etag").unwrap().to_owned();
+    send("PUT", ("if-match", &tag), Some(&two)).expect(200);
+    assert_eq!(task_type(client, "mine")["paused"], true, "a new version leaves the settings");
+    send("DELETE", ("if-match", "*"), None).expect(200);
+    send("DELETE", ("if-match", "*"), None).problem(412);
+}
+
+#[test]
+fn tasks_of_a_paused_type_wait() {
+    let server = server(&[]);
+    let client = &server.client;
+    upload(client, "mine", &echo());
+    let paused = patch(client, "mine", &json!({"paused": true})).expect(200).json();
+    assert_eq!((&paused["state"], &paused["paused"]), (&json!("paused"), &json!(true)));
+    let waits = client.create(&json!({"task_type": "mine", "input": 1}));
+    let waited_for = client.post_task_and_wait(r#"{"task_type": "mine", "input": 2}"#, "wait=1").expect(202).json();
+    for task in [client.task(&waits), waited_for.clone(), client.task(waited_for["id"].as_str().unwrap())] {
+        assert_eq!(
+            (&task["status"], &task["waiting_for"]["reason"]),
+            (&json!("Pending"), &json!("paused")),
+            "{task:#}"
+        );
+    }
+    let canceled = client.create(&json!({"task_type": "mine"}));
+    client.post(&format!("/task/{canceled}/cancel")).expect(202);
+    // Others go on.
+    assert_eq!(client.output(&json!({"task_type": "echo", "input": 3})), 3);
+    let server = server.crash().start();
+    let client = &server.client;
+    assert_eq!(client.task(&waits)["waiting_for"]["reason"], "paused");
+    patch(client, "mine", &json!({"paused": null})).expect(200);
+    assert_eq!(client.wait_for_end(&waits)["output"], 1);
+    assert_eq!(client.wait_for_end(waited_for["id"].as_str().unwrap())["output"], 2);
+    assert_eq!(client.task(&canceled)["error"]["kind"], "canceled");
+}
+
+/// Tasks that were in the queue already when their type was paused.
+#[test]
+fn a_pause_holds_back_what_is_queued_and_nothing_else() {
+    let server = server(&["--max-running", "1"]);
+    let client = &server.client;
+    upload(client, "mine", &echo());
+    let first = client.create(&json!({"task_type": guest("sleep-forever")}));
+    client.wait_for_status(&first, "Running");
+    let held: Vec<String> =
+        (0..700).map(|number| client.create(&json!({"task_type": "mine", "input": number}))).collect();
+    let other = client.create(&json!({"task_type": "echo", "input": "other"}));
+    patch(client, "mine", &json!({"paused": true})).expect(200);
+    client.post(&format!("/task/{first}/cancel")).expect(202);
+    assert_eq!(client.wait_for_end(&other)["output"], "other", "it is behind 700 that are held back");
+    assert_eq!(client.task(&held[699])["waiting_for"]["reason"], "paused");
+    patch(client, "mine", &json!({"paused": false})).expect(200);
+    for (number, id) in held.iter().enumerate() {
+        assert_eq!(client.wait_for_end(id)["output"], number);
+    }
+}
+
+#[test]
+fn old_versions_go_when_nothing_refers_to_them() {
+    let server = Setup::new(&["--retention", "600000"]).start();
+    let client = &server.client;
+    let first = upload(client, "mine", &echo_version(0));
+    let pinned = client.create(&json!({"task_type": "mine", "input": 1}));
+    client.wait_for_end(&pinned);
+    for number in 1..=11 {
+        upload(client, "mine", &echo_version(number));
+    }
+    let versions = |client: &Client| -> Vec<Value> {
+        let read = task_type(client, "mine");
+        read["versions"].as_array().unwrap().iter().map(|version| version["version"].clone()).collect()
+    };
+    let kept = versions(client);
+    assert_eq!(kept.len(), 11, "the ten newest, and the one with a task: {kept:?}");
+    assert_eq!(kept[10], first);
+    assert_eq!(patch(client, "mine", &json!({"version": first})).expect(200).json()["version"], first);
+    patch(client, "mine", &json!({"version": null})).expect(200);
+    let code = |version: &Value| {
+        let name = version.as_str().unwrap().trim_start_matches("sha256:").to_owned();
+        let directory = std::fs::read_dir(server.setup().data_dir().join("compiled")).unwrap();
+        directory.filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with(&name)).count()
+    };
+    assert_eq!(code(&first), 1);
+    client.delete(&format!("/task/{pinned}")).expect(200);
+    wait_for("the first version to go", || (!versions(client).contains(&first)).then_some(()));
+    client.get(&format!("/task-types/mine/versions/{}", first.as_str().unwrap())).problem(404);
+    wait_for("its code to go", || (code(&first) == 0).then_some(()));
+}

@@ -1,0 +1,221 @@
+//! Compiling, in a process apart.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::{echo, echo_version, put, task_type, upload, wait_until_current, with_module};
+use crate::support::server::Setup;
+use crate::support::{Client, server, wait_for};
+
+/// A component that takes a compiler a while, which grows with `functions`, and that runs like `echo`.
+fn slow(functions: usize) -> Vec<u8> {
+    // Each local is used again much later, so that all of them live at the same time.
+    let locals: String = (0..300).map(|_| " i64").collect();
+    let mut code = String::new();
+    for round in 1..=8 {
+        for local in 0..300 {
+            let other = (local * 7 + round) % 300;
+            code += &format!("(local.set {local} (i64.add (local.get {other}) (i64.const {round})))");
+            code += &format!("(if (i64.eqz (local.get {other})) (then (local.set {local} (local.get 0))))");
+        }
+    }
+    let functions = format!("(func (local{locals}) {code})").repeat(functions);
+    with_module(echo(), &wat::parse_str(format!("(module {functions})")).unwrap())
+}
+
+fn state_of(client: &Client, name: &str, version: &Value) -> (String, String) {
+    let read = task_type(client, name);
+    let found = read["versions"].as_array().unwrap().iter().find(|found| found["version"] == *version).cloned();
+    let found = found.unwrap_or_else(|| panic!("{version} is no version: {read:#}"));
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    (text(&found["state"]), text(&found["reason"]))
+}
+
+fn wait_for_state(client: &Client, name: &str, version: &Value, state: &str) -> String {
+    wait_for(format!("{name} to be {state}"), || {
+        let (found, reason) = state_of(client, name, version);
+        (found == state).then_some(reason)
+    })
+}
+
+/// The version that was put last.
+fn newest(client: &Client, name: &str) -> Value {
+    task_type(client, name)["versions"][0]["version"].clone()
+}
+
+#[test]
+fn the_version_before_serves_until_the_next_is_compiled() {
+    let server = server(&[]);
+    let client = &server.client;
+    let first = upload(client, "mine", &echo());
+    let slow = slow(12);
+    put(client, "mine", &slow).expect(200);
+    let second = newest(client, "mine");
+    let read = task_type(client, "mine");
+    assert_eq!((&read["state"], &read["version"]), (&json!("ready"), &first), "{read:#}");
+    assert_eq!(state_of(client, "mine", &second).0, "compiling");
+    assert_eq!(client.run(&json!({"task_type": "mine"}))["component"], first);
+    // A type that has no other version is not ready, and says when to come again.
+    put(client, "fresh", &slow).expect(201);
+    assert_eq!(task_type(client, "fresh")["state"], "compiling");
+    let refused = client.post_task(r#"{"task_type": "fresh"}"#);
+    assert!(refused.header("retry-after").is_some());
+    refused.problem(409);
+    wait_until_current(client, "mine", &second);
+    wait_until_current(client, "fresh", &second);
+    assert_eq!(client.output(&json!({"task_type": "fresh", "input": 4})), 4);
+}
+
+#[test]
+fn compiling_is_bounded_in_time() {
+    let server = server(&["--compile-cpu-ms", "1000"]);
+    let client = &server.client;
+    let first = upload(client, "mine", &echo());
+    put(client, "mine", &slow(400)).expect(200);
+    let second = newest(client, "mine");
+    // It goes on beside everything else.
+    assert_eq!(client.output(&json!({"task_type": "echo", "input": 1})), 1);
+    let reason = wait_for_state(client, "mine", &second, "failed");
+    assert!(reason.contains("1000 ms of CPU time"), "{reason}");
+    assert_eq!(task_type(client, "mine")["version"], first, "the one before stays");
+    assert_eq!(client.output(&json!({"task_type": "mine", "input": 2})), 2);
+    // The next start does not try it again; whoever sends the bytes again does.
+    let server = server.crash().start();
+    let client = &server.client;
+    assert_eq!(state_of(client, "mine", &second).0, "failed");
+    let server = server.stop().with_flags(&[]).start();
+    let client = &server.client;
+    put(client, "mine", &slow(400)).expect(200);
+    assert_eq!(state_of(client, "mine", &second).0, "compiling");
+}
+
+#[test]
+fn compiling_is_bounded_in_memory() {
+    let server = server(&["--compile-memory-bytes", "100000000"]);
+    let client = &server.client;
+    put(client, "mine", &slow(400)).expect(201);
+    let reason = wait_for_state(client, "mine", &newest(client, "mine"), "failed");
+    assert!(reason.contains("100000000 bytes of memory"), "{reason}");
+    assert_eq!(task_type(client, "mine")["state"], "failed");
+    client.post_task(r#"{"task_type": "mine"}"#).problem(409);
+}
+
+/// What links to nothing here is told after it is compiled, as it cannot be known before.
+#[test]
+fn a_component_whose_types_do_not_fit() {
+    let server = server(&[]);
+    let client = &server.client;
+    let wrong = wat::parse_str(
+        r#"(component
+            (import "taskcell:task/context@0.1.0" (instance (export "id" (func (result u32)))))
+            (core module $m (func (export "run")))
+            (core instance $i (instantiate $m))
+            (func (export "run") (canon lift (core func $i "run"))))"#,
+    )
+    .unwrap();
+    put(client, "mine", &wrong).expect(201);
+    let reason = wait_for_state(client, "mine", &newest(client, "mine"), "failed");
+    assert!(reason.contains("context"), "{reason}");
+}
+
+/// A crash between the upload and the end of compiling: the version is there, and is compiled after the
+/// restart; nothing of it is there by halves.
+#[test]
+fn a_crash_while_compiling() {
+    let server = server(&[]);
+    let client = &server.client;
+    let first = upload(client, "mine", &echo());
+    put(client, "mine", &slow(12)).expect(200);
+    let second = newest(client, "mine");
+    assert_eq!(state_of(client, "mine", &second).0, "compiling");
+    let server = server.crash().start();
+    let client = &server.client;
+    assert_eq!(client.output(&json!({"task_type": "mine", "input": 1})), 1);
+    wait_until_current(client, "mine", &second);
+    assert_eq!(client.run(&json!({"task_type": "mine"}))["component"], second);
+    assert_ne!(first, second);
+    let partial = std::fs::read_dir(server.setup().data_dir().join("compiled")).unwrap();
+    let partial = partial.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|it| it == "partial"));
+    assert_eq!(partial.count(), 0);
+}
+
+/// Kills in the middle of uploads: each is there whole, or not at all.
+#[test]
+fn crashes_while_uploading() {
+    let mut server = server(&[]);
+    for round in 0..5_u8 {
+        let client = server.client.clone();
+        let bytes = with_module(
+            echo_version(round),
+            &wat::parse_str(format!("(module (memory 100) (data (i32.const 0) \"{}\"))", "a".repeat(3_000_000)))
+                .unwrap(),
+        );
+        let sent = bytes.clone();
+        let upload = std::thread::spawn(move || {
+            let headers: &[(&str, &str)] = &[("content-type", "application/wasm")];
+            client.try_send("PUT", "/task-types/mine", headers, Some(&sent)).is_ok_and(|answer| answer.status < 300)
+        });
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(round) * 8));
+        server = server.crash().start();
+        let acknowledged = upload.join().unwrap();
+        let client = &server.client;
+        let found = client.get("/task-types/mine");
+        if found.status == 404 {
+            assert!(!acknowledged, "an upload that was acknowledged is gone");
+            continue;
+        }
+        let versions = found.expect(200).json()["versions"].as_array().unwrap().clone();
+        let mut whole = false;
+        for version in versions {
+            let version = &version["version"];
+            let path = format!("/task-types/mine/versions/{}", version.as_str().unwrap());
+            whole |= client.get(&path).expect(200).body == bytes;
+            wait_for_state(client, "mine", version, "ready");
+        }
+        assert!(whole || !acknowledged, "an upload that was acknowledged is gone");
+        client.output(&json!({"task_type": "mine"}));
+    }
+}
+
+/// A restart with many types compiles nothing again.
+#[test]
+fn a_restart_compiles_nothing_again() {
+    let server = server(&[]);
+    for number in 0..10 {
+        upload(&server.client, &format!("type-{number}"), &echo_version(number));
+    }
+    let setup = server.crash();
+    let code = |setup: &Setup| -> BTreeMap<std::path::PathBuf, SystemTime> {
+        let files = std::fs::read_dir(setup.data_dir().join("compiled")).unwrap();
+        files
+            .map(|file| file.unwrap())
+            .map(|file| (file.path(), file.metadata().unwrap().modified().unwrap()))
+            .collect()
+    };
+    let before = code(&setup);
+    let server = setup.start();
+    for number in 0..10 {
+        let read = task_type(&server.client, &format!("type-{number}"));
+        assert_eq!(read["state"], "ready", "{read:#}");
+    }
+    assert_eq!(code(server.setup()), before);
+    // Code that is damaged is made again, by the compiler apart.
+    let setup = server.stop();
+    for file in std::fs::read_dir(setup.data_dir().join("compiled")).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        // Another file of the name: the one that is linked belongs to other tests as well.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let server = setup.start();
+    for number in 0..10 {
+        let name = format!("type-{number}");
+        wait_for_state(&server.client, &name, &newest(&server.client, &name), "ready");
+        assert_eq!(server.client.output(&json!({"task_type": name, "input": number})), number);
+    }
+}
