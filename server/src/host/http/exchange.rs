@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Sleep, timeout};
 use wasmtime_wasi::runtime::AbortOnDropJoinHandle;
+use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::connect::{Outbound, Stream, Target};
@@ -77,7 +78,7 @@ impl Outbound {
                 .handshake(TokioIo::new(stream))
                 .await
                 .map_err(|error| of_hyper(&error))?;
-            Ok((held, sender, connection))
+            Ok::<_, Error>((held, sender, connection))
         };
         let (held, mut sender, connection) = match timeout(timeouts.connect, connect).await {
             Ok(connected) => connected?,
@@ -125,6 +126,15 @@ fn of_hyper(error: &hyper::Error) -> Error {
         Error::HttpProtocolError
     } else {
         Error::ConnectionTerminated
+    }
+}
+
+/// What a guest is told of an error of [`ResponseBody`].
+pub(super) fn code_of_body(error: &Error) -> ErrorCode {
+    match error {
+        Error::ConnectionReadTimeout => ErrorCode::ConnectionReadTimeout,
+        Error::HttpResponseBodySize(size) => ErrorCode::HttpResponseBodySize(*size),
+        _ => ErrorCode::HttpResponseIncomplete,
     }
 }
 
@@ -210,7 +220,8 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => this.end(of_hyper(&error)),
+            // Whatever it was, there is no more of it.
+            Some(Err(_)) => this.end(Error::HttpResponseIncomplete),
             None => {
                 this.body = None;
                 Poll::Ready(None)

@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
-use wasmtime_wasi_http::p2::bindings::http::types::{HostOutgoingRequest as _, Method, Scheme};
+use wasmtime_wasi_http::p2::bindings::http::types::{Host as _, HostOutgoingRequest as _, IoError, Method, Scheme};
 use wasmtime_wasi_http::p2::types::HostOutgoingRequest;
-use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_http::{Error, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 pub use addresses::{Network, NotANetwork};
 pub use connect::{HttpLimits, HttpSettings, Outbound};
@@ -111,6 +111,15 @@ pub(super) fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             Ok((set,))
         },
     )?;
+    // The engine's own does not know the errors of a body again.
+    types.func_wrap("http-error-code", |mut store: StoreContextMut<'_, Host>, (of,): (Resource<IoError>,)| {
+        let host = store.data_mut();
+        let code = match host.table.get(&of)?.downcast_ref::<Error>() {
+            Some(error) => Some(exchange::code_of_body(error)),
+            None => host.http().http_error_code(of)?,
+        };
+        Ok((code,))
+    })?;
     linker.allow_shadowing(false);
     Ok(())
 }
