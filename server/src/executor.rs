@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::clock;
 use crate::grants::Grants;
@@ -28,6 +28,8 @@ pub struct Job {
     pub grants: Arc<Grants>,
     /// Its handle, with its place.
     pub control: Arc<Control>,
+    /// Who is told of its end, where it is of no task that is stored. Its lines come with its end.
+    pub told: Option<oneshot::Sender<Report>>,
 }
 
 /// How an attempt ended.
@@ -75,7 +77,8 @@ impl Executor {
     pub fn start(&self, job: Job) {
         let Executor { floods, sandbox, on_line, report, .. } = self.clone();
         self.guests.spawn(async move {
-            let Job { task, program, limits, grants, control } = job;
+            let Job { task, program, limits, grants, control, told } = job;
+            let on_line = if told.is_some() { Arc::new(|_: &LogBuffer| {}) } else { on_line };
             let log = LogBuffer::new(task.id, task.attempt, limits.log_bytes, on_line);
             let since = task.started_at.unwrap_or_else(clock::now).millis_since(task.ready_at);
             let attempt = Attempt {
@@ -97,7 +100,8 @@ impl Executor {
             let ended_at = clock::now();
             // A flood of lines is stored at its own pace, which holds up nothing else. Few attempts wait for
             // that at once, as each keeps its slot; what is more is stored with the attempt's end.
-            if log.is_flooded()
+            if told.is_none()
+                && log.is_flooded()
                 && let Ok(_turn) = floods.try_acquire()
             {
                 control.park();
@@ -109,7 +113,14 @@ impl Executor {
             // Everything the attempt held is free before its end is told: what waits for room finds it.
             control.leave();
             let (id, attempt) = (task.id, task.attempt);
-            log.drain(|news| report(Report { id, attempt, end, ended_at, news }));
+            log.drain(|news| {
+                let ended = Report { id, attempt, end, ended_at, news };
+                match told {
+                    // Whoever asked may have gone away.
+                    Some(told) => drop(told.send(ended)),
+                    None => report(ended),
+                }
+            });
         });
     }
 }

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use tokio::sync::Notify;
+
 use crate::grants::Grants;
 use crate::limits::{LimitOverrides, Limits};
 use crate::sandbox::Program;
@@ -47,7 +49,11 @@ pub struct TaskType {
 
 /// Every task type and every version that is loaded.
 #[derive(Default)]
-pub struct Registry(RwLock<Inner>);
+pub struct Registry {
+    inner: RwLock<Inner>,
+    /// Told when a version has changed.
+    changed: Notify,
+}
 
 #[derive(Default)]
 struct Inner {
@@ -91,6 +97,7 @@ impl Registry {
     /// Adds a version.
     pub fn put_version(&self, digest: Digest, version: Version) {
         self.write().versions.insert(digest, version);
+        self.changed.notify_waiters();
     }
 
     /// The type that `name` means for a tenant: its own before a shared one.
@@ -117,17 +124,28 @@ impl Registry {
         all
     }
 
+    /// Waits until a version is no longer being compiled.
+    pub async fn compiled(&self, digest: Digest) {
+        loop {
+            let changed = self.changed.notified();
+            if !matches!(self.version(digest), Some(Version::Compiling)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// A version, where it is loaded.
     pub fn version(&self, digest: Digest) -> Option<Version> {
         self.read().versions.get(&digest).cloned()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Inner> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

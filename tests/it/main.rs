@@ -10,6 +10,7 @@ mod config;
 mod durability;
 mod durable;
 mod events;
+mod granted;
 mod keys;
 mod labels;
 mod lifecycle;

@@ -46,6 +46,11 @@ fn blocks() -> Vec<Block> {
 #[test]
 fn every_command_answers_what_the_readme_shows() {
     let server = Setup::new(&[]).with_components(None).start();
+    // The component that its reader has built.
+    let here = crate::support::temp_dir();
+    let echo = server.client.get("/task-types/echo").expect(200).json();
+    let path = format!("/task-types/echo/versions/{}", echo["version"].as_str().unwrap());
+    std::fs::write(here.path().join("echo.wasm"), server.client.get(&path).expect(200).body).unwrap();
     let mut id = String::new();
     let mut seen = BTreeMap::<&str, u32>::new();
     let blocks = blocks();
@@ -60,7 +65,7 @@ fn every_command_answers_what_the_readme_shows() {
                 if command.contains("/result") {
                     server.client.wait_for_status(&id, "Completed");
                 }
-                let answer = shell(command, &server, &id);
+                let answer = shell(command, &server, &id, here.path());
                 if id.is_empty() {
                     id = answer["id"].as_str().unwrap().to_owned();
                 }
@@ -71,7 +76,7 @@ fn every_command_answers_what_the_readme_shows() {
             }
         }
     }
-    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [("curl", 9), ("serve", 1), ("test", 1)]);
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [("curl", 11), ("serve", 1), ("test", 1)]);
 }
 
 /// The first command of a newcomer: cargo starts the server, and it serves.
@@ -122,9 +127,9 @@ fn the_example_is_the_real_one() {
     assert_eq!(rust.text.trim(), file.trim());
 }
 
-fn shell(command: &str, server: &Server, id: &str) -> Value {
+fn shell(command: &str, server: &Server, id: &str, here: &Path) -> Value {
     let command = command.replace("127.0.0.1:8080", &server.address);
-    let output = Command::new("sh").arg("-ec").arg(&command).env("ID", id).output().unwrap();
+    let output = Command::new("sh").arg("-ec").arg(&command).env("ID", id).current_dir(here).output().unwrap();
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -136,7 +141,8 @@ fn shape(name: &str, value: &Value) -> Value {
         Value::Array(items) => items.iter().map(|item| shape(name, item)).collect(),
         Value::Number(_) if name != "status" => "a number".into(),
         Value::String(_)
-            if name.ends_with("_at") || matches!(name, "id" | "component" | "object" | "next_times" | "until") =>
+            if name.ends_with("_at")
+                || matches!(name, "id" | "component" | "object" | "next_times" | "until" | "version") =>
         {
             "a text".into()
         }

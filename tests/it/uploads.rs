@@ -2,6 +2,7 @@
 
 mod compiling;
 mod refused;
+mod trial;
 
 use serde_json::{Value, json};
 
@@ -239,4 +240,42 @@ fn old_versions_go_when_nothing_refers_to_them() {
     wait_for("the first version to go", || (!versions(client).contains(&first)).then_some(()));
     client.get(&format!("/task-types/mine/versions/{}", first.as_str().unwrap())).problem(404);
     wait_for("its code to go", || (code(&first) == 0).then_some(()));
+}
+
+/// A component that has more of something than a slot of the pool has room for.
+#[test]
+fn a_component_larger_than_a_slot() {
+    let server = server(&[]);
+    let client = &server.client;
+    let more = "(core instance (instantiate $More))".repeat(20);
+    let large = wat::parse_str(format!(
+        r#"(component
+          (import "taskcell:task/types@0.1.0" (instance $types
+            (type $retry' (record (field "message" string) (field "after-ms" (option u32))))
+            (export "retry" (type $retry (eq $retry')))
+            (type $failure' (variant (case "permanent" string) (case "transient" $retry)))
+            (export "failure" (type (eq $failure')))))
+          (alias export $types "failure" (type $failure))
+          (core module $More (table 20000 funcref))
+          {more}
+          (core module $Main
+            (memory (export "memory") 1)
+            (func (export "realloc") (param i32 i32 i32 i32) (result i32) i32.const 64)
+            (func (export "run") (param i32 i32) (result i32)
+              (i32.store (i32.const 4) (local.get 0)) (i32.store (i32.const 8) (local.get 1)) (i32.const 0)))
+          (core instance $main (instantiate $Main))
+          (alias core export $main "memory" (core memory $memory))
+          (alias core export $main "realloc" (core func $realloc))
+          (alias core export $main "run" (core func $run))
+          (type $run (func (param "input" string) (result (result string (error $failure)))))
+          (func (export "run") (type $run) (canon lift (core func $run) (memory $memory) (realloc $realloc))))"#
+    ))
+    .unwrap();
+    upload(client, "large", &large);
+    let task = client.run(&json!({"task_type": "large", "input": "as it was"}));
+    assert_eq!(task["output"], "as it was", "{task:#}");
+    let peak = task["usage"]["peak_memory_bytes"].as_u64().unwrap();
+    assert!(peak >= 20 * 20_000 * 8, "its tables count: {peak}");
+    let failed = client.failure(&json!({"task_type": "large", "limits": {"memory_bytes": 1_000_000}}));
+    assert_eq!(failed["error"]["kind"], "memory_exceeded");
 }

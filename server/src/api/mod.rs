@@ -21,6 +21,7 @@ mod server;
 mod task_list;
 mod task_types;
 mod tasks;
+mod trial;
 mod uploads;
 mod wire;
 
@@ -116,6 +117,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(task_types::list))
         .routes(routes!(task_types::get, task_types::patch, uploads::put, uploads::remove))
         .routes(routes!(uploads::bytes))
+        .routes(routes!(trial::test))
         .routes(routes!(operations::healthz))
         .routes(routes!(operations::readyz))
         .routes(routes!(operations::metrics))

@@ -226,10 +226,7 @@ pub(super) async fn patch(
         serde_json::from_slice(&body.bytes).map_err(|error| Problem::internal(&error.into()))?;
     let version = match version {
         None => patch.get("version").map(|_| None),
-        Some(text) => Some(Some(Digest::parse(&text).ok_or_else(|| {
-            let detail = "is no digest: sha256: and 64 hexadecimal digits".to_owned();
-            Problem::fields(vec![FieldError { pointer: "#/version".into(), detail }])
-        })?)),
+        Some(text) => Some(Some(digest_at("#/version", &text)?)),
     };
     let patch = SettingsPatch {
         patch,
@@ -245,6 +242,14 @@ pub(super) async fn patch(
     let mut response = wire::json_bytes(StatusCode::OK, text);
     add_tag(&mut response, &tag);
     Ok(response)
+}
+
+/// A digest in a body.
+pub(super) fn digest_at(pointer: &str, text: &str) -> Result<Digest, Problem> {
+    Digest::parse(text).ok_or_else(|| {
+        let detail = "is no digest: sha256: and 64 hexadecimal digits".to_owned();
+        Problem::fields(vec![FieldError { pointer: pointer.into(), detail }])
+    })
 }
 
 pub(super) fn find(api: &Api, name: Option<String>) -> Result<registry::TaskType, Problem> {

@@ -14,9 +14,10 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::conditional;
 use super::extract::{self, NameInPath, Query};
+use super::prefer;
 use super::problem::{Kind, Problem, problems};
 use super::task_types::{TaskTypeWithVersions, add_tag, find, whole};
-use super::tasks::set;
+use super::tasks::{set, waited};
 use super::wire;
 use crate::manager::{FieldError, Refused, Seen, Uploaded};
 use crate::sandbox;
@@ -66,12 +67,14 @@ pub(super) struct RemovedType {
         ("name" = String, Path, description = "The name of the type: `[a-z0-9][a-z0-9-]{0,62}`"),
         ("If-Match" = Option<String>, Header, description = "Only where the type has one of these entity tags"),
         ("If-None-Match" = Option<String>, Header, description = "`*`: only where there is no type of this name"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: hold the answer for up to N seconds, at most 60, until it is compiled", example = "wait=60"),
     ),
     request_body(content = Vec<u8>, content_type = "application/wasm", description = "The component"),
     responses(
         (status = 201, description = "The new type, once it is stored", body = TaskTypeWithVersions, headers(
             ("ETag" = String, description = "The entity tag"),
-            ("Location" = String, description = "The path of the type"))),
+            ("Location" = String, description = "The path of the type"),
+            ("Preference-Applied" = String, description = "`wait=N`, where it was asked for"))),
         (status = 200, description = "The type with its new version, once that is stored", body = TaskTypeWithVersions,
             headers(("ETag" = String, description = "The entity tag"))),
         PutProblems,
@@ -88,6 +91,7 @@ pub(super) async fn put(
         Problem::new(Kind::Malformed, detail)
     })?;
     let seen = seen(&api, &name, request.headers()).await?;
+    let wait = prefer::wait_seconds(request.headers());
     let body = api.uploads.read(request, api.max_component_bytes).await?;
     let bytes = body.bytes.clone();
     // As many at once as there are turns: each takes a processor for a moment.
@@ -102,6 +106,9 @@ pub(super) async fn put(
     })?;
     let uploaded = api.manager.put_task_type(&api.tenant, &name, digest, body.bytes.clone(), seen).await?;
     drop(body);
+    if let Some(seconds) = wait {
+        api.manager.wait_compiled(digest, Duration::from_secs(seconds)).await;
+    }
     let (text, tag) = whole(&api, &find(&api, Some(name.clone()))?).await?;
     let status = match uploaded {
         Uploaded::Created => StatusCode::CREATED,
@@ -109,6 +116,7 @@ pub(super) async fn put(
     };
     let mut response = wire::json_bytes(status, text);
     add_tag(&mut response, &tag);
+    waited(&mut response, wait);
     if uploaded == Uploaded::Created
         && let Ok(path) = HeaderValue::try_from(format!("/task-types/{name}"))
     {

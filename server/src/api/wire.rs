@@ -199,7 +199,7 @@ impl<'a> TaskStatus<'a> {
 }
 
 /// JSON that is written as it is.
-fn raw(json: &str) -> Result<&RawValue, Problem> {
+pub(super) fn raw(json: &str) -> Result<&RawValue, Problem> {
     serde_json::from_str(json)
         .map_err(|error| Problem::internal(&anyhow::Error::new(error).context("a stored value is no JSON")))
 }

@@ -10,6 +10,7 @@ pub mod live;
 pub mod log;
 mod memory;
 mod objects;
+mod repeatable;
 mod timer;
 mod wasi;
 
@@ -20,6 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use wasmtime::component::{HasData, HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::WasiCtx;
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 
 use memory::HANDLE_BYTES;
 pub use memory::{HostMemory, MAX_TABLE_ELEMENTS, MemoryRefused, NoMemoryLeft, TaskMemory, is_out_of_memory};
@@ -74,6 +76,9 @@ pub struct Services {
 /// The state of one attempt.
 pub struct Host {
     wasi: WasiCtx,
+    /// The clock, where it is not everybody's.
+    time: Option<repeatable::Time>,
+    config: WasiConfigVariables,
     table: ResourceTable,
     services: Services,
     id: TaskId,
@@ -126,9 +131,13 @@ impl Host {
             HostMemory::new(limits.host_memory_bytes, if uses_http { http::HANDLE_BYTES } else { HANDLE_BYTES });
         let mut table = ResourceTable::new();
         table.set_max_capacity(host_memory.max_handles());
+        let (wasi, time) = wasi::context(&log, &grants, of.id);
+        let config = grants.config.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let http = http::Http::new(services.outbound.clone(), grants, host_memory.clone(), log.clone());
         Host {
-            wasi: wasi::deny_all(&log),
+            wasi,
+            time,
+            config,
             table,
             services,
             id: of.id,
@@ -192,7 +201,12 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     use blocking_world::taskcell::task as blocking;
     use task_world::taskcell::task;
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    wasmtime_wasi_config::add_to_linker(linker, |host: &mut Host| {
+        host.calls += 1;
+        WasiConfig::from(&host.config)
+    })?;
     http::add_to_linker(linker)?;
+    repeatable::add_to_linker(linker)?;
     task::types::add_to_linker::<_, HasSelf<_>>(linker, |host: &mut Host| host)?;
     task::context::add_to_linker::<_, HasSelf<_>>(linker, |host: &mut Host| host)?;
     task::timer::add_to_linker::<_, HasHost>(linker, |host: &mut Host| host)?;

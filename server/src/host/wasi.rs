@@ -1,6 +1,6 @@
-//! WASI 0.2 for guests that were built against it. Everything is denied: no files, no network, no
-//! environment, no arguments, an empty stdin. Clocks and randomness are there. What goes to stdout
-//! and stderr becomes log lines.
+//! WASI 0.2 for guests that were built against it. Everything is denied but what is granted: no files, no
+//! network, no arguments, an empty stdin, an environment of what the type is given. Clocks and randomness are
+//! there. What goes to stdout and stderr becomes log lines.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,9 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::Host;
 use super::log::{LogBuffer, LogLevel};
+use super::repeatable::{self, Time};
+use crate::grants::Grants;
+use crate::task::TaskId;
 
 /// Most random bytes for one call. A guest gets more by calling again, and can be stopped between.
 const MAX_RANDOM_BYTES: u64 = 64 * 1024;
@@ -23,12 +26,16 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// A longer line is several lines.
 const LINE_BYTES: usize = 8 * 1024;
 
-pub(super) fn deny_all(log: &LogBuffer) -> WasiCtx {
-    WasiCtxBuilder::new()
+/// What a guest sees of WASI, and its time where that is not everybody's.
+pub(super) fn context(log: &LogBuffer, grants: &Grants, id: TaskId) -> (WasiCtx, Option<Time>) {
+    let env: Vec<_> = grants.env.iter().collect();
+    let mut wasi = WasiCtxBuilder::new();
+    let time = grants.deterministic.then(|| repeatable::put_in(&mut wasi, id));
+    wasi.envs(&env)
         .stdout(LineStream::new(log.clone(), LogLevel::Info))
         .stderr(LineStream::new(log.clone(), LogLevel::Warn))
-        .max_random_size(MAX_RANDOM_BYTES)
-        .build()
+        .max_random_size(MAX_RANDOM_BYTES);
+    (wasi.build(), time)
 }
 
 impl WasiView for Host {

@@ -81,6 +81,8 @@ impl Core {
             Command::Bulk(command) => Ok(Done::Bulk(self.apply_bulk(command, now)?)),
             Command::Settings(command) => Ok(Done::Settings(self.apply_settings(command)?)),
             Command::Type(command) => Ok(Done::Type(Box::new(self.apply_type(command, now)?))),
+            Command::Trial(_) if self.draining.is_some() => Ok(Done::Refused(Refused::Draining)),
+            Command::Trial(_) => Ok(Done::Trial(self.place())),
             Command::IsStored { tenant, id, .. } => Ok(match self.store.task_head(tenant, *id)? {
                 Some(_) => Done::Nothing,
                 None => Done::Refused(Refused::NotFound),

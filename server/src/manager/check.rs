@@ -17,8 +17,20 @@ pub(super) fn new_item(
     tenant: &Arc<str>,
     new: NewTask,
 ) -> Result<NewItem, Refused> {
+    new_item_of(registry, defaults, ceiling, tenant, new, None)
+}
+
+/// The same of any version.
+pub(super) fn new_item_of(
+    registry: &Registry,
+    defaults: &Limits,
+    ceiling: &Limits,
+    tenant: &Arc<str>,
+    new: NewTask,
+    version: Option<Digest>,
+) -> Result<NewItem, Refused> {
     let task_type = registry.find(tenant, &new.task_type).ok_or(Refused::UnknownTaskType)?;
-    let Some(component) = task_type.current.filter(|current| is_usable(registry, *current)) else {
+    let Some(component) = version.or(task_type.current).filter(|current| is_usable(registry, *current)) else {
         return Err(Refused::TypeNotReady);
     };
     let mut errors = Vec::new();

@@ -152,6 +152,8 @@ pub(super) enum Done {
     Bulk(BulkDone),
     Settings(SettingsDone),
     Type(Box<TypeDone>),
+    /// Room for what is no task, if there is any.
+    Trial(Option<Place>),
 }
 
 /// A task that is there now.
@@ -295,7 +297,7 @@ impl Core {
         match self.transaction(&commands, now) {
             Ok((done, Started { starts, ended, full })) => {
                 self.backlog.committed(now);
-                self.tell(commands, done, kept);
+                self.tell(commands, done, now, kept);
                 starts.into_iter().for_each(|start| self.start(start));
                 ended.into_iter().for_each(|id| self.tell_ended(id));
                 // Looked at only now: who began to listen before the commit, and read what was there, waits
@@ -382,7 +384,7 @@ impl Core {
         let grants = self.registry.grants(&task.tenant, &task.task_type);
         let running = Running { task: task.clone(), control: control.clone(), progress: None, then: Vec::new() };
         self.running.insert(task.id, running);
-        (self.workers.run)(Job { task, program, limits, grants, control });
+        (self.workers.run)(Job { task, program, limits, grants, control, told: None });
     }
 
     /// Logs why the store did not take a transaction, now and then.

@@ -8,6 +8,7 @@ mod changes;
 mod check;
 mod core;
 mod held;
+mod logs;
 #[cfg(test)]
 mod model;
 mod objects;
@@ -15,11 +16,11 @@ mod refused;
 mod schedules;
 mod settings;
 mod tell;
+mod trial;
 mod types;
 mod upkeep;
 mod waiters;
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -31,17 +32,19 @@ pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
 pub use refused::{FieldError, Refused, add_segment, push_encoded};
 pub use settings::SettingsPatch;
+pub use trial::LONGEST as LONGEST_TRIAL;
 pub(crate) use types::promoted;
 pub use types::{Seen, Uploaded};
 
 use bulk::BulkCommand;
 use objects::PutObject;
 use settings::SettingsCommand;
+use trial::TrialCommand;
 use types::TypeCommand;
 
 use crate::executor::Report;
 use crate::host::live::LiveAttempts;
-use crate::host::log::{LogBuffer, News};
+use crate::host::log::News;
 use crate::limits::{LimitOverrides, Limits};
 use crate::registry::{Registry, TaskType, Version};
 use crate::schedules::{Cron, Schedule, Spec};
@@ -50,14 +53,6 @@ use crate::task::{AttemptRecord, Digest, Labels, RetryOverrides, Status, Task, T
 
 /// Requests that may wait for the manager's thread. More are refused: they would only wait longer.
 const MAX_WAITING: usize = 8192;
-
-/// How long a full log buffer waits for more lines before it is stored.
-const LOG_DELAY: Duration = Duration::from_millis(100);
-
-/// Log text that is stored at once, and how many times as long as that took is then waited.
-const LOG_BYTES_AT_ONCE: usize = 1 << 20;
-const LOG_PAUSE: u32 = 9;
-const LONGEST_LOG_PAUSE: Duration = Duration::from_secs(1);
 
 type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
@@ -172,6 +167,7 @@ enum Command {
     Bulk(BulkCommand),
     Settings(Box<SettingsCommand>),
     Type(Box<TypeCommand>),
+    Trial(Box<TrialCommand>),
     /// Answered once everything before it was done.
     Flush {
         reply: Reply<()>,
@@ -515,48 +511,6 @@ impl Manager {
     /// Whether the store answers.
     pub async fn ping(&self) -> Result<(), Refused> {
         Ok(self.0.readers.ping().await?)
-    }
-
-    /// Stores what attempts say some time after they said it, so that much goes into one transaction. It
-    /// takes its time: a flood of lines fills its writers' buffers, up to their limit, and holds up
-    /// nothing else. Each attempt gets its turn, so that who says little does not wait for who says much.
-    pub async fn store_logs(self, mut full: tokio::sync::mpsc::UnboundedReceiver<LogBuffer>) {
-        // At most one for each attempt.
-        let mut buffers = VecDeque::new();
-        loop {
-            if buffers.is_empty() {
-                let Some(first) = full.recv().await else { return };
-                buffers.push_back(first);
-                tokio::time::sleep(LOG_DELAY).await;
-            }
-            while let Ok(buffer) = full.try_recv() {
-                buffers.push_back(buffer);
-            }
-            let mut bytes = 0;
-            while bytes < LOG_BYTES_AT_ONCE
-                && let Some(buffer) = buffers.pop_front()
-            {
-                let (id, attempt) = buffer.of();
-                // Sent while the buffer is held: the attempt's end, which takes the rest, comes after.
-                let more = buffer.drain_some(|news| {
-                    bytes += news.bytes();
-                    if !news.is_empty() {
-                        self.send(Command::Log { id, attempt, news });
-                    }
-                });
-                if more {
-                    buffers.push_back(buffer);
-                }
-            }
-            if bytes >= LOG_BYTES_AT_ONCE {
-                let started = tokio::time::Instant::now();
-                let pause = match self.ask(|reply| Command::Flush { reply }).await {
-                    Ok(()) => started.elapsed() * LOG_PAUSE,
-                    Err(_) => LONGEST_LOG_PAUSE,
-                };
-                tokio::time::sleep(pause.min(LONGEST_LOG_PAUSE)).await;
-            }
-        }
     }
 
     fn add_live(&self, task: &mut Task) {

@@ -5,11 +5,11 @@ use super::core::{Core, Created, Done, Start};
 use super::{Answer, Command, Refused, Stored, answer};
 use crate::sandbox::Stop;
 use crate::store::StoreError;
-use crate::task::TaskId;
+use crate::task::{TaskId, Timestamp};
 
 impl Core {
     /// Answers what a committed transaction did. What has to be done again goes to `again`.
-    pub(super) fn tell(&mut self, commands: Vec<Command>, done: Vec<Done>, again: &mut Vec<Command>) {
+    pub(super) fn tell(&mut self, commands: Vec<Command>, done: Vec<Done>, now: Timestamp, again: &mut Vec<Command>) {
         for (command, done) in commands.into_iter().zip(done) {
             match (command, done) {
                 (Command::Create { item, reply: Answer::Ended(reply) }, Done::Held) => self.held.add(item, reply),
@@ -62,6 +62,8 @@ impl Core {
                 }
                 (Command::Bulk(command), Done::Bulk(done)) => self.tell_bulk(command, done),
                 (Command::Settings(command), Done::Settings(done)) => self.tell_settings(*command, done),
+                (Command::Trial(command), Done::Trial(place)) => self.tell_trial(*command, place, now),
+                (Command::Trial(command), Done::Refused(why)) => command.refuse(why),
                 (Command::Type(command), Done::Type(done)) => self.tell_type(*command, *done),
                 (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
                 // The others have nobody to answer to.
@@ -147,6 +149,7 @@ impl Core {
                 Command::Flush { reply } | Command::DeleteSchedule { reply, .. } => answer(reply, Err(refusal())),
                 Command::Bulk(command) => kept.extend(command.refuse(refusal()).map(Command::Bulk)),
                 Command::Settings(command) => command.refuse(refusal()),
+                Command::Trial(command) => command.refuse(refusal()),
                 Command::Type(command) => {
                     kept.extend(command.refuse(refusal()).map(|kept| Command::Type(Box::new(kept))))
                 }

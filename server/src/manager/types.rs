@@ -110,6 +110,11 @@ impl Manager {
         self.ask(|reply| Command::Type(Box::new(TypeCommand::Put { tenant, name, digest, bytes, seen, reply }))).await
     }
 
+    /// Waits until a version is no longer being compiled, but no longer than `wait`.
+    pub async fn wait_compiled(&self, digest: Digest, wait: std::time::Duration) {
+        let _ = tokio::time::timeout(wait, self.0.registry.compiled(digest)).await;
+    }
+
     /// Takes what came of compiling a component, by the compiler `by`.
     pub fn compiled(&self, digest: Digest, by: Arc<str>, compiled: Compiled) {
         self.send(Command::Type(Box::new(TypeCommand::Compiled { digest, by, compiled })));

@@ -57,9 +57,37 @@ impl CodeCache {
         format!("{}-{}-", digest.hex(), CodeCache::compiler(engine))
     }
 
-    /// A component whose code is in the cache.
-    pub(super) fn get(&self, engine: &Engine, digest: Digest) -> Option<Component> {
-        self.load(engine, &CodeCache::prefix(engine, digest))
+    /// Where the code of a component is, if it is whole.
+    pub(super) fn get(&self, engine: &Engine, digest: Digest) -> Option<PathBuf> {
+        let prefix = CodeCache::prefix(engine, digest);
+        let found = std::fs::read_dir(&self.dir).ok()?.filter_map(Result::ok).find_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let hash = name.strip_prefix(&prefix)?.strip_suffix(".cwasm")?.to_owned();
+            Some((entry.path(), hash))
+        });
+        let (path, hash) = found?;
+        match hash_of(&path) {
+            Ok(found) if found == hash => {
+                self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
+                Some(path)
+            }
+            Ok(_) => {
+                tracing::warn!(path = %path.display(), "compiled code is damaged and is compiled again");
+                let _ = std::fs::remove_file(&path);
+                None
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot read compiled code");
+                None
+            }
+        }
+    }
+
+    /// Maps code that [`get`](Self::get) has found.
+    pub(super) fn load(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
+        // SAFETY: the file has the hash under which it was put there by `store` or `adopt`, in a directory that
+        // tasks cannot reach.
+        unsafe { Component::deserialize_file(engine, path) }
     }
 
     /// Removes all code of a component.
@@ -86,65 +114,9 @@ impl CodeCache {
         Ok(())
     }
 
-    pub(super) fn compile(&self, engine: &Engine, digest: Digest, bytes: &[u8]) -> anyhow::Result<Component> {
+    /// Puts code into the cache.
+    pub(super) fn store(&self, engine: &Engine, digest: Digest, code: &[u8]) -> anyhow::Result<()> {
         let prefix = CodeCache::prefix(engine, digest);
-        let code = engine.precompile_component(bytes)?;
-        match self.store(&prefix, &code) {
-            Ok(path) => {
-                // SAFETY: this process has just written the file, from the compiler's output.
-                match unsafe { Component::deserialize_file(engine, &path) } {
-                    Ok(component) => {
-                        self.note_used(path);
-                        return Ok(component);
-                    }
-                    Err(error) => tracing::warn!(path = %path.display(), %error, "cannot map compiled code"),
-                }
-            }
-            // A cache that cannot be written only costs time at the next start.
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot cache compiled code"),
-        }
-        // SAFETY: `code` is what the compiler has just put out.
-        Ok(unsafe { Component::deserialize(engine, &code) }?)
-    }
-
-    fn load(&self, engine: &Engine, prefix: &str) -> Option<Component> {
-        let found = std::fs::read_dir(&self.dir).ok()?.filter_map(Result::ok).find_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let hash = name.strip_prefix(prefix)?.strip_suffix(".cwasm")?.to_owned();
-            Some((entry.path(), hash))
-        });
-        let (path, hash) = found?;
-        match hash_of(&path) {
-            Ok(found) if found == hash => {}
-            Ok(_) => {
-                tracing::warn!(path = %path.display(), "compiled code is damaged and is compiled again");
-                let _ = std::fs::remove_file(&path);
-                return None;
-            }
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot read compiled code");
-                return None;
-            }
-        }
-        // SAFETY: the file has the hash under which `store` put it there, in a directory that tasks
-        // cannot reach.
-        match unsafe { Component::deserialize_file(engine, &path) } {
-            Ok(component) => {
-                self.note_used(path);
-                Some(component)
-            }
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot load compiled code");
-                None
-            }
-        }
-    }
-
-    fn note_used(&self, path: PathBuf) {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
-    }
-
-    fn store(&self, prefix: &str, code: &[u8]) -> anyhow::Result<PathBuf> {
         let hash = Digest(Sha256::digest(code).into()).hex();
         let path = self.dir.join(format!("{prefix}{hash}.cwasm"));
         // Under another name until it is whole: whoever looks sees all of it or nothing.
@@ -153,7 +125,7 @@ impl CodeCache {
         file.write_all(code)?;
         file.sync_all()?;
         std::fs::rename(&partial, &path)?;
-        Ok(path)
+        Ok(())
     }
 }
 

@@ -98,8 +98,16 @@ pub(super) fn compiler() -> anyhow::Result<Engine> {
     Engine::new(&config).map_err(anyhow::Error::from).context("cannot create the compiler")
 }
 
+/// An engine for what does not fit into a pool's slots. What an attempt may have is bounded by its limits, and
+/// what a component may consist of by `precheck.rs`.
+pub(super) fn on_demand() -> anyhow::Result<Engine> {
+    let mut config = base();
+    config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+    Engine::new(&config).map_err(anyhow::Error::from).context("cannot create the WebAssembly engine")
+}
+
 /// Makes the engine with a pool, or without one where the machine cannot hold it.
-pub(super) fn engine(settings: &EngineSettings) -> anyhow::Result<Engine> {
+pub(super) fn pooled(settings: &EngineSettings) -> anyhow::Result<Engine> {
     let mut config = base();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(settings)));
     match Engine::new(&config) {
@@ -115,30 +123,25 @@ pub(super) fn engine(settings: &EngineSettings) -> anyhow::Result<Engine> {
                 "cannot reserve the address space for the slots: every attempt maps its memory anew, which is \
                  several times slower; lower --max-running, or raise the limit of the address space (ulimit -v)"
             );
-            let mut config = base();
-            config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
-            Engine::new(&config).map_err(anyhow::Error::from).context("cannot create the WebAssembly engine")
+            on_demand()
         }
     }
 }
 
-/// Advances the engine's epoch from a thread of its own, so that nothing a guest does can stop it.
+/// Advances the engines' epochs from a thread of its own, so that nothing a guest does can stop it.
 pub(super) struct Ticker {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Ticker {
-    pub(super) fn start(engine: &Engine) -> anyhow::Result<Ticker> {
+    pub(super) fn start(engines: [&Engine; 2]) -> anyhow::Result<Ticker> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (engine, stopped) = (engine.weak(), stop.clone());
+        let (engines, stopped) = (engines.map(Engine::weak), stop.clone());
         let thread = std::thread::Builder::new().name("epoch".into()).spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 std::thread::sleep(TICK);
-                match engine.upgrade() {
-                    Some(engine) => engine.increment_epoch(),
-                    None => break,
-                }
+                engines.iter().filter_map(wasmtime::EngineWeak::upgrade).for_each(|engine| engine.increment_epoch());
             }
         })?;
         Ok(Ticker { stop, thread: Some(thread) })

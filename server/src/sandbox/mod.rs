@@ -38,8 +38,10 @@ const YIELD_FUEL: u64 = 1_000_000;
 
 /// Compiles components and runs attempts.
 pub struct Sandbox {
-    engine: wasmtime::Engine,
-    linker: Linker<Host>,
+    /// Its slots are pooled.
+    pooled: Linker<Host>,
+    /// For what does not fit into a slot: it maps all its memory anew for each attempt.
+    large: Linker<Host>,
     cache: CodeCache,
     room: Arc<Room>,
     services: Services,
@@ -48,6 +50,7 @@ pub struct Sandbox {
 
 /// A component that is compiled and linked, ready for any number of attempts.
 pub struct Program {
+    engine: wasmtime::Engine,
     world: World,
     /// What it imports, by name.
     pub imports: Vec<String>,
@@ -98,25 +101,51 @@ impl Sandbox {
         room: Arc<Room>,
         services: Services,
     ) -> anyhow::Result<Sandbox> {
-        let engine = engine::engine(settings)?;
-        let mut linker = Linker::new(&engine);
-        host::add_to_linker(&mut linker)?;
-        let ticker = Ticker::start(&engine)?;
-        Ok(Sandbox { engine, linker, cache, room, services, _ticker: ticker })
+        let linker = |engine: wasmtime::Engine| -> anyhow::Result<Linker<Host>> {
+            let mut linker = Linker::new(&engine);
+            host::add_to_linker(&mut linker)?;
+            Ok(linker)
+        };
+        let (pooled, large) = (linker(engine::pooled(settings)?)?, linker(engine::on_demand()?)?);
+        let ticker = Ticker::start([pooled.engine(), large.engine()])?;
+        Ok(Sandbox { pooled, large, cache, room, services, _ticker: ticker })
     }
 
     /// Checks a component, compiles it and links it. Blocks for as long as that takes, and uses as much of the
     /// machine: for components of the operator only.
     pub fn compile(&self, digest: Digest, bytes: &[u8]) -> anyhow::Result<Program> {
         precheck::check(bytes)?;
-        let component = self.cache.compile(&self.engine, digest, bytes)?;
-        self.program(component)
+        let code = self.pooled.engine().precompile_component(bytes)?;
+        if let Err(error) = self.cache.store(self.pooled.engine(), digest, &code) {
+            // A cache that cannot be written only costs time at the next start.
+            tracing::warn!(error = format!("{error:#}"), "cannot cache compiled code");
+        } else if let Some(loaded) = self.load(digest) {
+            return loaded;
+        }
+        // SAFETY: `code` is what the compiler has just put out.
+        let map = |linker: &Linker<Host>| unsafe { Component::deserialize(linker.engine(), &code) };
+        match map(&self.pooled) {
+            Ok(component) => self.program(&self.pooled, &component),
+            Err(_) => self.program(&self.large, &map(&self.large)?),
+        }
     }
 
     /// Links a component that was compiled before; `None`: it was not.
     pub fn load(&self, digest: Digest) -> Option<anyhow::Result<Program>> {
-        let component = self.cache.get(&self.engine, digest)?;
-        Some(self.program(component))
+        // Both take the same code.
+        let path = self.cache.get(self.pooled.engine(), digest)?;
+        let loaded = match CodeCache::load(self.pooled.engine(), &path) {
+            Ok(component) => self.program(&self.pooled, &component),
+            // It has more of something than a slot has room for.
+            Err(_) => match CodeCache::load(self.large.engine(), &path) {
+                Ok(component) => self.program(&self.large, &component),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), error = format!("{error:#}"), "cannot load compiled code");
+                    return None;
+                }
+            },
+        };
+        Some(loaded)
     }
 
     /// Removes the code of a component that is gone. Attempts that run it go on.
@@ -126,7 +155,7 @@ impl Sandbox {
 
     /// Which compiler this is: another may take what this one refuses.
     pub fn compiler(&self) -> String {
-        CodeCache::compiler(&self.engine)
+        CodeCache::compiler(self.pooled.engine())
     }
 
     /// Compiles a component of a client in a process of its own, within `limits`, and links it. Blocks for
@@ -134,7 +163,7 @@ impl Sandbox {
     pub fn compile_apart(&self, digest: Digest, bytes: &[u8], limits: CompileLimits) -> Result<Program, NotCompiled> {
         let (partial, file) = self.cache.begin(digest).map_err(|error| NotCompiled::Failed(error.into()))?;
         apart::compile(bytes, file, limits)?;
-        self.cache.adopt(&self.engine, digest, &partial).map_err(NotCompiled::Failed)?;
+        self.cache.adopt(self.pooled.engine(), digest, &partial).map_err(NotCompiled::Failed)?;
         match self.load(digest) {
             Some(Ok(program)) => Ok(program),
             Some(Err(error)) => Err(NotCompiled::Refused(format!("{error:#}"))),
@@ -142,33 +171,19 @@ impl Sandbox {
         }
     }
 
-    fn program(&self, component: Component) -> anyhow::Result<Program> {
-        let ty = component.component_type();
+    fn program(&self, linker: &Linker<Host>, component: &Component) -> anyhow::Result<Program> {
+        let (engine, ty) = (linker.engine(), component.component_type());
         let names = |items: &mut dyn Iterator<Item = &str>| items.map(str::to_owned).collect();
-        let imports: Vec<String> = names(&mut ty.imports(&self.engine).map(|(name, _)| name));
-        let exports = names(&mut ty.exports(&self.engine).map(|(name, _)| name));
-        let world = self.link(&component)?;
+        let imports: Vec<String> = names(&mut ty.imports(engine).map(|(name, _)| name));
+        let exports = names(&mut ty.exports(engine).map(|(name, _)| name));
+        let world = link(linker, component)?;
         let uses_http = host::http::is_used(&imports);
-        Ok(Program { world, imports, exports, uses_http })
+        Ok(Program { engine: engine.clone(), world, imports, exports, uses_http })
     }
 
     /// Forgets compiled code that nothing has loaded. For the end of the start, when all is loaded.
     pub fn remove_unused_code(&self) {
         self.cache.remove_unused();
-    }
-
-    fn link(&self, component: &Component) -> anyhow::Result<World> {
-        let linked: InstancePre<Host> = self.linker.instantiate_pre(component)?;
-        let as_task = match TaskPre::new(linked.clone()) {
-            Ok(pre) => return Ok(World::Task(pre)),
-            Err(error) => error,
-        };
-        match BlockingTaskPre::new(linked) {
-            Ok(pre) => Ok(World::Blocking(pre)),
-            Err(as_blocking) => Err(anyhow::anyhow!(
-                "the component is of neither world: as `task`: {as_task:#}; as `blocking-task`: {as_blocking:#}"
-            )),
-        }
     }
 
     /// Runs an attempt in a store of its own, from nothing to its outcome and receipt.
@@ -179,7 +194,7 @@ impl Sandbox {
         let deadline = started + timeout;
         let may = May { limits: &limits, grants, uses_http: program.uses_http };
         let host = Host::new(self.services.clone(), self.room.clone(), of, may, deadline, log.clone());
-        let mut store = Store::new(&self.engine, host);
+        let mut store = Store::new(&program.engine, host);
         if let Err(error) = prepare(&mut store, &limits) {
             return RunEnd::Ended(outcome::host_failure(&error));
         }
@@ -220,6 +235,20 @@ impl Sandbox {
             Err(stopped) => Outcome::Failed(outcome::of_stop(stopped, &limits)),
         };
         RunEnd::Ended(AttemptEnd { outcome, usage, progress, retry_after_ms })
+    }
+}
+
+fn link(linker: &Linker<Host>, component: &Component) -> anyhow::Result<World> {
+    let linked: InstancePre<Host> = linker.instantiate_pre(component)?;
+    let as_task = match TaskPre::new(linked.clone()) {
+        Ok(pre) => return Ok(World::Task(pre)),
+        Err(error) => error,
+    };
+    match BlockingTaskPre::new(linked) {
+        Ok(pre) => Ok(World::Blocking(pre)),
+        Err(as_blocking) => Err(anyhow::anyhow!(
+            "the component is of neither world: as `task`: {as_task:#}; as `blocking-task`: {as_blocking:#}"
+        )),
     }
 }
 

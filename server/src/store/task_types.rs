@@ -48,7 +48,7 @@ impl Writer {
         self.conn
             .prepare_cached(
                 "INSERT INTO task_type_version (tenant, name, component, created_at) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO UPDATE SET created_at = ?4",
+                 ON CONFLICT DO NOTHING",
             )?
             .execute(params![tenant, name, digest, now])?;
         Ok(())

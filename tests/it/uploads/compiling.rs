@@ -68,6 +68,22 @@ fn the_version_before_serves_until_the_next_is_compiled() {
     assert_eq!(client.output(&json!({"task_type": "fresh", "input": 4})), 4);
 }
 
+/// Whoever wants to knows at once what came of it.
+#[test]
+fn an_upload_can_wait_until_it_is_compiled() {
+    let server = server(&[]);
+    let client = &server.client;
+    let wait = |bytes: &[u8], seconds: &str| {
+        let headers: &[(&str, &str)] = &[("content-type", "application/wasm"), ("prefer", seconds)];
+        client.send("PUT", "/task-types/mine", headers, Some(bytes))
+    };
+    let answer = wait(&slow(2), "wait=60").expect(201);
+    assert_eq!(answer.header("preference-applied"), Some("wait=60"));
+    assert_eq!(answer.json()["state"], "ready");
+    let answer = wait(&slow(30), "wait=0").expect(200).json();
+    assert_eq!(answer["versions"][0]["state"], "compiling");
+}
+
 #[test]
 fn compiling_is_bounded_in_time() {
     let server = server(&["--compile-cpu-ms", "1000"]);

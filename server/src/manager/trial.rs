@@ -1,0 +1,93 @@
+//! Running an input without a task: in the very same sandbox, with nothing stored of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::core::Core;
+use super::{Command, Manager, NewItem, NewTask, Refused, Reply, answer};
+use crate::executor::{Job, Report};
+use crate::registry::Version;
+use crate::room::Place;
+use crate::sandbox::{Control, Program, RunEnd, Stop};
+use crate::task::{Digest, Timestamp};
+
+/// The longest that one runs: somebody waits for it on a connection.
+pub const LONGEST: Duration = Duration::from_secs(60);
+
+/// An attempt of no task that runs. Dropped, it is stopped.
+pub(super) struct Running {
+    control: Arc<Control>,
+    report: oneshot::Receiver<Report>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.control.stop(Stop::Cancel);
+    }
+}
+
+/// The manager's thread is asked for a place to run one.
+pub(super) struct TrialCommand {
+    item: NewItem,
+    program: Arc<Program>,
+    reply: Reply<Running>,
+}
+
+impl TrialCommand {
+    pub(super) fn refuse(self, why: Refused) {
+        answer(self.reply, Err(why));
+    }
+}
+
+impl Manager {
+    /// Runs an input of a type, by its current version or by `version`, and returns how that ended.
+    pub async fn try_out(&self, tenant: &Arc<str>, new: NewTask, version: Option<Digest>) -> Result<Report, Refused> {
+        if self.is_draining() {
+            return Err(Refused::Draining);
+        }
+        let mut item = self.check_version(tenant, new, version).await?;
+        item.limits.timeout_ms = item.limits.timeout_ms.min(LONGEST.as_millis() as u64);
+        let Some(Version::Ready(program)) = self.0.registry.version(item.task.component) else {
+            return Err(Refused::TypeNotReady);
+        };
+        let mut running = self.ask(|reply| Command::Trial(Box::new(TrialCommand { item, program, reply }))).await?;
+        match (&mut running.report).await {
+            // There was no room for it after all, or the server stops.
+            Ok(report) if report.end == RunEnd::GiveBack => Err(Refused::Busy),
+            Ok(report) => Ok(report),
+            Err(_) => Err(Refused::Draining),
+        }
+    }
+
+    /// Checks a task of another than the current version.
+    async fn check_version(
+        &self,
+        tenant: &Arc<str>,
+        new: NewTask,
+        version: Option<Digest>,
+    ) -> Result<NewItem, Refused> {
+        let Some(version) = version else { return self.check(tenant, new) };
+        let name = new.task_type.clone();
+        let found = self.versions(tenant, &name).await?;
+        if !found.iter().any(|(digest, _)| *digest == version) {
+            return Err(Refused::NotFound);
+        }
+        super::check::new_item_of(&self.0.registry, &self.0.defaults, &self.0.ceiling, tenant, new, Some(version))
+    }
+}
+
+impl Core {
+    pub(super) fn tell_trial(&mut self, command: TrialCommand, place: Option<Place>, now: Timestamp) {
+        let TrialCommand { item, program, reply } = command;
+        let Some(place) = place else { return answer(reply, Err(Refused::Busy)) };
+        let control = Control::new(place);
+        let (told, report) = oneshot::channel();
+        let mut task = item.task;
+        (task.attempt, task.started_at) = (1, Some(now));
+        let grants = self.registry.grants(&task.tenant, &task.task_type);
+        answer(reply, Ok(Running { control: control.clone(), report }));
+        (self.workers.run)(Job { task, program, limits: item.limits, grants, control, told: Some(told) });
+    }
+}
