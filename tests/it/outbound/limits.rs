@@ -48,7 +48,7 @@ fn connections_of_an_attempt_at_once() {
         let peer = Peer::http(half);
         grant(client, &http_to(&peer));
         // The guest keeps each response until it has seen the last, and the peer keeps each open.
-        let request = json!({"scheme": "http", "authority": peer.authority(), "heads": true, "connect_ms": 1000});
+        let request = json!({"scheme": "http", "authority": peer.authority(), "heads": true, "connect_ms": if refused > 0 { 5000 } else { 30_000 }});
         let answers = at_once(client, &json!(vec![request; 3]));
         let answers = answers.as_array().unwrap();
         let count = |wanted: &dyn Fn(&Value) -> bool| answers.iter().filter(|answer| wanted(answer)).count();
@@ -142,7 +142,7 @@ fn the_head_of_a_response() {
 
 #[test]
 fn the_operators_time() {
-    let server = with_loopback(&["--http-timeout", "300"]);
+    let server = with_loopback(&["--http-timeout", "2000"]);
     let client = &server.client;
     // Whatever longer time the guest asks for.
     let patient = |peer: &Peer, scheme: &str| {
@@ -196,12 +196,12 @@ fn the_guests_own_time() {
 /// A body that comes slowly is no body that does not come.
 #[test]
 fn pauses_are_counted_one_by_one() {
-    let server = with_loopback(&["--http-timeout", "2000"]);
+    let server = with_loopback(&["--http-timeout", "3000"]);
     let client = &server.client;
     let peer = Peer::http(|_, stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n");
         for _ in 0..8 {
-            std::thread::sleep(Duration::from_millis(300));
+            std::thread::sleep(Duration::from_millis(500));
             let _ = stream.write_all(b"x");
             let _ = stream.flush();
         }
