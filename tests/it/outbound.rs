@@ -279,7 +279,9 @@ fn http_where_tls_is_spoken_and_the_other_way_round() {
 
 #[test]
 fn a_task_that_waits_for_a_peer_is_in_nobodys_way_and_leaves_nothing() {
-    let server = with_loopback(&["--max-working", "1", "--guest-threads", "1"]);
+    // The connection would be closed in an hour.
+    let flags = ["--max-working", "1", "--guest-threads", "1", "--http-timeout", "3600000"];
+    let server = with_loopback(&flags);
     let client = &server.client;
     let (closed, closes) = mpsc::channel();
     let peer = Peer::http(move |_, stream| {
