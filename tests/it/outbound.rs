@@ -178,6 +178,8 @@ fn requests_that_could_mean_another_host() {
     // Two slashes are a path, however much they look like a host.
     assert_eq!(ask_one(client, &of(&format!("127.0.0.1:{port}"), "//elsewhere.test/x"))["status"], 200);
     assert_eq!(peer.got()[0].line, "GET //elsewhere.test/x HTTP/1.1");
+    assert_eq!(ask_one(client, &of(&at, "?x"))["status"], 200);
+    assert_eq!(peer.got()[1].line, "GET /?x HTTP/1.1");
 }
 
 #[test]

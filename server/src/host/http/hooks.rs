@@ -156,7 +156,9 @@ fn target(uri: &Uri) -> Result<Target, Error> {
 /// The request as it is sent: its path alone, so that no server takes another host from it, and the `Host`
 /// of where it goes.
 fn origin_form(mut request: Request<WasiBody>, target: &Target) -> Result<Request<WasiBody>, Error> {
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let path = request.uri().path_and_query().map_or("", |path| path.as_str());
+    // No path is the root (RFC 9112, section 3.2.1).
+    let path = if path.is_empty() || path.starts_with('?') { format!("/{path}") } else { path.to_owned() };
     if !path.starts_with('/') || request.method() == Method::CONNECT {
         return Err(Error::HttpRequestUriInvalid);
     }
