@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use taskcell_server::host::log::LogBuffer;
 use taskcell_server::host::task_world::TaskPre;
-use taskcell_server::host::{self, AttemptOf, Host};
+use taskcell_server::host::{self, AttemptOf, Host, May};
 use taskcell_server::limits::Limits;
 use taskcell_server::task::TaskId;
 use wasmtime::component::{Component, Linker};
@@ -50,7 +50,8 @@ impl WithoutLimits {
         let of = AttemptOf { id, attempt: 1, tenant: "bench".into() };
         let deadline = Instant::now() + Duration::from_secs(3600);
         let log = LogBuffer::new(id, 1, 1024, std::sync::Arc::new(|_| ()));
-        let host = Host::new(with.services(), with.room(), of, &Limits::CEILING, deadline, log);
+        let may = May { limits: &Limits::CEILING, grants: std::sync::Arc::default(), uses_http: false };
+        let host = Host::new(with.services(), with.room(), of, may, deadline, log);
         let mut store = Store::new(&self.engine, host);
         let task = self.pre.instantiate_async(&mut store).await?;
         let input = input.to_owned();

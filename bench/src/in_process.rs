@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
+use taskcell_server::host::http::{HttpSettings, Outbound};
 use taskcell_server::host::live::LiveAttempts;
 use taskcell_server::host::log::LogBuffer;
 use taskcell_server::host::{AttemptOf, Services};
@@ -46,7 +47,8 @@ impl InProcess {
             Manager::new(readers.clone(), registry, live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
         let quota = Quota { objects: 0, bytes: 0 };
         let objects = Objects::new(manager, readers, ObjectLimits { max_bytes: 0, quota });
-        let services = Services { objects, timers, live };
+        let outbound = Arc::new(Outbound::new(HttpSettings::default(), timers.clone())?);
+        let services = Services { objects, timers, outbound, live };
         let settings = EngineSettings { slots: 1000, max_memory_bytes: Limits::CEILING.memory_bytes };
         let cache = CodeCache::open(dir.join("compiled"))?;
         let sandbox = Sandbox::new(&settings, cache, room.clone(), services.clone())?;
@@ -75,6 +77,7 @@ impl InProcess {
             of: AttemptOf { id, attempt: 1, tenant: "bench".into() },
             input,
             limits: Limits { cpu_ms: 600_000, ..Limits::DEFAULT },
+            grants: Arc::default(),
             log: LogBuffer::new(id, 1, 1024, Arc::new(|_| ())),
             control: &control,
             queue: Duration::ZERO,

@@ -1,13 +1,15 @@
 //! The configuration: flags, environment variables and a TOML file. A flag wins over a variable, a
 //! variable over the file. Everything is checked here, before a port is bound.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::host::http::{HttpLimits, HttpSettings, Network};
 use crate::limits::Limits;
 
 /// taskcell runs other people's code as background tasks, sandboxed and durable.
@@ -134,6 +136,30 @@ pub struct Config {
     /// How many objects a tenant may keep.
     #[arg(long, env = "TASKCELL_OBJECT_QUOTA_COUNT", default_value_t = 100_000, value_name = "COUNT")]
     pub object_quota_count: u64,
+    /// Networks that tasks may be granted to reach beside the public internet, such as 10.1.0.0/16: a list with commas.
+    #[arg(long, env = "TASKCELL_ALLOW_NETWORK", value_name = "NETWORKS", value_delimiter = ',')]
+    pub allow_network: Vec<Network>,
+    /// Addresses of names that tasks reach, instead of looking them up: HOST=ADDRESS, a list with commas.
+    #[arg(long, env = "TASKCELL_RESOLVE", value_name = "HOST=ADDRESS", value_delimiter = ',', value_parser = resolved)]
+    pub resolve: Vec<(String, IpAddr)>,
+    /// A PEM file of authorities that tasks' HTTPS trusts beside the public ones.
+    #[arg(long, env = "TASKCELL_HTTP_CA", value_name = "FILE")]
+    pub http_ca: Option<PathBuf>,
+    /// HTTP requests that an attempt may make.
+    #[arg(long, env = "TASKCELL_HTTP_REQUESTS", default_value_t = 1000, value_name = "COUNT")]
+    pub http_requests: u64,
+    /// HTTP connections of an attempt at once; others wait for their turn.
+    #[arg(long, env = "TASKCELL_HTTP_CONNECTIONS", default_value_t = 16, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub http_connections: u32,
+    /// HTTP connections of all attempts at once; others wait for their turn.
+    #[arg(long, env = "TASKCELL_MAX_HTTP_CONNECTIONS", default_value_t = 512, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_http_connections: u32,
+    /// Bytes of the body of a task's HTTP request, and of its response.
+    #[arg(long, env = "TASKCELL_HTTP_BODY_BYTES", default_value_t = 16 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub http_body_bytes: u64,
+    /// How long connecting for a task may take, the head of a response, and each pause in it, in milliseconds.
+    #[arg(long, env = "TASKCELL_HTTP_TIMEOUT", default_value_t = 30_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    pub http_timeout: u64,
     /// What an attempt gets where neither its type nor the task says otherwise.
     #[command(flatten)]
     pub defaults: DefaultLimits,
@@ -212,7 +238,34 @@ impl Command {
     }
 }
 
+/// A name and an address it has.
+fn resolved(text: &str) -> Result<(String, IpAddr), &'static str> {
+    let (host, address) = text.split_once('=').ok_or("must be HOST=ADDRESS")?;
+    let address = address.parse().map_err(|_| "what comes after the = must be an IP address")?;
+    Ok((host.to_ascii_lowercase(), address))
+}
+
 impl Config {
+    /// What tasks may have of HTTP.
+    pub fn http(&self) -> HttpSettings {
+        let mut resolve: HashMap<String, Vec<IpAddr>> = HashMap::new();
+        for (host, address) in &self.resolve {
+            resolve.entry(host.clone()).or_default().push(*address);
+        }
+        HttpSettings {
+            allowed: self.allow_network.clone(),
+            resolve,
+            authorities: self.http_ca.clone(),
+            max_connections: self.max_http_connections as usize,
+            limits: HttpLimits {
+                requests: self.http_requests,
+                connections: self.http_connections as usize,
+                body_bytes: self.http_body_bytes,
+                timeout: std::time::Duration::from_millis(self.http_timeout),
+            },
+        }
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         if !self.listen.ip().is_loopback() {
             bail!(
@@ -261,6 +314,9 @@ fn with_file(command: clap::Command, path: &Path) -> anyhow::Result<clap::Comman
         let value = match value {
             toml::Value::String(value) => value,
             toml::Value::Integer(value) => value.to_string(),
+            toml::Value::Array(values) if values.iter().all(toml::Value::is_str) => {
+                values.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
+            }
             other => bail!("{}: {key} cannot be a {}", path.display(), other.type_str()),
         };
         settings.push((key, value));

@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::clock;
+use crate::grants::Grants;
 use crate::host::AttemptOf;
 use crate::host::log::{LogBuffer, News, OnLine};
 use crate::limits::Limits;
@@ -23,6 +24,8 @@ pub struct Job {
     pub program: Arc<Program>,
     /// Its limits.
     pub limits: Limits,
+    /// What it may touch.
+    pub grants: Arc<Grants>,
     /// Its handle, with its place.
     pub control: Arc<Control>,
     /// Who is told of its end, where it is of no task that is stored. Its lines come with its end.
@@ -74,7 +77,7 @@ impl Executor {
     pub fn start(&self, job: Job) {
         let Executor { floods, sandbox, on_line, report, .. } = self.clone();
         self.guests.spawn(async move {
-            let Job { task, program, limits, control, told } = job;
+            let Job { task, program, limits, grants, control, told } = job;
             let on_line = if told.is_some() { Arc::new(|_: &LogBuffer| {}) } else { on_line };
             let log = LogBuffer::new(task.id, task.attempt, limits.log_bytes, on_line);
             let since = task.started_at.unwrap_or_else(clock::now).millis_since(task.ready_at);
@@ -82,6 +85,7 @@ impl Executor {
                 of: AttemptOf { id: task.id, attempt: task.attempt, tenant: task.tenant.clone() },
                 input: &task.input,
                 limits,
+                grants,
                 log: log.clone(),
                 control: &control,
                 queue: Duration::from_millis(since),

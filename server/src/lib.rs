@@ -11,6 +11,7 @@ pub mod clock;
 pub mod compiler;
 pub mod config;
 pub mod executor;
+pub mod grants;
 pub mod history;
 pub mod host;
 pub mod limits;

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::Notify;
 
+use crate::grants::Grants;
 use crate::limits::{LimitOverrides, Limits};
 use crate::sandbox::Program;
 use crate::store::StoredType;
@@ -42,6 +43,8 @@ pub struct TaskType {
     pub retention_ms: Option<u64>,
     /// Whether its tasks are held back.
     pub paused: bool,
+    /// What its tasks may touch.
+    pub grants: Arc<Grants>,
 }
 
 /// Every task type and every version that is loaded.
@@ -82,6 +85,13 @@ impl Registry {
         let inner = self.read();
         let found = [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name));
         found.is_some_and(|found| found.paused)
+    }
+
+    /// What the tasks of the type that `name` means for a tenant may touch.
+    pub fn grants(&self, tenant: &str, name: &str) -> Arc<Grants> {
+        let inner = self.read();
+        let found = [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name));
+        found.map(|found| found.grants.clone()).unwrap_or_default()
     }
 
     /// Adds a version.
@@ -142,8 +152,8 @@ impl Registry {
 impl TaskType {
     /// A type as the store has it.
     pub fn of(stored: &StoredType) -> TaskType {
-        let StoredType { name, component, next, limits, retry, retention_ms, paused, .. } = stored.clone();
-        TaskType { name, current: component, next, limits, retry, retention_ms, paused }
+        let StoredType { name, component, next, limits, retry, retention_ms, paused, grants, .. } = stored.clone();
+        TaskType { name, current: component, next, limits, retry, retention_ms, paused, grants }
     }
 
     /// How its attempts are repeated where the task does not say.

@@ -16,6 +16,7 @@ use crate::compiler::Compiler;
 use crate::config::Config;
 use crate::executor::Executor;
 use crate::host::Services;
+use crate::host::http::Outbound;
 use crate::host::live::LiveAttempts;
 use crate::manager::{BacklogLimits, Changes, Core, CoreSettings, Manager, Workers};
 use crate::objects::{ObjectLimits, Objects};
@@ -65,7 +66,9 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let quota = Quota { objects: config.object_quota_count, bytes: config.object_quota_bytes };
     let compile_readers = readers.clone();
     let objects = Objects::new(manager.clone(), readers, ObjectLimits { max_bytes: config.max_object_bytes, quota });
-    let services = Services { objects: objects.for_guests(), timers: api_threads.handle().clone(), live };
+    let outbound = Arc::new(Outbound::new(config.http(), api_threads.handle().clone())?);
+    let timers = api_threads.handle().clone();
+    let services = Services { objects: objects.for_guests(), timers, outbound, live };
 
     let settings = EngineSettings { slots, max_memory_bytes: ceiling.memory_bytes };
     let cache = CodeCache::open(data_dir.path.join("compiled"))?;

@@ -7,8 +7,10 @@ const MOST_LINES: usize = 600;
 
 /// Crates that only one place knows, and that place.
 const ONE_PLACE: &[(&[&str], &[&str])] = &[
-    (&["axum", "hyper", "hyper_util", "tower", "http_body_util", "utoipa_axum", "utoipa_swagger_ui"], &["api"]),
-    (&["wasmtime", "wasmtime_wasi"], &["sandbox", "host"]),
+    (&["axum", "tower", "utoipa_axum", "utoipa_swagger_ui"], &["api"]),
+    (&["hyper", "hyper_util", "http_body_util"], &["api", "host"]),
+    (&["wasmtime", "wasmtime_wasi", "wasmtime_wasi_http", "wasmtime_wasi_config"], &["sandbox", "host"]),
+    (&["rustls", "tokio_rustls", "webpki_roots"], &["host"]),
     (&["wasmparser"], &["sandbox"]),
     (&["rusqlite"], &["store"]),
     (&["clap", "toml"], &["config"]),
@@ -16,7 +18,7 @@ const ONE_PLACE: &[(&[&str], &[&str])] = &[
 ];
 
 /// Modules that compute and do nothing else.
-const PURE: &[&str] = &["task", "limits", "schedule", "schedules"];
+const PURE: &[&str] = &["task", "grants", "limits", "schedule", "schedules"];
 
 /// What a pure module does not use: clocks, input and output, threads, async, and the rest of the server.
 const IMPURE: &[&str] = &[

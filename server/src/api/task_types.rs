@@ -15,6 +15,7 @@ use super::extract::{self, NameInPath};
 use super::problem::{Kind, Problem, problems};
 use super::wire::{self, Time};
 use super::{Api, conditional};
+use crate::grants::{self, Grants};
 use crate::limits::{LimitOverrides, Limits};
 use crate::manager::{FieldError, SettingsPatch};
 use crate::registry::{self, Version};
@@ -81,6 +82,11 @@ pub(super) struct TaskType {
     retention_ms: Option<u64>,
     /// Whether its tasks are held back.
     paused: bool,
+    /// What its tasks may touch.
+    #[schema(value_type = Grants)]
+    grants: Arc<Grants>,
+    /// What that version, or the one that waits to be current, imports and is not granted.
+    grants_missing: Vec<&'static str>,
 }
 
 /// Settings of a task type. What is not there stays as it is; null sets it back to the default.
@@ -99,6 +105,11 @@ pub(super) struct TaskTypePatch {
     /// Holds its tasks back: they are created and wait. Those that run go on.
     #[expect(dead_code, reason = "checked here, and merged with the rest of the patch")]
     paused: Option<bool>,
+    /// What its tasks may touch. It holds for every attempt that starts after the answer.
+    #[expect(dead_code, reason = "merged with what is granted already, and checked then")]
+    #[serde(default)]
+    #[schema(value_type = Option<Grants>)]
+    grants: Option<serde_json::Map<String, serde_json::Value>>,
     /// The version that new tasks get: one that the type has, by its digest. Null: the newest.
     #[schema(value_type = Option<String>)]
     version: Option<String>,
@@ -213,7 +224,7 @@ pub(super) async fn patch(
         }
     };
     let body = api.uploads.read(request, PATCH_BYTES).await?;
-    let TaskTypePatch { limits, retry, retention_ms, paused: _, version } = extract::from_json(&body.bytes)?;
+    let TaskTypePatch { limits, retry, retention_ms, paused: _, grants: _, version } = extract::from_json(&body.bytes)?;
     // Read before as what it may be.
     let patch: serde_json::Value =
         serde_json::from_slice(&body.bytes).map_err(|error| Problem::internal(&error.into()))?;
@@ -283,6 +294,10 @@ fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
         Some(Version::Ready(program)) => (Some(program.kind()), program.imports.clone(), program.exports.clone()),
         Some(Version::Failed(_) | Version::Compiling) | None => (None, Vec::new(), Vec::new()),
     };
+    let grants_missing = match next.as_ref().or(current.as_ref()) {
+        Some(Version::Ready(program)) => grants::missing(&program.imports, &task_type.grants),
+        Some(Version::Failed(_) | Version::Compiling) | None => Vec::new(),
+    };
     let limits = api.manager.limits_of(task_type);
     TaskType {
         name: task_type.name.to_string(),
@@ -296,6 +311,8 @@ fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
         retry: task_type.retry(),
         retention_ms: task_type.retention_ms,
         paused: task_type.paused,
+        grants: task_type.grants.clone(),
+        grants_missing,
     }
 }
 

@@ -8,7 +8,7 @@ use wasmtime::ResourceLimiter;
 use crate::room::Room;
 
 /// What one handle or one pending host call costs the host, a little more than was measured.
-const HANDLE_BYTES: u64 = 1024;
+pub(super) const HANDLE_BYTES: u64 = 1024;
 
 /// What one element of a table costs.
 const TABLE_ELEMENT_BYTES: u64 = 16;
@@ -132,14 +132,20 @@ pub struct HostMemory(Arc<HostMemoryInner>);
 
 struct HostMemoryInner {
     limit: u64,
+    handle_bytes: u64,
     used: AtomicU64,
     refused: AtomicBool,
 }
 
 impl HostMemory {
-    /// Nothing held yet, at most `limit` bytes.
-    pub fn new(limit: u64) -> HostMemory {
-        HostMemory(Arc::new(HostMemoryInner { limit, used: AtomicU64::new(0), refused: AtomicBool::new(false) }))
+    /// Nothing held yet, at most `limit` bytes, of which a handle costs `handle_bytes`.
+    pub fn new(limit: u64, handle_bytes: u64) -> HostMemory {
+        HostMemory(Arc::new(HostMemoryInner {
+            limit,
+            handle_bytes,
+            used: AtomicU64::new(0),
+            refused: AtomicBool::new(false),
+        }))
     }
 
     /// Takes `bytes` for a buffer, or notes that they were refused.
@@ -168,7 +174,7 @@ impl HostMemory {
 
     /// How many handles fit.
     pub fn max_handles(&self) -> usize {
-        usize::try_from(self.0.limit / HANDLE_BYTES).unwrap_or(usize::MAX).max(16)
+        usize::try_from(self.0.limit / self.0.handle_bytes).unwrap_or(usize::MAX).max(16)
     }
 
     /// Whether anything was refused.

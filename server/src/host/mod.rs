@@ -5,10 +5,12 @@
 //! dropped at any `await`.
 
 mod context;
+pub mod http;
 pub mod live;
 pub mod log;
 mod memory;
 mod objects;
+mod repeatable;
 mod stdio;
 mod timer;
 mod wasi;
@@ -20,10 +22,13 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use wasmtime::component::{HasData, HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::WasiCtx;
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 
+use memory::HANDLE_BYTES;
 pub use memory::{HostMemory, MAX_TABLE_ELEMENTS, MemoryRefused, NoMemoryLeft, TaskMemory, is_out_of_memory};
 pub use stdio::{BadStdout, Stdout};
 
+use crate::grants::Grants;
 use crate::host::live::LiveAttempts;
 use crate::host::log::LogBuffer;
 use crate::limits::Limits;
@@ -64,6 +69,8 @@ pub struct Services {
     pub objects: Objects,
     /// Where timers run: not on the guests' threads, which a guest may keep busy.
     pub timers: Handle,
+    /// Where their requests go out.
+    pub outbound: Arc<http::Outbound>,
     /// What attempts report while they run.
     pub live: Arc<LiveAttempts>,
 }
@@ -71,6 +78,10 @@ pub struct Services {
 /// The state of one attempt.
 pub struct Host {
     wasi: WasiCtx,
+    /// The clock, where it is not everybody's.
+    time: Option<repeatable::Time>,
+    config: WasiConfigVariables,
+    grants: Arc<Grants>,
     table: ResourceTable,
     services: Services,
     id: TaskId,
@@ -83,6 +94,7 @@ pub struct Host {
     host_memory: HostMemory,
     /// Turns for calls of `objects`: one attempt's thousands do not stand in everybody's way.
     object_turns: Arc<Semaphore>,
+    http: http::Http,
     progress: Option<Progress>,
     calls: u64,
     io_bytes: u64,
@@ -98,21 +110,38 @@ pub struct AttemptOf {
     pub tenant: Arc<str>,
 }
 
+/// What an attempt may use and touch.
+pub struct May<'a> {
+    /// Its limits.
+    pub limits: &'a Limits,
+    /// What it is granted.
+    pub grants: Arc<Grants>,
+    /// Whether its component imports `wasi:http`, whose handles cost more.
+    pub uses_http: bool,
+}
+
 impl Host {
     /// The state of an attempt that begins.
     pub fn new(
         services: Services,
         room: Arc<Room>,
         of: AttemptOf,
-        limits: &Limits,
+        May { limits, grants, uses_http }: May<'_>,
         deadline: Instant,
         log: LogBuffer,
     ) -> Host {
-        let host_memory = HostMemory::new(limits.host_memory_bytes);
+        let host_memory =
+            HostMemory::new(limits.host_memory_bytes, if uses_http { http::HANDLE_BYTES } else { HANDLE_BYTES });
         let mut table = ResourceTable::new();
         table.set_max_capacity(host_memory.max_handles());
+        let (wasi, time) = wasi::context(&log, &grants, of.id);
+        let config = grants.config.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let http = http::Http::new(services.outbound.clone(), grants.clone(), host_memory.clone(), log.clone());
         Host {
-            wasi: wasi::deny_all(&log),
+            wasi,
+            time,
+            config,
+            grants,
             table,
             services,
             id: of.id,
@@ -123,6 +152,7 @@ impl Host {
             memory: TaskMemory::new(limits.memory_bytes, room),
             host_memory,
             object_turns: Arc::new(Semaphore::new(objects::CALLS_AT_ONCE)),
+            http,
             progress: None,
             calls: 0,
             io_bytes: 0,
@@ -133,7 +163,7 @@ impl Host {
     /// `output_bytes`. For before it runs.
     pub fn make_command(&mut self, input: &str, output_bytes: u64) -> Result<Stdout, MemoryRefused> {
         let (stdin, stdout) = stdio::stdio(input, output_bytes, &self.host_memory)?;
-        self.wasi = wasi::command(&self.log, stdin, stdout.clone());
+        (self.wasi, self.time) = wasi::command(&self.log, &self.grants, self.id, stdin, stdout.clone());
         Ok(stdout)
     }
 
@@ -152,14 +182,14 @@ impl Host {
         self.progress.clone()
     }
 
-    /// Calls of our own interfaces so far.
+    /// Calls of our own interfaces so far, and requests.
     pub fn calls(&self) -> u64 {
-        self.calls
+        self.calls + self.http.requests()
     }
 
-    /// Bytes of objects read and written so far.
+    /// Bytes of objects read and written so far, and of requests and their responses.
     pub fn io_bytes(&self) -> u64 {
-        self.io_bytes
+        self.io_bytes + self.http.bytes()
     }
 }
 
@@ -183,6 +213,12 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     use blocking_world::taskcell::task as blocking;
     use task_world::taskcell::task;
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    wasmtime_wasi_config::add_to_linker(linker, |host: &mut Host| {
+        host.calls += 1;
+        WasiConfig::from(&host.config)
+    })?;
+    http::add_to_linker(linker)?;
+    repeatable::add_to_linker(linker)?;
     task::types::add_to_linker::<_, HasSelf<_>>(linker, |host: &mut Host| host)?;
     task::context::add_to_linker::<_, HasSelf<_>>(linker, |host: &mut Host| host)?;
     task::timer::add_to_linker::<_, HasHost>(linker, |host: &mut Host| host)?;

@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_is_held_is_counted_and_given_back() {
-        let memory = HostMemory::new(100_000);
+        let memory = HostMemory::new(100_000, 1024);
         let (stdin, mut stdout) = stdio(&"i".repeat(10_000), 80_000, &memory).unwrap();
         assert_eq!(memory.left(), 90_000);
         for written in 1..=80_000 {
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn what_the_host_may_not_hold_is_refused() {
-        let memory = HostMemory::new(1000);
+        let memory = HostMemory::new(1000, 1024);
         assert!(stdio(&"i".repeat(1001), 1000, &memory).is_err());
         let (_stdin, mut stdout) = stdio(&"i".repeat(500), 1000, &memory).unwrap();
         let StreamError::Trap(error) = stdout.write(vec![b'o'; 501].into()).unwrap_err() else { panic!() };

@@ -6,6 +6,7 @@ use tokio::runtime::Handle;
 use wasmtime::component::Accessor;
 
 use super::blocking_world::taskcell::task::blocking_timer;
+use super::repeatable::Time;
 use super::task_world::taskcell::task::timer;
 use super::{HasHost, Host};
 
@@ -13,12 +14,12 @@ impl timer::Host for &mut Host {}
 
 impl<T: Send> timer::HostWithStore<T> for HasHost {
     async fn sleep(accessor: &Accessor<T, Self>, duration_ms: u32) -> wasmtime::Result<()> {
-        let (timers, held) = accessor.with(|mut access| {
+        let (timers, time, held) = accessor.with(|mut access| {
             let host = access.get();
             host.calls += 1;
-            Ok::<_, wasmtime::Error>((host.services.timers.clone(), host.host_memory.take_call()?))
+            Ok::<_, wasmtime::Error>((host.services.timers.clone(), host.time.clone(), host.host_memory.take_call()?))
         })?;
-        sleep(&timers, duration_ms).await;
+        sleep(&timers, time, duration_ms).await;
         drop(held);
         Ok(())
     }
@@ -27,15 +28,20 @@ impl<T: Send> timer::HostWithStore<T> for HasHost {
 impl blocking_timer::Host for Host {
     async fn sleep(&mut self, duration_ms: u32) -> wasmtime::Result<()> {
         self.calls += 1;
-        sleep(&self.services.timers, duration_ms).await;
+        sleep(&self.services.timers, self.time.clone(), duration_ms).await;
         Ok(())
     }
 }
 
-async fn sleep(timers: &Handle, duration_ms: u32) {
+async fn sleep(timers: &Handle, time: Option<Time>, duration_ms: u32) {
+    let duration = Duration::from_millis(duration_ms.into());
+    let moment = time.map(|time| (time.after(duration), time));
     let sleep = {
         let _on = timers.enter();
-        tokio::time::sleep(Duration::from_millis(duration_ms.into()))
+        tokio::time::sleep(duration)
     };
     sleep.await;
+    if let Some((moment, time)) = moment {
+        time.passed(moment);
+    }
 }

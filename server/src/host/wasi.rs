@@ -1,6 +1,7 @@
-//! WASI 0.2 for guests that were built against it. Everything is denied: no files, no network, no
-//! environment, no arguments, an empty stdin. Clocks and randomness are there. What goes to stdout
-//! and stderr becomes log lines; a command has its input and output there instead (`stdio.rs`).
+//! WASI 0.2 for guests that were built against it. Everything is denied but what is granted: no files, no
+//! network, no arguments, an empty stdin, an environment of what the type is given. Clocks and randomness are
+//! there. What goes to stdout and stderr becomes log lines; a command has its input and output there instead
+//! (`stdio.rs`).
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +14,10 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::Host;
 use super::log::{LogBuffer, LogLevel};
+use super::repeatable::{self, Time};
 use super::stdio::{Stdin, Stdout};
+use crate::grants::Grants;
+use crate::task::TaskId;
 
 /// Most random bytes for one call. A guest gets more by calling again, and can be stopped between.
 const MAX_RANDOM_BYTES: u64 = 64 * 1024;
@@ -27,19 +31,30 @@ const LINE_BYTES: usize = 8 * 1024;
 /// The one argument of a command, the name it was called by: programs expect that there is one.
 const COMMAND_NAME: &str = "task";
 
-pub(super) fn deny_all(log: &LogBuffer) -> WasiCtx {
-    denying(log).stdout(LineStream::new(log.clone(), LogLevel::Info)).build()
+/// What a guest sees of WASI, and its time where that is not everybody's.
+pub(super) fn context(log: &LogBuffer, grants: &Grants, id: TaskId) -> (WasiCtx, Option<Time>) {
+    let (mut wasi, time) = granted(log, grants, id);
+    (wasi.stdout(LineStream::new(log.clone(), LogLevel::Info)).build(), time)
 }
 
 /// The same for a command.
-pub(super) fn command(log: &LogBuffer, stdin: Stdin, stdout: Stdout) -> WasiCtx {
-    denying(log).arg(COMMAND_NAME).stdin(stdin).stdout(stdout).build()
+pub(super) fn command(
+    log: &LogBuffer,
+    grants: &Grants,
+    id: TaskId,
+    stdin: Stdin,
+    stdout: Stdout,
+) -> (WasiCtx, Option<Time>) {
+    let (mut wasi, time) = granted(log, grants, id);
+    (wasi.arg(COMMAND_NAME).stdin(stdin).stdout(stdout).build(), time)
 }
 
-fn denying(log: &LogBuffer) -> WasiCtxBuilder {
-    let mut builder = WasiCtxBuilder::new();
-    builder.stderr(LineStream::new(log.clone(), LogLevel::Warn)).max_random_size(MAX_RANDOM_BYTES);
-    builder
+fn granted(log: &LogBuffer, grants: &Grants, id: TaskId) -> (WasiCtxBuilder, Option<Time>) {
+    let env: Vec<_> = grants.env.iter().collect();
+    let mut wasi = WasiCtxBuilder::new();
+    let time = grants.deterministic.then(|| repeatable::put_in(&mut wasi, id));
+    wasi.envs(&env).stderr(LineStream::new(log.clone(), LogLevel::Warn)).max_random_size(MAX_RANDOM_BYTES);
+    (wasi, time)
 }
 
 impl WasiView for Host {

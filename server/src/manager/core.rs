@@ -381,9 +381,10 @@ impl Core {
     pub(super) fn start(&mut self, start: Start) {
         let Start { task, place, program, limits } = start;
         let control = Control::new(place);
+        let grants = self.registry.grants(&task.tenant, &task.task_type);
         let running = Running { task: task.clone(), control: control.clone(), progress: None, then: Vec::new() };
         self.running.insert(task.id, running);
-        (self.workers.run)(Job { task, program, limits, control, told: None });
+        (self.workers.run)(Job { task, program, limits, grants, control, told: None });
     }
 
     /// Logs why the store did not take a transaction, now and then.

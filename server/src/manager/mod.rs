@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 pub use self::core::{Core, CoreSettings, Workers};
 pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
-pub use refused::{FieldError, Refused};
+pub use refused::{FieldError, Refused, add_segment, push_encoded};
 pub use settings::SettingsPatch;
 pub use trial::LONGEST as LONGEST_TRIAL;
 pub(crate) use types::promoted;

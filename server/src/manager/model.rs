@@ -20,6 +20,7 @@ use waited::Waited;
 use crate::compiler::Compiler;
 use crate::executor::{Job, Report};
 use crate::host::Services;
+use crate::host::http::{HttpSettings, Outbound};
 use crate::host::live::LiveAttempts;
 use crate::host::log::{LogLevel, LogLine, News};
 use crate::limits::{LimitOverrides, Limits};
@@ -457,7 +458,9 @@ fn program(directory: &Path, runtime: &Runtime) -> crate::sandbox::Program {
         Manager::new(readers.clone(), Arc::default(), live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
     let limits = ObjectLimits { max_bytes: 0, quota: Quota { objects: 0, bytes: 0 } };
     let objects = Objects::new(manager, readers, limits);
-    let services = Services { objects, timers: runtime.handle().clone(), live };
+    let timers = runtime.handle().clone();
+    let outbound = Arc::new(Outbound::new(HttpSettings::default(), timers.clone()).unwrap());
+    let services = Services { objects, timers, outbound, live };
     let room = Arc::new(Room::new(1, 1, Memory::new(0)));
     let cache = CodeCache::open(directory.join("compiled")).unwrap();
     let settings = EngineSettings { slots: 1, max_memory_bytes: 1 << 20 };

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::core::Core;
 use super::types::promoted;
 use super::{Command, FieldError, Manager, Refused, Reply, answer};
+use crate::grants::{BadGrant, Grants};
 use crate::limits::LimitOverrides;
 use crate::registry::{SHARED, TaskType, Version};
 use crate::store::{StoreError, StoredType};
@@ -96,8 +97,14 @@ impl Core {
             return Ok(Err(Refused::PreconditionFailed));
         }
         match patched(&stored, &patch.patch) {
-            Ok(Settings { limits, retry, retention_ms, paused }) => {
-                stored = StoredType { limits, retry, retention_ms, paused, ..stored };
+            Ok(Settings { limits, retry, retention_ms, paused, grants: Ok(grants) }) => {
+                stored = StoredType { limits, retry, retention_ms, paused, grants: Arc::new(grants), ..stored };
+            }
+            Ok(Settings { grants: Err(bad), .. }) => {
+                let at = |BadGrant { path, detail }| {
+                    FieldError::at(std::iter::once("grants").chain(path.iter().map(String::as_str)), detail)
+                };
+                return Ok(Err(Refused::Invalid(bad.into_iter().map(at).collect())));
             }
             Err(error) => return Ok(Err(Refused::Internal(error.into()))),
         }
@@ -141,6 +148,7 @@ struct Settings {
     retry: RetryOverrides,
     retention_ms: Option<u64>,
     paused: bool,
+    grants: Result<Grants, Vec<BadGrant>>,
 }
 
 /// A type's settings with a patch in place.
@@ -150,6 +158,7 @@ fn patched(stored: &StoredType, patch: &Value) -> serde_json::Result<Settings> {
         "retry": stored.retry,
         "retention_ms": stored.retention_ms,
         "paused": stored.paused,
+        "grants": *stored.grants,
     });
     merge(&mut settings, patch);
     let mut take = |name: &str| settings.get_mut(name).map(Value::take).unwrap_or_default();
@@ -159,6 +168,7 @@ fn patched(stored: &StoredType, patch: &Value) -> serde_json::Result<Settings> {
         retry: serde_json::from_value(some(take("retry")))?,
         retention_ms: serde_json::from_value(take("retention_ms"))?,
         paused: take("paused").as_bool().unwrap_or(false),
+        grants: Grants::read(some(take("grants"))),
     })
 }
 
@@ -218,11 +228,17 @@ mod tests {
         let fresh = StoredType::new(Arc::from(SHARED), Arc::from("a"));
         let stored = StoredType { limits, retry, retention_ms: Some(9), paused: true, ..fresh };
         let of = |patch: Value| patched(&stored, &patch).unwrap();
-        assert_eq!(of(json!({})), Settings { limits, retry, retention_ms: Some(9), paused: true });
+        assert_eq!(
+            of(json!({})),
+            Settings { limits, retry, retention_ms: Some(9), paused: true, grants: Ok(Grants::default()) }
+        );
         assert_eq!(of(json!({"limits": {"fuel": null}})).limits, LimitOverrides { fuel: None, ..limits });
         assert_eq!(of(json!({"limits": {"timeout_ms": 1}})).limits, LimitOverrides { timeout_ms: Some(1), ..limits });
         let nothing = of(json!({"limits": null, "retry": null, "retention_ms": null, "paused": null}));
         let (limits, retry) = (LimitOverrides::default(), RetryOverrides::default());
-        assert_eq!(nothing, Settings { limits, retry, retention_ms: None, paused: false });
+        assert_eq!(
+            nothing,
+            Settings { limits, retry, retention_ms: None, paused: false, grants: Ok(Grants::default()) }
+        );
     }
 }

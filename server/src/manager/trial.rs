@@ -86,7 +86,8 @@ impl Core {
         let (told, report) = oneshot::channel();
         let mut task = item.task;
         (task.attempt, task.started_at) = (1, Some(now));
+        let grants = self.registry.grants(&task.tenant, &task.task_type);
         answer(reply, Ok(Running { control: control.clone(), report }));
-        (self.workers.run)(Job { task, program, limits: item.limits, control, told: Some(told) });
+        (self.workers.run)(Job { task, program, limits: item.limits, grants, control, told: Some(told) });
     }
 }

@@ -24,10 +24,11 @@ pub use engine::{EngineSettings, MAPS_PER_SLOT};
 pub use meter::{Control, Stop};
 pub use precheck::{Faults, check};
 
+use crate::grants::Grants;
 use crate::host::blocking_world::BlockingTaskPre;
 use crate::host::log::LogBuffer;
 use crate::host::task_world::TaskPre;
-use crate::host::{self, AttemptOf, Host, Services};
+use crate::host::{self, AttemptOf, Host, May, Services};
 use crate::limits::Limits;
 use crate::room::Room;
 use crate::task::{AttemptEnd, Digest, Outcome, Usage};
@@ -58,6 +59,8 @@ pub struct Program {
     pub imports: Vec<String>,
     /// What it exports, by name.
     pub exports: Vec<String>,
+    /// Whether it may hold what `wasi:http` keeps.
+    uses_http: bool,
 }
 
 /// Which of the worlds a component is built for.
@@ -98,6 +101,8 @@ pub struct Attempt<'a> {
     pub input: &'a str,
     /// Its limits.
     pub limits: Limits,
+    /// What it may touch.
+    pub grants: Arc<Grants>,
     /// Where its log goes.
     pub log: LogBuffer,
     /// How it is stopped from outside.
@@ -197,10 +202,11 @@ impl Sandbox {
     fn program(&self, linker: &Linker<Host>, component: &Component) -> anyhow::Result<Program> {
         let (engine, ty) = (linker.engine(), component.component_type());
         let names = |items: &mut dyn Iterator<Item = &str>| items.map(str::to_owned).collect();
-        let imports = names(&mut ty.imports(engine).map(|(name, _)| name));
+        let imports: Vec<String> = names(&mut ty.imports(engine).map(|(name, _)| name));
         let exports = names(&mut ty.exports(engine).map(|(name, _)| name));
         let world = link(linker, component)?;
-        Ok(Program { engine: engine.clone(), world, imports, exports })
+        let uses_http = host::http::is_used(&imports);
+        Ok(Program { engine: engine.clone(), world, imports, exports, uses_http })
     }
 
     /// Forgets compiled code that nothing has loaded. For the end of the start, when all is loaded.
@@ -210,11 +216,12 @@ impl Sandbox {
 
     /// Runs an attempt in a store of its own, from nothing to its outcome and receipt.
     pub async fn run(&self, program: &Program, attempt: Attempt<'_>) -> RunEnd {
-        let Attempt { of, input, limits, log, control, queue } = attempt;
+        let Attempt { of, input, limits, grants, log, control, queue } = attempt;
         let started = Instant::now();
         let timeout = Duration::from_millis(limits.timeout_ms);
         let deadline = started + timeout;
-        let host = Host::new(self.services.clone(), self.room.clone(), of, &limits, deadline, log.clone());
+        let may = May { limits: &limits, grants, uses_http: program.uses_http };
+        let host = Host::new(self.services.clone(), self.room.clone(), of, may, deadline, log.clone());
         let mut store = Store::new(&program.engine, host);
         if let Err(error) = prepare(&mut store, &limits) {
             return RunEnd::Ended(outcome::host_failure(&error));
