@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::Notify;
 
+use crate::input_schema::InputSchema;
 use crate::limits::{LimitOverrides, Limits};
 use crate::sandbox::Program;
 use crate::store::StoredType;
@@ -42,6 +43,8 @@ pub struct TaskType {
     pub retention_ms: Option<u64>,
     /// Whether its tasks are held back.
     pub paused: bool,
+    /// What its inputs have to meet, where its component does not say so itself.
+    pub input_schema: Option<Arc<InputSchema>>,
 }
 
 /// Every task type and every version that is loaded.
@@ -142,8 +145,10 @@ impl Registry {
 impl TaskType {
     /// A type as the store has it.
     pub fn of(stored: &StoredType) -> TaskType {
-        let StoredType { name, component, next, limits, retry, retention_ms, paused, .. } = stored.clone();
-        TaskType { name, current: component, next, limits, retry, retention_ms, paused }
+        let StoredType { name, component, next, limits, retry, retention_ms, paused, input_schema, .. } =
+            stored.clone();
+        let input_schema = input_schema.map(|text| Arc::new(InputSchema::new(text)));
+        TaskType { name, current: component, next, limits, retry, retention_ms, paused, input_schema }
     }
 
     /// How its attempts are repeated where the task does not say.

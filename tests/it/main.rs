@@ -26,4 +26,5 @@ mod slow_clients;
 mod support;
 mod task_types;
 mod times;
+mod typed;
 mod uploads;

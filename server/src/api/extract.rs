@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::problem::{Kind, Problem};
 use crate::manager::FieldError;
+use crate::pointer::add_segment;
 use crate::task::{TaskId, Timestamp};
 
 /// A body up to this size is read whenever it comes. Larger ones together have to fit into
@@ -375,25 +376,6 @@ fn place<'a, T: Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::Error) -> 
         add_segment(&mut pointer, field);
     }
     FieldError { pointer, detail }
-}
-
-/// Adds a segment to a JSON pointer in a URI fragment (RFC 6901, sections 3 and 6).
-fn add_segment(pointer: &mut String, segment: &str) {
-    pointer.push('/');
-    // A field the client made up may be long.
-    let segment = segment.get(..segment.floor_char_boundary(100)).unwrap_or_default();
-    push_encoded(pointer, &segment.replace('~', "~0").replace('/', "~1"));
-}
-
-/// Appends `text`, percent-encoded but for what RFC 3986 leaves unreserved.
-pub(super) fn push_encoded(out: &mut String, text: &str) {
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -320,7 +320,7 @@ impl Manager {
         if self.is_draining() {
             return Err(Refused::Draining);
         }
-        check::new_item(&self.0.registry, &self.0.defaults, &self.0.ceiling, tenant, new)
+        check::new_item(&self.0.registry, &self.0.defaults, &self.0.ceiling, tenant, new, None)
     }
 
     /// A task, as far as it is now.

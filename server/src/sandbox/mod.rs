@@ -7,6 +7,7 @@ mod meter;
 mod offered;
 mod outcome;
 mod precheck;
+mod typed;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ pub use cache::CodeCache;
 pub use engine::{EngineSettings, MAPS_PER_SLOT};
 pub use meter::{Control, Stop};
 pub use precheck::{Faults, check};
+pub use typed::Function;
 
 use crate::host::blocking_world::BlockingTaskPre;
 use crate::host::log::LogBuffer;
@@ -57,10 +59,21 @@ pub struct Program {
     pub exports: Vec<String>,
 }
 
-/// Which of the two worlds a component is built for.
+/// Which way a component is a task: by one of the two worlds, or by a function of its own.
 enum World {
     Task(TaskPre<Host>),
     Blocking(BlockingTaskPre<Host>),
+    Typed(Box<Function>),
+}
+
+impl Program {
+    /// The function of its own that it is called by, where it is of neither world.
+    pub fn typed(&self) -> Option<&Function> {
+        match &self.world {
+            World::Typed(function) => Some(function),
+            World::Task(_) | World::Blocking(_) => None,
+        }
+    }
 }
 
 /// One attempt, as the executor wants it run.
@@ -193,7 +206,7 @@ impl Sandbox {
         }
 
         let (result, cpu) = {
-            let running = pin!(call(program, &mut store, input));
+            let running = pin!(call(program, &mut store, input, &limits));
             Metered::new(running, control, &self.services.timers, deadline, &limits).await
         };
 
@@ -237,12 +250,16 @@ fn link(linker: &Linker<Host>, component: &Component) -> anyhow::Result<World> {
         Ok(pre) => return Ok(World::Task(pre)),
         Err(error) => error,
     };
-    match BlockingTaskPre::new(linked) {
-        Ok(pre) => Ok(World::Blocking(pre)),
-        Err(as_blocking) => Err(anyhow::anyhow!(
-            "the component is of neither world: as `task`: {as_task:#}; as `blocking-task`: {as_blocking:#}"
-        )),
-    }
+    let as_blocking = match BlockingTaskPre::new(linked.clone()) {
+        Ok(pre) => return Ok(World::Blocking(pre)),
+        Err(error) => error,
+    };
+    Function::of(linker.engine(), component, linked).map(|function| World::Typed(Box::new(function))).map_err(|error| {
+        anyhow::anyhow!(
+            "the component is no task: as `task`: {as_task:#}; as `blocking-task`: {as_blocking:#}; by a function of \
+             its own: {error:#}"
+        )
+    })
 }
 
 /// In milliseconds, to the microsecond.
@@ -269,7 +286,7 @@ fn prepare(store: &mut Store<Host>, limits: &Limits) -> wasmtime::Result<()> {
 /// What `run` returned, as long as the guest lived to return it.
 type Returned = Result<String, outcome::Failure>;
 
-async fn call(program: &Program, store: &mut Store<Host>, input: &str) -> wasmtime::Result<Returned> {
+async fn call(program: &Program, store: &mut Store<Host>, input: &str, limits: &Limits) -> wasmtime::Result<Returned> {
     match &program.world {
         World::Task(pre) => {
             let task = pre.instantiate_async(&mut *store).await?;
@@ -280,5 +297,6 @@ async fn call(program: &Program, store: &mut Store<Host>, input: &str) -> wasmti
             let task = pre.instantiate_async(&mut *store).await?;
             task.call_run(&mut *store, input).await
         }
+        World::Typed(function) => function.call(store, input, limits).await,
     }
 }

@@ -33,13 +33,25 @@ pub struct StoredType {
     pub retention_ms: Option<u64>,
     /// Whether its tasks are held back.
     pub paused: bool,
+    /// A JSON Schema that its inputs have to meet.
+    pub input_schema: Option<Arc<str>>,
 }
 
 impl StoredType {
     /// A type without versions, with nothing set.
     pub fn new(tenant: Arc<str>, name: Arc<str>) -> StoredType {
         let (limits, retry) = (LimitOverrides::default(), RetryOverrides::default());
-        StoredType { tenant, name, component: None, next: None, limits, retry, retention_ms: None, paused: false }
+        StoredType {
+            tenant,
+            name,
+            component: None,
+            next: None,
+            limits,
+            retry,
+            retention_ms: None,
+            paused: false,
+            input_schema: None,
+        }
     }
 }
 
@@ -261,7 +273,8 @@ pub(super) fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
 }
 
 /// The columns of a task type, in the order of [`task_type`].
-pub(super) const TYPE_COLUMNS: &str = "tenant, name, component, next, limits, retry, retention_ms, paused";
+pub(super) const TYPE_COLUMNS: &str =
+    "tenant, name, component, next, limits, retry, retention_ms, paused, input_schema";
 
 /// A task type from a row of [`TYPE_COLUMNS`].
 pub(super) fn task_type(row: &Row<'_>) -> rusqlite::Result<StoredType> {
@@ -274,6 +287,7 @@ pub(super) fn task_type(row: &Row<'_>) -> rusqlite::Result<StoredType> {
         retry: json(row, 5)?.unwrap_or_default(),
         retention_ms: row.get(6)?,
         paused: row.get(7)?,
+        input_schema: row.get::<_, Option<String>>(8)?.map(Into::into),
     })
 }
 
