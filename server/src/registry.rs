@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::Notify;
 
 use crate::grants::Grants;
+use crate::input_schema::InputSchema;
 use crate::limits::{LimitOverrides, Limits};
 use crate::sandbox::Program;
 use crate::store::StoredType;
@@ -45,6 +46,8 @@ pub struct TaskType {
     pub paused: bool,
     /// What its tasks may touch.
     pub grants: Arc<Grants>,
+    /// What its inputs have to meet, where its component does not say so itself.
+    pub input_schema: Option<Arc<InputSchema>>,
 }
 
 /// Every task type and every version that is loaded.
@@ -152,8 +155,10 @@ impl Registry {
 impl TaskType {
     /// A type as the store has it.
     pub fn of(stored: &StoredType) -> TaskType {
-        let StoredType { name, component, next, limits, retry, retention_ms, paused, grants, .. } = stored.clone();
-        TaskType { name, current: component, next, limits, retry, retention_ms, paused, grants }
+        let StoredType { name, component, next, limits, retry, retention_ms, paused, grants, input_schema, .. } =
+            stored.clone();
+        let input_schema = input_schema.map(|text| Arc::new(InputSchema::new(text)));
+        TaskType { name, current: component, next, limits, retry, retention_ms, paused, grants, input_schema }
     }
 
     /// How its attempts are repeated where the task does not say.

@@ -15,10 +15,11 @@ const ONE_PLACE: &[(&[&str], &[&str])] = &[
     (&["rusqlite"], &["store"]),
     (&["clap", "toml"], &["config"]),
     (&["croner", "chrono_tz"], &["schedules"]),
+    (&["jsonschema"], &["input_schema"]),
 ];
 
 /// Modules that compute and do nothing else.
-const PURE: &[&str] = &["task", "grants", "limits", "schedule", "schedules"];
+const PURE: &[&str] = &["task", "grants", "limits", "pointer", "schedule", "schedules"];
 
 /// What a pure module does not use: clocks, input and output, threads, async, and the rest of the server.
 const IMPURE: &[&str] = &[

@@ -28,5 +28,6 @@ mod slow_clients;
 mod support;
 mod task_types;
 mod times;
+mod typed;
 mod uploads;
 mod ways;

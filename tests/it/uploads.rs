@@ -242,6 +242,37 @@ fn old_versions_go_when_nothing_refers_to_them() {
     wait_for("its code to go", || (code(&first) == 0).then_some(()));
 }
 
+/// A version that needs more than the type is granted serves once somebody grants it.
+#[test]
+fn a_version_is_held_until_it_is_granted_what_it_needs() {
+    let server = server(&[]);
+    let client = &server.client;
+    let wait: &[(&str, &str)] = &[WASM, ("prefer", "wait=60")];
+    let http = GUESTS.iter().find(|(name, _)| *name == guest("http")).unwrap().1;
+    let fresh = client.send("PUT", "/task-types/fresh", wait, Some(http)).expect(201).json();
+    assert_eq!((&fresh["state"], &fresh["version"]), (&json!("held"), &json!(null)), "{fresh:#}");
+    assert_eq!(fresh["grants_missing"], json!(["http"]));
+    assert!(fresh["reason"].as_str().unwrap().contains("http"), "{fresh:#}");
+    client.post_task(r#"{"task_type": "fresh"}"#).problem(409);
+
+    let first = upload(client, "mine", &echo());
+    let mine = client.send("PUT", "/task-types/mine", wait, Some(http)).expect(200).json();
+    assert_eq!(
+        (&mine["state"], &mine["version"], &mine["versions"][0]["state"]),
+        (&json!("ready"), &first, &json!("held"))
+    );
+    // Also after a restart.
+    let server = server.crash().start();
+    let client = &server.client;
+    assert_eq!(task_type(client, "mine")["versions"][0]["state"], "held");
+    let grants = json!({"grants": {"http": [{"host": "api.example.com"}]}});
+    for name in ["fresh", "mine"] {
+        let granted = patch(client, name, &grants).expect(200).json();
+        assert_eq!((&granted["state"], &granted["grants_missing"]), (&json!("ready"), &json!([])), "{granted:#}");
+        assert_eq!(granted["version"], granted["versions"][0]["version"]);
+    }
+}
+
 /// A component that has more of something than a slot of the pool has room for.
 #[test]
 fn a_component_larger_than_a_slot() {

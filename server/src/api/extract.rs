@@ -22,8 +22,8 @@ use serde_path_to_error::Segment;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::problem::{Kind, Problem};
-pub(super) use crate::manager::push_encoded;
-use crate::manager::{FieldError, add_segment};
+use crate::manager::FieldError;
+use crate::pointer::add_segment;
 use crate::task::{TaskId, Timestamp};
 
 /// A body up to this size is read whenever it comes. Larger ones together have to fit into

@@ -15,6 +15,7 @@ use super::tasks::{TASK_BYTES, set};
 use super::wire::{self, Time};
 use super::{Api, cursor};
 use crate::clock;
+use crate::pointer::push_encoded;
 use crate::store::{ListFilter, Page};
 use crate::task::{ErrorKind, Status, Timestamp};
 
@@ -151,7 +152,7 @@ fn next_link(filter: &ListFilter, limit: PageSize, cursor: &str) -> String {
         link.push(separator);
         link.push_str(name);
         link.push('=');
-        extract::push_encoded(&mut link, &value);
+        push_encoded(&mut link, &value);
     }
     link + ">; rel=\"next\""
 }

@@ -7,6 +7,7 @@ use axum::http::header::{ETAG, HeaderMap, HeaderName};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
@@ -45,6 +46,13 @@ pub(super) struct TaskTypeList {
 pub(super) struct TaskTypeWithVersions {
     #[serde(flatten)]
     task_type: TaskType,
+    /// The JSON Schema that inputs have to meet: that of the component's function, or the one that was set for the
+    /// type; null: any JSON is taken.
+    #[schema(required, value_type = Option<serde_json::Value>)]
+    input_schema: Option<Box<RawValue>>,
+    /// The JSON Schema of outputs, where the component's function says it.
+    #[schema(required, value_type = Option<serde_json::Value>)]
+    output_schema: Option<Box<RawValue>>,
     /// Its versions, newest first.
     versions: Vec<TypeVersion>,
 }
@@ -92,7 +100,7 @@ pub(super) struct TaskType {
 /// Settings of a task type. What is not there stays as it is; null sets it back to the default.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct TaskTypePatch {
+pub(super) struct TaskTypePatch<'a> {
     /// Limits of an attempt, none above what the server allows.
     #[serde(default, deserialize_with = "extract::object_or_null")]
     limits: Option<LimitOverrides>,
@@ -113,6 +121,11 @@ pub(super) struct TaskTypePatch {
     /// The version that new tasks get: one that the type has, by its digest. Null: the newest.
     #[schema(value_type = Option<String>)]
     version: Option<String>,
+    /// A JSON Schema (draft 2020-12) that inputs of new tasks have to meet, unless the component is called by a
+    /// function of its own. It is taken as a whole: what is in it is not merged.
+    #[serde(borrow, default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    input_schema: Option<&'a RawValue>,
 }
 
 /// Whether a type, or a version of it, can run.
@@ -125,6 +138,8 @@ pub(super) enum TypeState {
     Failed,
     /// It is being compiled, or will be.
     Compiling,
+    /// It needs more than the type is granted.
+    Held,
     /// Its tasks are held back.
     Paused,
 }
@@ -224,16 +239,24 @@ pub(super) async fn patch(
         }
     };
     let body = api.uploads.read(request, PATCH_BYTES).await?;
-    let TaskTypePatch { limits, retry, retention_ms, paused: _, grants: _, version } = extract::from_json(&body.bytes)?;
-    // Read before as what it may be.
-    let patch: serde_json::Value =
-        serde_json::from_slice(&body.bytes).map_err(|error| Problem::internal(&error.into()))?;
+    let TaskTypePatch { limits, retry, retention_ms, paused: _, grants: _, version, input_schema } =
+        extract::from_json::<TaskTypePatch<'_>>(&body.bytes)?;
+    // Read before as what it may be, but for the schema.
+    let patch: serde_json::Value = serde_json::from_slice(&body.bytes).map_err(|error| {
+        let detail = format!("cannot be read: {error}");
+        Problem::fields(vec![FieldError { pointer: "#/input_schema".into(), detail }])
+    })?;
     let version = match version {
         None => patch.get("version").map(|_| None),
         Some(text) => Some(Some(digest_at("#/version", &text)?)),
     };
+    let input_schema = match input_schema {
+        None => patch.get("input_schema").map(|_| None),
+        Some(schema) => Some(Some(schema.get().into())),
+    };
     let patch = SettingsPatch {
         patch,
+        input_schema,
         version,
         limits: limits.unwrap_or_default(),
         retry: retry.unwrap_or_default(),
@@ -266,13 +289,37 @@ pub(super) async fn whole(api: &Api, task_type: &registry::TaskType) -> Result<(
     let versions =
         api.manager.versions(&api.tenant, &task_type.name).await?.into_iter().map(|(version, created_at)| {
             // One that is not loaded was stored a moment ago, or is gone in a moment.
-            let (state, reason) = api.manager.version(version).map_or((TypeState::Compiling, None), |it| state(&it));
+            let (state, reason) = match api.manager.version(version) {
+                Some(loaded @ Version::Ready(_)) if task_type.next == Some(version) => held(task_type, Some(&loaded)),
+                Some(loaded) => state(&loaded),
+                None => (TypeState::Compiling, None),
+            };
             TypeVersion { version, created_at: Time(created_at), state, reason }
         });
-    let body = TaskTypeWithVersions { task_type: of(api, task_type), versions: versions.collect() };
+    let (input_schema, output_schema) = schemas(api, task_type)?;
+    let body = TaskTypeWithVersions {
+        task_type: of(api, task_type),
+        input_schema,
+        output_schema,
+        versions: versions.collect(),
+    };
     let text = serde_json::to_vec(&body).map_err(|error| Problem::internal(&error.into()))?;
     let tag = Digest(Sha256::digest(&text).into()).hex();
     Ok((text, tag))
+}
+
+type Schema = Option<Box<RawValue>>;
+
+/// The schemas of inputs and outputs.
+fn schemas(api: &Api, task_type: &registry::TaskType) -> Result<(Schema, Schema), Problem> {
+    let current = task_type.current.and_then(|current| api.manager.version(current));
+    if let Some(Version::Ready(program)) = &current
+        && let Some(function) = program.typed()
+    {
+        return Ok((Some(function.input_schema.clone()), Some(function.output_schema.clone())));
+    }
+    let set = task_type.input_schema.as_ref().map(|schema| RawValue::from_string(schema.text().to_string()));
+    Ok((set.transpose().map_err(|error| Problem::internal(&error.into()))?, None))
 }
 
 pub(super) fn add_tag(response: &mut Response, tag: &str) {
@@ -287,6 +334,7 @@ fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
     let (state, reason) = match (&current, &next) {
         _ if task_type.paused => (TypeState::Paused, None),
         (Some(current), _) => state(current),
+        (None, Some(Version::Ready(_))) => held(task_type, next.as_ref()),
         (None, Some(next)) => state(next),
         (None, None) => (TypeState::Failed, Some("it has no version".into())),
     };
@@ -314,6 +362,15 @@ fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
         grants: task_type.grants.clone(),
         grants_missing,
     }
+}
+
+/// A version that is compiled, and is to become current.
+fn held(task_type: &registry::TaskType, version: Option<&Version>) -> (TypeState, Option<String>) {
+    let missing = match version {
+        Some(Version::Ready(program)) => grants::missing(&program.imports, &task_type.grants),
+        _ => Vec::new(),
+    };
+    (TypeState::Held, Some(format!("it needs what the type is not granted: {}", missing.join(", "))))
 }
 
 fn state(version: &Version) -> (TypeState, Option<String>) {

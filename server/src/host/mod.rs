@@ -25,7 +25,9 @@ use wasmtime_wasi::WasiCtx;
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 
 use memory::HANDLE_BYTES;
-pub use memory::{HostMemory, MAX_TABLE_ELEMENTS, MemoryRefused, NoMemoryLeft, TaskMemory, is_out_of_memory};
+pub use memory::{
+    HeldMemory, HostMemory, MAX_TABLE_ELEMENTS, MemoryRefused, NoMemoryLeft, TaskMemory, is_out_of_memory,
+};
 pub use stdio::{BadStdout, Stdout};
 
 use crate::grants::Grants;
@@ -175,6 +177,16 @@ impl Host {
     /// How many handles the engine may hold for the attempt.
     pub fn max_handles(&self) -> usize {
         self.host_memory.max_handles()
+    }
+
+    /// Bytes that the host may still hold for the attempt.
+    pub fn memory_left(&self) -> u64 {
+        self.host_memory.left()
+    }
+
+    /// Holds that many bytes for it, until what is returned is dropped.
+    pub fn hold(&self, bytes: u64) -> Result<HeldMemory, MemoryRefused> {
+        self.host_memory.take(bytes)
     }
 
     /// What the attempt reported last.

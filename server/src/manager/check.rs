@@ -6,22 +6,12 @@ use std::sync::Arc;
 use super::{FieldError, NewItem, NewTask, Refused};
 use crate::clock;
 use crate::limits::Limits;
-use crate::registry::{Registry, Version};
+use crate::pointer::Fault;
+use crate::registry::{Registry, TaskType, Version};
 use crate::task::{Digest, RetryPolicy, Status, Task, TaskId, Timestamp, Usage};
 
-/// A task to be stored, of the current version of its type.
+/// A task to be stored, of the current version of its type or of another one. Its input is looked at, too.
 pub(super) fn new_item(
-    registry: &Registry,
-    defaults: &Limits,
-    ceiling: &Limits,
-    tenant: &Arc<str>,
-    new: NewTask,
-) -> Result<NewItem, Refused> {
-    new_item_of(registry, defaults, ceiling, tenant, new, None)
-}
-
-/// The same of any version.
-pub(super) fn new_item_of(
     registry: &Registry,
     defaults: &Limits,
     ceiling: &Limits,
@@ -29,10 +19,49 @@ pub(super) fn new_item_of(
     new: NewTask,
     version: Option<Digest>,
 ) -> Result<NewItem, Refused> {
-    let task_type = registry.find(tenant, &new.task_type).ok_or(Refused::UnknownTaskType)?;
-    let Some(component) = version.or(task_type.current).filter(|current| is_usable(registry, *current)) else {
-        return Err(Refused::TypeNotReady);
-    };
+    let found = find(registry, tenant, &new.task_type, version)?;
+    let item = item_of(defaults, ceiling, tenant, new, &found)?;
+    check_input(&found, &item.task.input, &item.limits)?;
+    Ok(item)
+}
+
+/// A task of a schedule. Its input was looked at when the schedule was stored: to do it again would hold up
+/// everybody else.
+pub(super) fn scheduled_item(
+    registry: &Registry,
+    defaults: &Limits,
+    ceiling: &Limits,
+    tenant: &Arc<str>,
+    new: NewTask,
+) -> Result<NewItem, Refused> {
+    let found = find(registry, tenant, &new.task_type, None)?;
+    item_of(defaults, ceiling, tenant, new, &found)
+}
+
+/// A type, and a version of it that tasks can be pinned to.
+struct Found {
+    task_type: TaskType,
+    component: Digest,
+    version: Version,
+}
+
+fn find(registry: &Registry, tenant: &str, name: &str, version: Option<Digest>) -> Result<Found, Refused> {
+    let task_type = registry.find(tenant, name).ok_or(Refused::UnknownTaskType)?;
+    let component = version.or(task_type.current).ok_or(Refused::TypeNotReady)?;
+    match registry.version(component) {
+        // It was compiled, here or before the last start.
+        Some(version @ (Version::Ready(_) | Version::Compiling)) => Ok(Found { task_type, component, version }),
+        Some(Version::Failed(_)) | None => Err(Refused::TypeNotReady),
+    }
+}
+
+fn item_of(
+    defaults: &Limits,
+    ceiling: &Limits,
+    tenant: &Arc<str>,
+    new: NewTask,
+    Found { task_type, component, .. }: &Found,
+) -> Result<NewItem, Refused> {
     let mut errors = Vec::new();
     let of_type = task_type.limits(defaults, ceiling);
     let limits = of_type.with(&new.limits, &of_type).unwrap_or_else(|bad| {
@@ -66,7 +95,7 @@ pub(super) fn new_item_of(
         id,
         tenant: tenant.clone(),
         task_type: task_type.name.clone(),
-        component,
+        component: *component,
         priority: new.priority,
         created_at,
         limits: new.limits,
@@ -95,9 +124,23 @@ pub(super) fn new_item_of(
     Ok(NewItem { task, limits, idempotency: new.idempotency })
 }
 
-/// Whether tasks can be pinned to a version: it was compiled, here or before the last start.
-fn is_usable(registry: &Registry, component: Digest) -> bool {
-    matches!(registry.version(component), Some(Version::Ready(_) | Version::Compiling))
+/// Whether an input is what the component's function takes, or else what the type says that it has to meet.
+fn check_input(found: &Found, input: &str, limits: &Limits) -> Result<(), Refused> {
+    let function = match &found.version {
+        Version::Ready(program) => program.typed(),
+        _ => None,
+    };
+    let checked = match (function, &found.task_type.input_schema) {
+        (Some(function), _) => function.check(input, limits.host_memory_bytes),
+        (None, Some(schema)) => schema.check(input),
+        (None, None) => Ok(()),
+    };
+    checked.map_err(|faults| {
+        let errors = faults.into_iter();
+        let errors =
+            errors.map(|Fault { pointer, detail }| FieldError { pointer: format!("#/input{pointer}"), detail });
+        Refused::Invalid(errors.collect())
+    })
 }
 
 /// A UUIDv7 begins with its time of creation (RFC 9562, section 5.7).

@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 pub use self::core::{Core, CoreSettings, Workers};
 pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
-pub use refused::{FieldError, Refused, add_segment, push_encoded};
+pub use refused::{FieldError, Refused};
 pub use settings::SettingsPatch;
 pub use trial::LONGEST as LONGEST_TRIAL;
 pub(crate) use types::promoted;
@@ -320,7 +320,7 @@ impl Manager {
         if self.is_draining() {
             return Err(Refused::Draining);
         }
-        check::new_item(&self.0.registry, &self.0.defaults, &self.0.ceiling, tenant, new)
+        check::new_item(&self.0.registry, &self.0.defaults, &self.0.ceiling, tenant, new, None)
     }
 
     /// A task, as far as it is now.

@@ -1,5 +1,6 @@
 //! Why a request was refused, whatever the way it came.
 
+use crate::pointer::add_segment;
 use crate::task::TaskId;
 
 /// A fault in one field of a request's body.
@@ -19,25 +20,6 @@ impl FieldError {
             add_segment(&mut pointer, segment);
         }
         FieldError { pointer, detail }
-    }
-}
-
-/// Adds a segment to a JSON pointer in a URI fragment (RFC 6901, sections 3 and 6).
-pub fn add_segment(pointer: &mut String, segment: &str) {
-    pointer.push('/');
-    // A field the client made up may be long.
-    let segment = segment.get(..segment.floor_char_boundary(100)).unwrap_or_default();
-    push_encoded(pointer, &segment.replace('~', "~0").replace('/', "~1"));
-}
-
-/// Appends `text`, percent-encoded but for what RFC 3986 leaves unreserved.
-pub fn push_encoded(out: &mut String, text: &str) {
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
     }
 }
 

@@ -255,7 +255,7 @@ impl Core {
     ) -> Result<Made> {
         let new = new_task(&schedule.spec.task);
         let (defaults, ceiling) = (&self.settings.defaults, &self.settings.ceiling);
-        let made = match check::new_item(&self.registry, defaults, ceiling, &schedule.tenant, new) {
+        let made = match check::scheduled_item(&self.registry, defaults, ceiling, &schedule.tenant, new) {
             Ok(mut item) => {
                 item.task.schedule = Some(schedule.name.clone());
                 // It got its time of creation a moment after the transaction began.

@@ -8,6 +8,7 @@ use super::core::Core;
 use super::types::promoted;
 use super::{Command, FieldError, Manager, Refused, Reply, answer};
 use crate::grants::{BadGrant, Grants};
+use crate::input_schema::InputSchema;
 use crate::limits::LimitOverrides;
 use crate::registry::{SHARED, TaskType, Version};
 use crate::store::{StoreError, StoredType};
@@ -29,6 +30,8 @@ pub struct SettingsPatch {
     pub retention_ms: Option<u64>,
     /// The version that is to be current; `Some(None)`: the newest.
     pub version: Option<Option<Digest>>,
+    /// What its inputs have to meet, instead of what there was; `Some(None)`: nothing any more.
+    pub input_schema: Option<Option<Arc<str>>>,
     /// Only where the type is still as it was here.
     pub seen: Option<TaskType>,
 }
@@ -59,6 +62,9 @@ impl Manager {
         patch: SettingsPatch,
     ) -> Result<TaskType, Refused> {
         self.check_patch(&patch)?;
+        if let Some(Some(text)) = &patch.input_schema {
+            self.check_input_schema(tenant, name, text.clone()).await?;
+        }
         let (tenant, name) = (tenant.clone(), name.to_owned());
         self.ask(|reply| Command::Settings(Box::new(SettingsCommand { tenant, name, patch, reply }))).await
     }
@@ -79,6 +85,25 @@ impl Manager {
             wrong("#/retention_ms".into(), LONGEST_RETENTION_MS);
         }
         if errors.is_empty() { Ok(()) } else { Err(Refused::Invalid(errors)) }
+    }
+
+    async fn check_input_schema(&self, tenant: &str, name: &str, text: Arc<str>) -> Result<(), Refused> {
+        let wrong = |pointer: &str, detail: String| {
+            Err(Refused::Invalid(vec![FieldError { pointer: format!("#/input_schema{pointer}"), detail }]))
+        };
+        let current = self.0.registry.find(tenant, name).and_then(|task_type| task_type.current);
+        if let Some(Version::Ready(program)) = current.and_then(|current| self.0.registry.version(current))
+            && program.typed().is_some()
+        {
+            return wrong("", "the function of the component says what its inputs have to meet".to_owned());
+        }
+        // It takes its time, which others would wait for.
+        let fault = tokio::task::spawn_blocking(move || InputSchema::new(text).fault()).await;
+        match fault {
+            Ok(None) => Ok(()),
+            Ok(Some(fault)) => wrong(&fault.pointer, fault.detail),
+            Err(error) => Err(Refused::Internal(error.into())),
+        }
     }
 }
 
@@ -116,15 +141,19 @@ impl Core {
             match version {
                 Some(version) if self.store.has_version(&stored.tenant, &stored.name, version)? => {
                     stored.next = Some(version);
-                    if let Some(Version::Ready(program)) = self.registry.version(version) {
-                        stored = promoted(&stored, &program).unwrap_or(stored);
-                    }
                 }
                 _ => {
                     let detail = "is no version of this type".to_owned();
                     return Ok(Err(Refused::Invalid(vec![FieldError { pointer: "#/version".into(), detail }])));
                 }
             }
+        }
+        if let Some(input_schema) = &patch.input_schema {
+            stored.input_schema = input_schema.clone();
+        }
+        // What it was held for may be granted now.
+        if let Some(Version::Ready(program)) = stored.next.and_then(|next| self.registry.version(next)) {
+            stored = promoted(&stored, &program).unwrap_or(stored);
         }
         self.store.put_task_type(&stored)?;
         Ok(Ok(stored))

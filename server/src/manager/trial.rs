@@ -74,7 +74,7 @@ impl Manager {
         if !found.iter().any(|(digest, _)| *digest == version) {
             return Err(Refused::NotFound);
         }
-        super::check::new_item_of(&self.0.registry, &self.0.defaults, &self.0.ceiling, tenant, new, Some(version))
+        super::check::new_item(&self.0.registry, &self.0.defaults, &self.0.ceiling, tenant, new, Some(version))
     }
 }
 

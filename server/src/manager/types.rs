@@ -6,6 +6,7 @@ use super::core::Core;
 use super::upkeep::{HELD_STEP, HeldPlace};
 use super::{Command, Manager, Refused, Reply, answer};
 use crate::compiler::Compiled;
+use crate::grants;
 use crate::registry::{SHARED, TaskType, Version};
 use crate::sandbox::Program;
 use crate::store::{ListFilter, StoreError, StoredType};
@@ -300,8 +301,11 @@ impl Core {
     }
 }
 
-/// A type whose next version has become its current one, where that version can be used.
-pub(crate) fn promoted(stored: &StoredType, _next: &Program) -> Option<StoredType> {
+/// A type whose next version has become its current one, where the type is granted what that version needs.
+pub(crate) fn promoted(stored: &StoredType, next_program: &Program) -> Option<StoredType> {
+    if !grants::missing(&next_program.imports, &stored.grants).is_empty() {
+        return None;
+    }
     let next = stored.next?;
     Some(StoredType { component: Some(next), next: None, ..stored.clone() })
 }

@@ -8,6 +8,7 @@ mod meter;
 mod offered;
 mod outcome;
 mod precheck;
+mod typed;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub use cache::CodeCache;
 pub use engine::{EngineSettings, MAPS_PER_SLOT};
 pub use meter::{Control, Stop};
 pub use precheck::{Faults, check};
+pub use typed::Function;
 
 use crate::grants::Grants;
 use crate::host::blocking_world::BlockingTaskPre;
@@ -63,11 +65,12 @@ pub struct Program {
     uses_http: bool,
 }
 
-/// Which of the worlds a component is built for.
+/// Which way a component is a task: by one of the two worlds, as a command, or by a function of its own.
 enum World {
     Task(TaskPre<Host>),
     Blocking(BlockingTaskPre<Host>),
     Command(CommandPre<Host>),
+    Typed(Box<Function>),
 }
 
 /// What makes a component a task.
@@ -80,6 +83,8 @@ pub enum Kind {
     BlockingTask,
     /// It is a WASI command: its input is on stdin, its output what it writes to stdout.
     Command,
+    /// It has a function of its own, whose parameters are its input.
+    Typed,
 }
 
 impl Program {
@@ -89,6 +94,15 @@ impl Program {
             World::Task(_) => Kind::Task,
             World::Blocking(_) => Kind::BlockingTask,
             World::Command(_) => Kind::Command,
+            World::Typed(_) => Kind::Typed,
+        }
+    }
+
+    /// The function of its own that it is called by, where it has one.
+    pub fn typed(&self) -> Option<&Function> {
+        match &self.world {
+            World::Typed(function) => Some(function),
+            World::Task(_) | World::Blocking(_) | World::Command(_) => None,
         }
     }
 }
@@ -276,13 +290,16 @@ fn link(linker: &Linker<Host>, component: &Component) -> anyhow::Result<World> {
         Ok(pre) => return Ok(World::Blocking(pre)),
         Err(error) => error,
     };
-    match CommandPre::new(linked) {
-        Ok(pre) => Ok(World::Command(pre)),
-        Err(as_command) => Err(anyhow::anyhow!(
+    let as_command = match CommandPre::new(linked.clone()) {
+        Ok(pre) => return Ok(World::Command(pre)),
+        Err(error) => error,
+    };
+    Function::of(linker.engine(), component, linked).map(|function| World::Typed(Box::new(function))).map_err(|error| {
+        anyhow::anyhow!(
             "the component is no task: as `task`: {as_task:#}; as `blocking-task`: {as_blocking:#}; as a WASI \
-             command: {as_command:#}"
-        )),
-    }
+             command: {as_command:#}; by a function of its own: {error:#}"
+        )
+    })
 }
 
 /// In milliseconds, to the microsecond.
@@ -331,6 +348,7 @@ async fn call(program: &Program, store: &mut Store<Host>, input: &str, limits: &
             }
             Ok(Ok(outcome::of_stdout(stdout.take(), limits)?))
         }
+        World::Typed(function) => function.call(store, input, limits).await,
     }
 }
 

@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use wasmparser::component_types::ComponentEntityType;
+use wasmparser::component_types::{ComponentAnyTypeId, ComponentEntityType, ComponentInstanceType};
 use wasmparser::types::Types;
+
+use super::typed;
 
 /// Every interface that can be imported, each with its functions on the lines after it.
 const OFFERED: &str = include_str!("offered.txt");
@@ -38,6 +40,11 @@ fn compatible(name: &str) -> &str {
     if version.contains('-') { name } else { &name[..name.len() - version.len() + same] }
 }
 
+fn has_plain_types_only(instance: &ComponentInstanceType) -> bool {
+    let is_plain = |ty: &ComponentEntityType| matches!(ty, ComponentEntityType::Type { created, .. } if !matches!(created, ComponentAnyTypeId::Resource(_)));
+    !instance.exports.is_empty() && instance.exports.values().all(|item| is_plain(&item.ty))
+}
+
 /// The interface that a command exports.
 const RUN: &str = "wasi:cli/run@0.2";
 
@@ -52,6 +59,8 @@ pub(super) fn faults(types: &Types, imports: &[String], exports: &[String]) -> V
         let Some(item) = types.component_item_for_import(name) else { continue };
         match item.ty {
             ComponentEntityType::Instance(id) => match INTERFACES.get(compatible(name)) {
+                // Where there are only types in it, as of what it exports, nothing has to be offered.
+                None if has_plain_types_only(&types[id]) => {}
                 None => faults.push(format!("it imports {name}, which is not offered here")),
                 Some(offered) => {
                     for (function, item) in &types[id].exports {
@@ -67,16 +76,8 @@ pub(super) fn faults(types: &Types, imports: &[String], exports: &[String]) -> V
         }
     }
     let is_command = exports.iter().any(|name| compatible(name) == RUN);
-    let functions = exports.iter().filter(|name| {
-        let item = types.component_item_for_export(name);
-        item.is_some_and(|item| matches!(item.ty, ComponentEntityType::Func(_)))
-    });
-    let functions: Vec<&str> = functions.map(String::as_str).collect();
-    if !is_command && !functions.contains(&"run") {
-        faults.push(match functions.len() {
-            0 => "it exports no function `run`".to_owned(),
-            _ => format!("it exports no function `run`, but {}", functions.join(", ")),
-        });
+    if !is_command {
+        faults.extend(typed::precheck::faults(types, exports));
     }
     faults.truncate(MOST_FAULTS);
     faults

@@ -9,6 +9,7 @@ use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use super::meter::StoppedBy;
+use super::typed::BadOutput;
 use crate::host::task_world::taskcell::task::types;
 use crate::host::{BadStdout, MemoryRefused, NoMemoryLeft, is_out_of_memory};
 use crate::limits::Limits;
@@ -79,6 +80,9 @@ pub(super) fn of_error(error: &wasmtime::Error, refused_memory: bool, limits: &L
         return None;
     }
     let told = |kind, message: String| Some(TaskError::new(kind, cut(message)));
+    if let Some(bad) = error.downcast_ref::<BadOutput>() {
+        return told(bad.kind, bad.message.clone());
+    }
     if let Some(refused) = error.downcast_ref::<MemoryRefused>() {
         return told(ErrorKind::MemoryExceeded, refused.to_string());
     }

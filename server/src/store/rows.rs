@@ -36,6 +36,8 @@ pub struct StoredType {
     pub paused: bool,
     /// What its tasks may touch.
     pub grants: Arc<Grants>,
+    /// A JSON Schema that its inputs have to meet.
+    pub input_schema: Option<Arc<str>>,
 }
 
 impl StoredType {
@@ -52,6 +54,7 @@ impl StoredType {
             retention_ms: None,
             paused: false,
             grants: Arc::default(),
+            input_schema: None,
         }
     }
 }
@@ -274,7 +277,8 @@ pub(super) fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
 }
 
 /// The columns of a task type, in the order of [`task_type`].
-pub(super) const TYPE_COLUMNS: &str = "tenant, name, component, next, limits, retry, retention_ms, paused, grants";
+pub(super) const TYPE_COLUMNS: &str =
+    "tenant, name, component, next, limits, retry, retention_ms, paused, grants, input_schema";
 
 /// A task type from a row of [`TYPE_COLUMNS`].
 pub(super) fn task_type(row: &Row<'_>) -> rusqlite::Result<StoredType> {
@@ -288,6 +292,7 @@ pub(super) fn task_type(row: &Row<'_>) -> rusqlite::Result<StoredType> {
         retention_ms: row.get(6)?,
         paused: row.get(7)?,
         grants: Arc::new(json(row, 8)?.unwrap_or_default()),
+        input_schema: row.get::<_, Option<String>>(9)?.map(Into::into),
     })
 }
 

@@ -1,0 +1,494 @@
+//! JSON Schemas that inputs of a type have to meet. The only place that knows jsonschema.
+//!
+//! Who writes a schema may mean harm: references that refer to each other can make a small one take years to
+//! check. So it is measured before it is compiled, and an input before it is checked.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use jsonschema::error::ValidationErrorKind;
+use jsonschema::{Draft, PatternOptions, ValidationError, Validator};
+use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+use crate::pointer::{Fault, MOST_FAULTS, add_segment, push_encoded};
+
+/// The one draft that is taken.
+const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
+
+/// Most values in a schema, each counted as often as something refers to it.
+const MOST_PARTS: u64 = 5_000;
+
+/// Most patterns, counted in the same way.
+const MOST_PATTERNS: u64 = 50;
+
+/// How deep a schema may be, with what it refers to in place.
+const MOST_DEPTH: u64 = 100;
+
+/// The most that one pattern may compile to, in bytes.
+const PATTERN_BYTES: usize = 64 << 10;
+
+/// The most that checking an input may cost: parts of the schema times values of the input, about.
+const MOST_WORK: u64 = 50_000_000;
+
+/// What matching a byte against a pattern costs of it.
+const PATTERN_WORK: u64 = 20;
+
+/// Memory that an input may take while it is checked, in bytes: reckoned, a little more than was measured.
+const MOST_MEMORY: u64 = 64 << 20;
+
+/// Where checking costs no more than this, every fault is told with its place. The faults of all that was tried
+/// are gathered first, each of which takes hundreds of bytes and more than a microsecond.
+const MOST_WORK_FOR_FAULTS: u64 = 200_000;
+
+/// Keywords that can make a check take time out of all proportion.
+const REFUSED: [&str; 4] = ["$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems"];
+
+/// A JSON Schema.
+pub struct InputSchema {
+    text: Arc<str>,
+    compiled: OnceLock<Result<Compiled, Fault>>,
+}
+
+struct Compiled {
+    validator: Validator,
+    parts: u64,
+    patterns: u64,
+}
+
+impl InputSchema {
+    /// The schema of that text, which is compiled when it is needed first.
+    pub fn new(text: Arc<str>) -> InputSchema {
+        InputSchema { text, compiled: OnceLock::new() }
+    }
+
+    /// The text.
+    pub fn text(&self) -> &Arc<str> {
+        &self.text
+    }
+
+    /// What is wrong with the schema itself. Compiles it, which may take some tenths of a second.
+    pub fn fault(&self) -> Option<Fault> {
+        self.compiled().as_ref().err().cloned()
+    }
+
+    /// What is wrong with an input.
+    pub fn check(&self, input: &str) -> Result<(), Vec<Fault>> {
+        let whole = |detail: &str| vec![Fault { pointer: String::new(), detail: detail.to_owned() }];
+        let Ok(compiled) = self.compiled() else {
+            return Err(whole("cannot be checked: the input_schema of its type is none that this server takes"));
+        };
+        let mut size = Size::default();
+        let mut json = serde_json::Deserializer::from_str(input);
+        size.deserialize(&mut json).map_err(|error| whole(&format!("cannot be read: {error}")))?;
+        let work = compiled
+            .parts
+            .saturating_mul(size.values)
+            .saturating_add(compiled.patterns.saturating_mul(input.len() as u64).saturating_mul(PATTERN_WORK));
+        if work > MOST_WORK || size.memory > MOST_MEMORY {
+            return Err(whole("has too much in it to be checked against the input_schema of its type"));
+        }
+        let input: Value = serde_json::from_str(input).map_err(|error| whole(&format!("cannot be read: {error}")))?;
+        if compiled.validator.is_valid(&input) {
+            return Ok(());
+        }
+        let mut faults = Vec::new();
+        if work <= MOST_WORK_FOR_FAULTS {
+            faults.extend(compiled.validator.iter_errors(&input).take(MOST_FAULTS).map(|error| fault(&error)));
+        }
+        if faults.is_empty() {
+            faults = whole("does not meet the input_schema of its type");
+        }
+        Err(faults)
+    }
+
+    fn compiled(&self) -> &Result<Compiled, Fault> {
+        self.compiled.get_or_init(|| compile(&self.text))
+    }
+}
+
+impl PartialEq for InputSchema {
+    fn eq(&self, other: &InputSchema) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for InputSchema {}
+
+impl fmt::Debug for InputSchema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn compile(text: &str) -> Result<Compiled, Fault> {
+    let whole = |detail: String| Fault { pointer: String::new(), detail };
+    let schema: Value = serde_json::from_str(text).map_err(|error| whole(format!("cannot be read: {error}")))?;
+    if !schema.is_object() && !schema.is_boolean() {
+        return Err(whole("must be a JSON Schema: an object".to_owned()));
+    }
+    let measured = Measure { root: &schema, path: Vec::new(), known: HashMap::new() }.measure(&schema)?;
+    let validator = jsonschema::options()
+        .with_draft(Draft::Draft202012)
+        .offline()
+        .should_validate_formats(false)
+        // In linear time, without what needs backtracking.
+        .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES))
+        .build(&schema)
+        .map_err(|error| fault(&error))?;
+    Ok(Compiled { validator, parts: measured.parts, patterns: measured.patterns })
+}
+
+/// What the crate says, of an input or of a schema. What is there is not repeated: it may be large.
+fn fault(error: &ValidationError<'_>) -> Fault {
+    let mut pointer = String::new();
+    for segment in error.instance_path().as_str().split('/').skip(1) {
+        // `~` and `/` are escaped already.
+        pointer.push('/');
+        push_encoded(&mut pointer, segment.get(..segment.floor_char_boundary(100)).unwrap_or_default());
+    }
+    if let ValidationErrorKind::Required { property } = error.kind()
+        && let Some(name) = property.as_str()
+    {
+        add_segment(&mut pointer, name);
+        return Fault { pointer, detail: "is missing".to_owned() };
+    }
+    Fault { pointer, detail: error.masked().to_string() }
+}
+
+/// How large a schema is with everything that it refers to in its place.
+#[derive(Clone, Copy)]
+struct Measured {
+    parts: u64,
+    patterns: u64,
+    depth: u64,
+}
+
+struct Measure<'s> {
+    root: &'s Value,
+    path: Vec<String>,
+    /// What was referred to, by its pointer; `None`: it is being measured.
+    known: HashMap<String, Option<Measured>>,
+}
+
+impl<'s> Measure<'s> {
+    fn wrong<T>(&self, detail: impl Into<String>) -> Result<T, Fault> {
+        let mut pointer = String::new();
+        self.path.iter().for_each(|segment| add_segment(&mut pointer, segment));
+        Err(Fault { pointer, detail: detail.into() })
+    }
+
+    /// Every object is taken for a schema, also where it is none, as in `enum`: rather too strict than too lax.
+    fn measure(&mut self, value: &'s Value) -> Result<Measured, Fault> {
+        if self.path.len() as u64 > MOST_DEPTH {
+            return self.wrong(format!("is more than {MOST_DEPTH} deep"));
+        }
+        let mut sum = Measured { parts: 1, patterns: 0, depth: 1 };
+        match value {
+            Value::Array(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    self.add(&mut sum, &at.to_string(), item)?;
+                }
+            }
+            Value::Object(members) => {
+                for (name, member) in members {
+                    self.add(&mut sum, name, member)?;
+                    self.path.push(name.clone());
+                    self.keyword(&mut sum, name, member)?;
+                    self.path.pop();
+                }
+            }
+            _ => {}
+        }
+        Ok(sum)
+    }
+
+    fn add(&mut self, sum: &mut Measured, name: &str, value: &'s Value) -> Result<(), Fault> {
+        self.path.push(name.to_owned());
+        let part = self.measure(value)?;
+        self.sum(sum, part)?;
+        self.path.pop();
+        Ok(())
+    }
+
+    fn sum(&self, sum: &mut Measured, part: Measured) -> Result<(), Fault> {
+        sum.parts = sum.parts.saturating_add(part.parts);
+        sum.patterns = sum.patterns.saturating_add(part.patterns);
+        sum.depth = sum.depth.max(part.depth + 1);
+        match sum {
+            _ if sum.parts > MOST_PARTS => {
+                self.wrong(format!("has more than {MOST_PARTS} values, with what it refers to in place"))
+            }
+            _ if sum.patterns > MOST_PATTERNS => {
+                self.wrong(format!("has more than {MOST_PATTERNS} patterns, with what it refers to in place"))
+            }
+            _ if self.path.len() as u64 + sum.depth > MOST_DEPTH + 1 => {
+                self.wrong(format!("is more than {MOST_DEPTH} deep, with what it refers to in place"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn keyword(&mut self, sum: &mut Measured, name: &str, value: &'s Value) -> Result<(), Fault> {
+        let at_root = self.path.len() == 1;
+        match (name, value) {
+            ("pattern", Value::String(_)) => sum.patterns += 1,
+            ("patternProperties", Value::Object(patterns)) => sum.patterns += patterns.len() as u64,
+            ("$schema", Value::String(draft)) if !at_root || draft.trim_end_matches('#') != DRAFT => {
+                return self.wrong(format!("only {DRAFT} is taken, and for the whole schema"));
+            }
+            ("$id", Value::String(_)) if !at_root => return self.wrong("may be given to the whole schema only"),
+            ("$ref", Value::String(target)) => {
+                let part = self.referred(target)?;
+                self.sum(sum, part)?;
+            }
+            _ if REFUSED.contains(&name) => return self.wrong("this keyword is not taken here"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn referred(&mut self, target: &str) -> Result<Measured, Fault> {
+        match self.known.get(target) {
+            Some(Some(known)) => return Ok(*known),
+            Some(None) => return self.wrong("refers to what it is in: recursion is not taken here"),
+            None => {}
+        }
+        let found = target.strip_prefix('#').filter(|pointer| pointer.starts_with('/') && !pointer.contains('%'));
+        let Some(found) = found.and_then(|pointer| self.root.pointer(pointer)) else {
+            return self.wrong("only what is in the schema itself can be referred to, as '#/$defs/name'");
+        };
+        self.known.insert(target.to_owned(), None);
+        let measured = self.measure(found)?;
+        self.known.insert(target.to_owned(), Some(measured));
+        Ok(measured)
+    }
+}
+
+/// What an input comes to as a [`Value`].
+#[derive(Default)]
+struct Size {
+    values: u64,
+    memory: u64,
+}
+
+impl Size {
+    fn count(&mut self, memory: usize) {
+        self.values += 1;
+        // In an array that grew.
+        self.memory += 2 * size_of::<Value>() as u64 + memory as u64;
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &mut Size {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Size {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<(), E> {
+        self.count(0);
+        Ok(())
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
+        self.count(0);
+        Ok(())
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
+        self.count(0);
+        Ok(())
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
+        self.count(0);
+        Ok(())
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
+        self.count(text.len() + 16);
+        Ok(())
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        self.count(0);
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        self.count(0);
+        while seq.next_element_seed(&mut *self)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        // The first node of a map has room for eleven members.
+        self.count(800);
+        while map.next_key_seed(&mut *self)?.is_some() {
+            map.next_value_seed(&mut *self)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn schema(schema: &Value) -> InputSchema {
+        InputSchema::new(schema.to_string().into())
+    }
+
+    fn refused(value: &Value) -> (String, String) {
+        let fault = schema(value).fault().unwrap_or_else(|| panic!("{value} is taken"));
+        (fault.pointer, fault.detail)
+    }
+
+    #[test]
+    fn inputs_are_checked() {
+        let schema = schema(&json!({
+            "$schema": DRAFT,
+            "$id": "https://example.com/a",
+            "type": "object",
+            "properties": {
+                "width": {"$ref": "#/$defs/size"},
+                "tags": {"type": "array", "items": {"type": "string", "pattern": r"^\w+$"}, "uniqueItems": true},
+                "a/b": {"const": null},
+            },
+            "required": ["width"],
+            "additionalProperties": false,
+            "$defs": {"size": {"type": "integer", "minimum": 1, "maximum": 100}},
+        }));
+        assert_eq!(schema.fault(), None);
+        let places = |input: Value| match schema.check(&input.to_string()) {
+            Ok(()) => Vec::new(),
+            Err(faults) => faults.into_iter().map(|fault| fault.pointer).collect(),
+        };
+        assert_eq!(places(json!({"width": 1, "tags": ["a"], "a/b": null})), [""; 0]);
+        assert_eq!(places(json!({})), ["/width"]);
+        assert_eq!(places(json!({"width": 0})), ["/width"]);
+        assert_eq!(places(json!({"width": 1, "tags": ["a", "b c"]})), ["/tags/1"]);
+        assert_eq!(places(json!({"width": 1, "a/b": 0})), ["/a~1b"]);
+        assert_eq!(places(json!({"width": 1, "other": 0})), [""]);
+        assert_eq!(places(json!(null)), [""]);
+        let many: Vec<Value> = (0..1000).map(Value::from).collect();
+        assert_eq!(places(json!({"width": 1, "tags": many})).len(), MOST_FAULTS);
+        let more: Vec<Value> = (0..20_000).map(Value::from).collect();
+        assert_eq!(places(json!({"width": 1, "tags": more})), [""]);
+        let secret = schema.check(&json!({"width": "a long text"}).to_string()).unwrap_err();
+        assert!(!secret[0].detail.contains("long"), "{secret:?}");
+        assert_eq!(schema.check("1e999").unwrap_err()[0].pointer, "", "JSON that this cannot hold");
+        assert_eq!(schema.check(&"[".repeat(100_000)).unwrap_err().len(), 1);
+    }
+
+    #[test]
+    fn schemas_that_are_none() {
+        for (value, pointer) in [
+            (json!(1), ""),
+            (json!([]), ""),
+            (json!({"type": "no such"}), "/type"),
+            (json!({"minimum": "1"}), "/minimum"),
+            (json!({"pattern": "("}), ""),
+            // Only the engine that backtracks has it.
+            (json!({"pattern": r"(a)\1"}), ""),
+            (json!({"pattern": "(?=a)"}), ""),
+            (json!({"$schema": "http://json-schema.org/draft-07/schema#"}), "/$schema"),
+            (json!({"properties": {"a": {"$schema": DRAFT}}}), "/properties/a/$schema"),
+            (json!({"properties": {"a": {"$id": "b"}}}), "/properties/a/$id"),
+            (json!({"unevaluatedProperties": false}), "/unevaluatedProperties"),
+            (json!({"items": {"$dynamicRef": "#a"}}), "/items/$dynamicRef"),
+            (json!({"$ref": "https://example.com/schema.json"}), "/$ref"),
+            (json!({"items": {"$ref": "file:///etc/passwd"}}), "/items/$ref"),
+            (json!({"items": {"$ref": "other.json"}}), "/items/$ref"),
+            (json!({"items": {"$ref": "#name"}}), "/items/$ref"),
+            (json!({"items": {"$ref": "#/$defs/none"}}), "/items/$ref"),
+            (json!({"items": {"$ref": "#"}}), "/items/$ref"),
+            (json!({"$ref": DRAFT}), "/$ref"),
+        ] {
+            let pointer = pointer.replace('$', "%24");
+            let (found, detail) = refused(&value);
+            assert!(!detail.is_empty());
+            if pointer.is_empty() {
+                continue;
+            }
+            assert_eq!(found, pointer, "{value}: {detail}");
+        }
+        assert!(InputSchema::new("{".into()).fault().is_some());
+        let deep = format!("{}{}", r#"{"not":"#.repeat(300), "}".repeat(300));
+        assert!(InputSchema::new(deep.into()).fault().is_some());
+        for taken in [json!({}), json!(true), json!({"const": {"a": null}}), json!({"format": "email"})] {
+            assert_eq!(schema(&taken).fault(), None, "{taken}");
+        }
+    }
+
+    /// Small schemas that would take for ever, or all memory.
+    #[test]
+    fn schemas_that_mean_harm() {
+        // Each refers to the next twice.
+        let chain = |length: usize, of: &dyn Fn(String) -> Value| {
+            let mut defs = serde_json::Map::new();
+            for at in 0..length {
+                defs.insert(format!("d{at}"), of(format!("#/$defs/d{}", at + 1)));
+            }
+            defs.insert(format!("d{length}"), json!({"type": "string"}));
+            json!({"$ref": "#/$defs/d0", "$defs": defs})
+        };
+        let (_, detail) = refused(&chain(13, &|next| json!({"allOf": [{"$ref": next}, {"$ref": next}]})));
+        assert!(detail.contains("values"), "{detail}");
+        let (_, detail) = refused(&chain(1000, &|next| json!({"$ref": next})));
+        assert!(detail.contains("deep"), "{detail}");
+        let (_, detail) = refused(&json!({"$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"}));
+        assert!(detail.contains("recursion"), "{detail}");
+        assert!(schema(&json!({"pattern": "((a{100}){100}){100}"})).fault().is_some());
+        let patterns: Vec<Value> = (0..100).map(|at| json!({"pattern": format!("a{at}")})).collect();
+        let (_, detail) = refused(&json!({"anyOf": patterns}));
+        assert!(detail.contains("patterns"), "{detail}");
+
+        // The deepest that is taken fits on a small stack, to be compiled and to be used.
+        let deepest =
+            (1..60).rev().map(|depth| (1..depth).fold(json!({"type": "string"}), |inner, _| json!({"not": inner})));
+        let deepest: Vec<Value> = deepest
+            .chain(
+                (1..60)
+                    .rev()
+                    .map(|depth| (1..depth).fold(json!({"type": "string"}), |inner, _| json!({"allOf": [inner]}))),
+            )
+            .collect();
+        let checked = std::thread::Builder::new().stack_size(1 << 20).spawn(move || {
+            for value in deepest {
+                let schema = schema(&value);
+                if schema.fault().is_none() {
+                    let _ = schema.check("1");
+                }
+            }
+        });
+        checked.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn inputs_that_mean_harm() {
+        let schema = schema(&json!({"items": {"anyOf": (0..400).map(|at| json!({"const": at})).collect::<Vec<_>>()}}));
+        assert_eq!(schema.fault(), None);
+        let input = |length: usize| format!("[{}0]", "0,".repeat(length));
+        assert!(schema.check(&input(1000)).is_ok());
+        let faults = schema.check(&input(500_000)).unwrap_err();
+        assert!(faults[0].detail.contains("too much"), "{faults:?}");
+        // Every object takes hundreds of bytes.
+        let any = super::tests::schema(&json!({}));
+        assert!(any.check(&format!("[{}0]", r#"{"a":0},"#.repeat(1000))).is_ok());
+        assert!(any.check(&format!("[{}0]", r#"{"a":0},"#.repeat(200_000))).is_err());
+    }
+}
