@@ -25,7 +25,7 @@ wit_bindgen::generate!({
 });
 
 mod config {
-    wit_bindgen::generate!({ path: "wit/config", world: "wasi:config/imports", generate_all });
+    wit_bindgen::generate!({ path: "wasi-config", world: "wasi:config/imports", generate_all });
 }
 
 #[derive(Default, Deserialize)]

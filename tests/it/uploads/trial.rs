@@ -76,7 +76,12 @@ fn it_takes_a_place_and_is_stopped_with_its_client() {
     let head = format!("POST /task-types/{name}/test HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n");
     std::io::Write::write_all(&mut stream, format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes())
         .unwrap();
-    wait_for("the only place to be taken", || (test(client, "echo", &json!({})).status == 503).then_some(()));
+    // Seen from outside: whoever asked for the place might be the one who takes it.
+    wait_for("the only place to be taken", || {
+        let metrics = client.get("/metrics").expect(200).text();
+        metrics.lines().any(|line| line == "taskcell_tasks_running 1").then_some(())
+    });
+    test(client, "echo", &json!({})).problem(503);
     let waits = client.create(&json!({"task_type": "echo", "input": 5}));
     assert_eq!(client.status(&waits), "Pending");
     drop(stream);
