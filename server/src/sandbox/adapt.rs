@@ -8,12 +8,29 @@ use anyhow::{Context, bail, ensure};
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME as WASI, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER as ADAPTER,
 };
+use wasm_encoder::{EntityType, ImportSection, Module, RawSection};
 use wasmparser::{ExternalKind, Parser, Payload, TypeRef, Validator, WasmFeatures};
-use wit_component::ComponentEncoder;
+use wit_component::{ComponentEncoder, StringEncoding};
+use wit_parser::Resolve;
 
 /// What a module may be made of. Compilers put out no more by default, and the encoder sees no types that
 /// it may not know.
 const FEATURES: WasmFeatures = WasmFeatures::WASM2.union(WasmFeatures::EXTENDED_CONST);
+
+/// What a module gets in place of `proc_exit`: the adapter's passes on only whether the code is 0.
+const EXIT: (&str, &str) = ("wasi:cli/exit@0.2.12", "exit-with-code");
+
+/// The world of modules, for the encoder.
+const WORLD: &str = "
+    package taskcell:adapt;
+    world module { import wasi:cli/exit@0.2.12; }
+    package wasi:cli@0.2.12 {
+        interface exit {
+            exit: func(status: result);
+            exit-with-code: func(status-code: u8);
+        }
+    }
+";
 
 /// Imports that are named when they are refused; of more only the number is.
 const NAMED: usize = 100;
@@ -28,11 +45,7 @@ pub(super) fn adapt(bytes: &[u8]) -> anyhow::Result<Cow<'_, [u8]>> {
         return Ok(Cow::Borrowed(bytes));
     }
     check(bytes)?;
-    let component = ComponentEncoder::default()
-        .module(bytes)
-        .and_then(|encoder| encoder.adapter(WASI, ADAPTER))
-        .and_then(|mut encoder| encoder.encode())
-        .context("the module cannot be made a component")?;
+    let component = encode(prepared(bytes)?).context("the module cannot be made a component")?;
     Ok(Cow::Owned(component))
 }
 
@@ -44,7 +57,7 @@ pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
         .context("it is no valid WebAssembly that is taken here")?;
     let offered = functions_of_adapter()?;
     let mut refused = Vec::new();
-    let mut has_start = false;
+    let (mut has_start, mut has_memory) = (false, false);
     for payload in Parser::new(0).parse_all(bytes) {
         match payload? {
             Payload::ImportSection(imports) => {
@@ -60,9 +73,10 @@ pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
                 for export in exports {
                     let export = export?;
                     has_start |= export.name == "_start" && export.kind == ExternalKind::Func;
+                    has_memory |= export.name == "memory" && export.kind == ExternalKind::Memory;
                 }
             }
-            // Types of a component, for the encoder: whoever has them can encode it.
+            // Types of a component: it is more than a command, and whoever has the types can make it one.
             Payload::CustomSection(section) if section.name().starts_with("component-type") => {
                 bail!("the module is one half of a component: make the whole of it first");
             }
@@ -76,7 +90,8 @@ pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         bail!("the module imports what is not in WASI 0.1 ({WASI}): {names}{more}");
     }
-    ensure!(has_start, "the module is no command: it has no function _start");
+    ensure!(has_start, "the module is no command: it exports no function _start");
+    ensure!(has_memory, "the module is no command: it exports no memory of the name memory");
     Ok(())
 }
 
@@ -91,6 +106,41 @@ fn functions_of_adapter() -> anyhow::Result<HashSet<&'static str>> {
         }
     }
     Ok(functions)
+}
+
+/// The module as the encoder gets it: with [`EXIT`], and of its custom sections only the names for
+/// backtraces.
+fn prepared(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut module = Module::new();
+    for payload in Parser::new(0).parse_all(bytes) {
+        match payload? {
+            Payload::ImportSection(imports) => {
+                let mut section = ImportSection::new();
+                for import in imports.into_imports() {
+                    let import = import?;
+                    let TypeRef::Func(ty) = import.ty else { bail!("the module imports what is no function") };
+                    let (from, name) = if import.name == "proc_exit" { EXIT } else { (import.module, import.name) };
+                    section.import(from, name, EntityType::Function(ty));
+                }
+                module.section(&section);
+            }
+            Payload::CustomSection(section) if section.name() != "name" => {}
+            payload => {
+                if let Some((id, range)) = payload.as_section() {
+                    module.section(&RawSection { id, data: &bytes[range] });
+                }
+            }
+        }
+    }
+    Ok(module.finish())
+}
+
+fn encode(mut module: Vec<u8>) -> anyhow::Result<Vec<u8>> {
+    let mut resolve = Resolve::default();
+    let package = resolve.push_str("module.wit", WORLD)?;
+    let world = resolve.select_world(&[package], None)?;
+    wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)?;
+    ComponentEncoder::default().module(&module)?.adapter(WASI, ADAPTER)?.encode()
 }
 
 fn shown(name: &str) -> String {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wasmtime::Store;
+use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre, Linker};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::CommandPre;
@@ -282,12 +283,16 @@ impl Sandbox {
 
 fn link(linker: &Linker<Host>, component: &Component) -> anyhow::Result<World> {
     let linked: InstancePre<Host> = linker.instantiate_pre(component)?;
-    let as_task = match TaskPre::new(linked.clone()) {
-        Ok(pre) => return Ok(World::Task(pre)),
-        Err(error) => error,
+    // Bindings look for `run` by its name, which is the same in both worlds.
+    let run = component.get_export(None, "run");
+    let is_async = matches!(run, Some((ComponentItem::ComponentFunc(run), _)) if run.async_());
+    let as_task = if is_async {
+        TaskPre::new(linked.clone()).map(World::Task)
+    } else {
+        BlockingTaskPre::new(linked.clone()).map(World::Blocking)
     };
-    let as_blocking = match BlockingTaskPre::new(linked.clone()) {
-        Ok(pre) => return Ok(World::Blocking(pre)),
+    let as_task = match as_task {
+        Ok(world) => return Ok(world),
         Err(error) => error,
     };
     let as_command = match CommandPre::new(linked.clone()) {
@@ -296,8 +301,8 @@ fn link(linker: &Linker<Host>, component: &Component) -> anyhow::Result<World> {
     };
     Function::of(linker.engine(), component, linked).map(|function| World::Typed(Box::new(function))).map_err(|error| {
         anyhow::anyhow!(
-            "the component is no task: as `task`: {as_task:#}; as `blocking-task`: {as_blocking:#}; as a WASI \
-             command: {as_command:#}; by a function of its own: {error:#}"
+            "the component is no task: by its `run`: {as_task:#}; as a WASI command: {as_command:#}; by a function \
+             of its own: {error:#}"
         )
     })
 }

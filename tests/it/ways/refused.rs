@@ -36,27 +36,40 @@ fn modules_that_cannot_be_used_fail_alone() {
     let bad: Vec<(&str, String, &[&str])> = vec![
         ("empty", "(module)".into(), &["_start"]),
         ("reactor", format!(r#"(module {WRITE} {MEMORY} (func (export "_initialize")))"#), &["_start"]),
-        ("start-is-no-function", r#"(module (memory (export "_start") 1))"#.into(), &["_start"]),
-        ("start-takes-more", r#"(module (func (export "_start") (param i32)))"#.into(), &[]),
-        ("start-returns", r#"(module (func (export "_start") (result i32) (i32.const 0)))"#.into(), &[]),
+        ("start-is-no-function", r#"(module (memory (export "_start") (export "memory") 1))"#.into(), &["_start"]),
+        ("start-takes-more", format!(r#"(module {MEMORY} (func (export "_start") (param i32)))"#), &[]),
+        ("start-returns", format!(r#"(module {MEMORY} (func (export "_start") (result i32) (i32.const 0)))"#), &[]),
         ("foreign", foreign.into(), &foreign_names),
         ("endless", endless, &["env.0x", "env.99x", "and 400 more"]),
         ("no-memory", format!("(module {WRITE} {START})"), &["memory"]),
+        (
+            "memory-is-a-global",
+            format!(r#"(module (global (export "memory") i32 (i32.const 0)) {START})"#),
+            &["memory"],
+        ),
         (
             "other-signature",
             format!(r#"(module (import "wasi_snapshot_preview1" "fd_write" (func (param i64))) {MEMORY} {START})"#),
             &["fd_write"],
         ),
-        ("half-a-component", format!(r#"(module {START} (@custom "component-type:it" "\00"))"#), &["component"]),
+        (
+            "other-exit",
+            format!(r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func (param i64))) {MEMORY} {START})"#),
+            &["exit"],
+        ),
+        (
+            "half-a-component",
+            format!(r#"(module {MEMORY} {START} (@custom "component-type:it" "\00"))"#),
+            &["component"],
+        ),
         ("threads", format!(r#"(module (memory (export "memory") 1 1 shared) {START})"#), &[]),
         ("two-memories", format!(r#"(module {MEMORY} (memory 1) {START})"#), &[]),
         ("wide-memory", format!(r#"(module (memory (export "memory") i64 1) {START})"#), &[]),
-        ("garbage-collection", format!("(module (type (struct)) {START})"), &[]),
-        ("own-tag", format!("(module (tag) {START})"), &[]),
+        ("garbage-collection", format!("(module {MEMORY} (type (struct)) {START})"), &[]),
+        ("own-tag", format!("(module {MEMORY} (tag) {START})"), &[]),
     ];
     let good: &[(&str, String)] = &[
-        ("nothing", format!("(module {START})")),
-        ("only-memory", format!("(module {MEMORY} {START})")),
+        ("nothing", format!("(module {MEMORY} {START})")),
         (
             "its-own-allocator",
             format!(
