@@ -2,14 +2,14 @@
 //! WASI 0.2 out of those of 0.1, it is a command.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use anyhow::{Context, bail, ensure};
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME as WASI, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER as ADAPTER,
 };
 use wasm_encoder::{EntityType, ImportSection, Module, RawSection};
-use wasmparser::{ExternalKind, Parser, Payload, TypeRef, Validator, WasmFeatures};
+use wasmparser::{ExternalKind, FuncType, Parser, Payload, TypeRef, Validator, WasmFeatures};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
@@ -52,9 +52,10 @@ pub(super) fn adapt(bytes: &[u8]) -> anyhow::Result<Cow<'_, [u8]>> {
 /// Refuses a module that is not a command, or wants more than the adapter has.
 pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
     // First of all: the encoder is made for what compilers put out, and need not stand anything else.
-    Validator::new_with_features(FEATURES)
+    let types = Validator::new_with_features(FEATURES)
         .validate_all(bytes)
         .context("it is no valid WebAssembly that is taken here")?;
+    let types = types.as_ref();
     let offered = functions_of_adapter()?;
     let mut refused = Vec::new();
     let (mut has_start, mut has_memory) = (false, false);
@@ -63,9 +64,16 @@ pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
             Payload::ImportSection(imports) => {
                 for import in imports.into_imports() {
                     let import = import?;
-                    let is_function = matches!(import.ty, TypeRef::Func(_));
-                    if !(is_function && import.module == WASI && offered.contains(import.name)) {
-                        refused.push((import.module, import.name));
+                    let offered = offered.get(import.name).filter(|_| import.module == WASI);
+                    // Also of the very type: the encoder panics where one function is imported with two.
+                    let fits = match (offered, import.ty) {
+                        (Some(offered), TypeRef::Func(ty)) => {
+                            types[types.core_type_at_in_module(ty)].unwrap_func() == offered
+                        }
+                        _ => false,
+                    };
+                    if !fits {
+                        refused.push((import.module, import.name, offered));
                     }
                 }
             }
@@ -84,8 +92,11 @@ pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
         }
     }
     if !refused.is_empty() {
-        let names = refused.iter().take(NAMED).map(|(module, name)| format!("{}.{}", shown(module), shown(name)));
-        let names = names.collect::<Vec<_>>().join(", ");
+        let named = |(module, name, offered): &(&str, &str, Option<&FuncType>)| {
+            let why = if offered.is_some() { " (of that type)" } else { "" };
+            format!("{}.{}{why}", shown(module), shown(name))
+        };
+        let names = refused.iter().take(NAMED).map(named).collect::<Vec<_>>().join(", ");
         let more = refused.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         bail!("the module imports what is not in WASI 0.1 ({WASI}): {names}{more}");
@@ -95,13 +106,19 @@ pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The functions of WASI 0.1.
-fn functions_of_adapter() -> anyhow::Result<HashSet<&'static str>> {
-    let mut functions = HashSet::new();
+/// What the adapter offers: the functions of WASI 0.1, and some of its own that harm nobody but their caller.
+fn functions_of_adapter() -> anyhow::Result<HashMap<&'static str, FuncType>> {
+    let types = Validator::new_with_features(FEATURES).validate_all(ADAPTER)?;
+    let types = types.as_ref();
+    let mut functions = HashMap::new();
     for payload in Parser::new(0).parse_all(ADAPTER) {
         if let Payload::ExportSection(exports) = payload? {
             for export in exports {
-                functions.insert(export?.name);
+                let export = export?;
+                if export.kind == ExternalKind::Func {
+                    let ty = types[types.core_function_at(export.index)].unwrap_func();
+                    functions.insert(export.name, ty.clone());
+                }
             }
         }
     }

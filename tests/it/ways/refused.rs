@@ -20,7 +20,7 @@ fn modules_that_cannot_be_used_fail_alone() {
         (import "wasi_unstable" "fd_write" (func (param i32 i32 i32 i32) (result i32)))
         (import "wasi_snapshot_preview1" "fd_teleport" (func))
         (import "wasi_snapshot_preview1" "fd_close" (global i32))
-        (import "wasi_snapshot_preview1" "proc_exit" (func (param i32)))
+        (import "wasi_snapshot_preview1" "random_get" (func (param i32 i32) (result i32)))
         (func (export "_start")))"#;
     let foreign_names = [
         "env.memory",
@@ -50,12 +50,19 @@ fn modules_that_cannot_be_used_fail_alone() {
         (
             "other-signature",
             format!(r#"(module (import "wasi_snapshot_preview1" "fd_write" (func (param i64))) {MEMORY} {START})"#),
-            &["fd_write"],
+            &["wasi_snapshot_preview1.fd_write (of that type)"],
+        ),
+        (
+            "two-signatures",
+            format!(
+                r#"(module {WRITE} (import "wasi_snapshot_preview1" "fd_write" (func (param funcref))) {MEMORY} {START})"#
+            ),
+            &["wasi_snapshot_preview1.fd_write (of that type)"],
         ),
         (
             "other-exit",
             format!(r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func (param i64))) {MEMORY} {START})"#),
-            &["exit"],
+            &["wasi_snapshot_preview1.proc_exit (of that type)"],
         ),
         (
             "half-a-component",
@@ -69,6 +76,7 @@ fn modules_that_cannot_be_used_fail_alone() {
         ("own-tag", format!("(module {MEMORY} (tag) {START})"), &[]),
     ];
     let good: &[(&str, String)] = &[
+        ("twice", format!("(module {WRITE} {WRITE} {MEMORY} {START})")),
         ("nothing", format!("(module {MEMORY} {START})")),
         (
             "its-own-allocator",
@@ -98,7 +106,7 @@ fn modules_that_cannot_be_used_fail_alone() {
         for part in why {
             assert!(reason.contains(part), "{name}: {reason:?} does not name {part:?}");
         }
-        assert!(!reason.contains("proc_exit"), "what is offered is not refused: {reason}");
+        assert!(!reason.contains("random_get"), "what is offered is not refused: {reason}");
         server.client.post_task(&json!({"task_type": name}).to_string()).problem(409);
     }
     for (name, _) in good {
