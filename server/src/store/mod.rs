@@ -42,7 +42,12 @@ const APPLICATION_ID: i32 = 0x7463_656c;
 
 /// The schema's changes in order; the version of a database is how many of them it has. A change
 /// that was released is never edited.
-const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql"), include_str!("schema/3.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema/1.sql"),
+    include_str!("schema/2.sql"),
+    include_str!("schema/3.sql"),
+    include_str!("schema/4.sql"),
+];
 
 /// How long the start may spend on looking for damage. A small database is read whole.
 const CHECK_TIME: Duration = Duration::from_millis(250);
