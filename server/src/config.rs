@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::host::http::{HttpLimits, HttpSettings, Network};
+use crate::keys::{KeyId, Role};
 use crate::limits::Limits;
 
 /// taskcell runs other people's code as background tasks, sandboxed and durable.
@@ -29,6 +30,12 @@ pub enum Command {
     Backup(BackupArgs),
     /// Fill an empty data directory from a backup.
     Restore(BackupArgs),
+    /// Tenants: those who share the server.
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// Keys: what clients authenticate with.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Compile a component from stdin to stdout: the server's own doing, in a process apart.
     #[command(hide = true)]
     CompileComponent {
@@ -37,6 +44,60 @@ pub enum Command {
         /// CPU time it may use, in milliseconds.
         cpu_ms: u64,
     },
+}
+
+/// What can be done with tenants.
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// Make a tenant, if there is none of that name; also while a server runs.
+    Create {
+        /// Its name: letters a-z, digits and '-'.
+        name: String,
+        /// Where everything is kept.
+        #[arg(long, env = "TASKCELL_DATA_DIR", default_value = "./taskcell-data")]
+        data_dir: PathBuf,
+    },
+}
+
+/// What can be done with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key and print it, once; also while a server runs.
+    Create(CreateKeyArgs),
+    /// Revoke a key: it stops working at once.
+    Revoke {
+        /// The tenant whose it is.
+        #[arg(long)]
+        tenant: String,
+        /// The key's id: the 16 digits after `taskcell_`.
+        id: KeyId,
+        /// Where everything is kept.
+        #[arg(long, env = "TASKCELL_DATA_DIR", default_value = "./taskcell-data")]
+        data_dir: PathBuf,
+    },
+}
+
+/// A key to be made.
+#[derive(Debug, Args)]
+pub struct CreateKeyArgs {
+    /// The tenant whose it is to be: `operator` administers all others.
+    #[arg(long)]
+    pub tenant: String,
+    /// What it may do: read, submit, operate, deploy or admin, each what the ones before it may, and more.
+    #[arg(long)]
+    pub role: Role,
+    /// A task type that it may run and change; can be repeated. All where it is not given.
+    #[arg(long = "task-type", value_name = "NAME")]
+    pub task_types: Vec<String>,
+    /// What it is called by.
+    #[arg(long, default_value = "")]
+    pub label: String,
+    /// Days after which it is good no more; for ever where it is not given.
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub expires_in_days: Option<u32>,
+    /// Where everything is kept.
+    #[arg(long, env = "TASKCELL_DATA_DIR", default_value = "./taskcell-data")]
+    pub data_dir: PathBuf,
 }
 
 /// A backup and the data directory it is of.
@@ -97,6 +158,9 @@ pub struct Config {
     /// Event streams of one tenant at once.
     #[arg(long, env = "TASKCELL_MAX_EVENT_STREAMS", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_event_streams: u32,
+    /// Tenants that there may be.
+    #[arg(long, env = "TASKCELL_MAX_TENANTS", default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(2..=100_000))]
+    pub max_tenants: u64,
     /// How long a client may take to send a request's head, its body, or to read each 16 KiB of its answer, in milliseconds.
     #[arg(long, env = "TASKCELL_CLIENT_TIMEOUT", default_value_t = 30_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub client_timeout: u64,
@@ -267,13 +331,6 @@ impl Config {
     }
 
     fn check(&self) -> anyhow::Result<()> {
-        if !self.listen.ip().is_loopback() {
-            bail!(
-                "there are no keys yet, so only a loopback address is served, and {} is none: anybody who reaches \
-                 it could run code here. Listen on 127.0.0.1 and put a proxy that authenticates in front",
-                self.listen
-            );
-        }
         let defaults = self.defaults.limits();
         for ((name, default), (_, ceiling)) in defaults.iter().zip(self.ceilings.limits().iter()) {
             if default > ceiling {

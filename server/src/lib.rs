@@ -7,7 +7,9 @@
 //! ARCHITECTURE.md has the map and what must always hold.
 
 pub mod api;
+pub mod audit;
 pub mod clock;
+mod command_line;
 pub mod compiler;
 pub mod config;
 pub mod executor;
@@ -15,6 +17,7 @@ pub mod grants;
 pub mod history;
 pub mod host;
 pub mod input_schema;
+pub mod keys;
 pub mod limits;
 pub mod manager;
 pub mod objects;
@@ -27,6 +30,7 @@ pub mod schedules;
 pub mod serve;
 pub mod store;
 pub mod task;
+pub mod tenants;
 mod types_at_start;
 
 use std::io::Write;
@@ -46,6 +50,8 @@ pub fn main() -> ExitCode {
             serve::serve(*config)
         }
         Ok(Command::Backup(args)) => store::back_up(&args.data_dir, &args.file),
+        Ok(Command::Tenant(command)) => command_line::tenant(command),
+        Ok(Command::Key(command)) => command_line::key(command),
         Ok(Command::Restore(args)) => store::restore(&args.file, &args.data_dir),
         Err(error) => Err(error),
     };

@@ -5,13 +5,14 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-use tokio::net::TcpListener;
+use anyhow::{Context, bail};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::api;
+use crate::api::{self, App};
 use crate::clock;
+use crate::command_line as control;
 use crate::compiler::Compiler;
 use crate::config::Config;
 use crate::executor::Executor;
@@ -24,6 +25,7 @@ use crate::registry::Registry;
 use crate::room::{self, Memory, Room};
 use crate::sandbox::{CodeCache, CompileLimits, EngineSettings, MAPS_PER_SLOT, Sandbox};
 use crate::store::{self, DataDir, Quota};
+use crate::tenants::Tenants;
 use crate::types_at_start;
 
 /// Kernel memory maps left for everything that is not an attempt.
@@ -57,6 +59,18 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let working = config.max_working.map_or(cores * WORKING_PER_CORE, |working| working as usize);
     let reserve = config.memory_reserve.unwrap_or_else(|| room::available().unwrap_or(0) / 10);
     let room = Arc::new(Room::new(slots, working, Memory::new(reserve)));
+
+    let tenants = Arc::new(Tenants::default());
+    writer.tenants()?.into_iter().for_each(|tenant| tenants.put(tenant));
+    writer.keys()?.into_iter().for_each(|key| tenants.keys.put(key));
+    if !config.listen.ip().is_loopback() && !tenants.keys.are_needed() {
+        bail!(
+            "there are no keys yet, so only a loopback address is served, and {} is none: anybody who reaches it could \
+             run code here. Make a key first: taskcell key create --tenant operator --role admin --data-dir {}",
+            config.listen,
+            config.data_dir.display()
+        );
+    }
 
     let registry = Arc::new(Registry::default());
     let live = Arc::new(LiveAttempts::default());
@@ -100,6 +114,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     room.on_room(move || told.room());
     // Before anything runs: where the port is taken, nothing has happened.
     let listener = api_threads.block_on(listen(&config))?;
+    let private = api_threads.block_on(async { control::listen(&data_dir.path) })?;
     let core_settings = CoreSettings {
         defaults,
         ceiling,
@@ -111,13 +126,22 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     };
     let workers = Workers { run: Box::new(move |job| executor.start(job)), compiler };
     let operations = writer.open_operations()?;
-    let core = Core::new(writer, room.clone(), registry, workers, changes, core_settings, clock::now())?;
+    let core =
+        Core::new(writer, room.clone(), registry, tenants.clone(), workers, changes, core_settings, clock::now())?;
     let core_thread = std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
     for operation in operations {
         api_threads.spawn(manager.clone().go_on(operation));
     }
 
-    let served = api_threads.block_on(serve_api(listener, &config, manager.clone(), objects, room));
+    let app = App {
+        manager: manager.clone(),
+        objects,
+        tenants,
+        room,
+        max_input_bytes: config.ceilings.max_input_bytes,
+        max_component_bytes: config.max_component_bytes,
+    };
+    let served = api_threads.block_on(serve_api(listener, private, &config, app));
     // Also where serving failed: what runs is put back, and what was said is on the disk.
     manager.drain(Duration::ZERO);
     let _ = core_thread.join();
@@ -132,31 +156,22 @@ async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot listen on {}: choose another address with --listen", config.listen))
 }
 
-async fn serve_api(
-    listener: TcpListener,
-    config: &Config,
-    manager: Manager,
-    objects: Objects,
-    room: Arc<Room>,
-) -> anyhow::Result<()> {
+async fn serve_api(listener: TcpListener, private: UnixListener, config: &Config, app: App) -> anyhow::Result<()> {
+    let manager = app.manager.clone();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let address = listener.local_addr()?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let server = tokio::spawn(api::serve(
         listener,
+        private,
         api::ServerSettings {
             max_connections: config.max_connections as usize,
             max_event_streams: config.max_event_streams as usize,
+            max_tenants: config.max_tenants,
             client_timeout: Duration::from_millis(config.client_timeout),
         },
-        api::App {
-            manager: manager.clone(),
-            objects,
-            room,
-            max_input_bytes: config.ceilings.max_input_bytes,
-            max_component_bytes: config.max_component_bytes,
-        },
+        app,
         stopped,
     ));
     let mut stdout = std::io::stdout();

@@ -8,7 +8,7 @@ const MOST_LINES: usize = 600;
 /// Crates that only one place knows, and that place.
 const ONE_PLACE: &[(&[&str], &[&str])] = &[
     (&["axum", "tower", "utoipa_axum", "utoipa_swagger_ui"], &["api"]),
-    (&["hyper", "hyper_util", "http_body_util"], &["api", "host"]),
+    (&["hyper", "hyper_util", "http_body_util"], &["api", "host", "command_line"]),
     (&["wasmtime", "wasmtime_wasi", "wasmtime_wasi_http", "wasmtime_wasi_config"], &["sandbox", "host"]),
     (&["rustls", "tokio_rustls", "webpki_roots"], &["host"]),
     (&["wasmparser", "wasm_encoder", "wit_component", "wit_parser"], &["sandbox"]),

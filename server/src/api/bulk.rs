@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
+use super::access::Caller;
 use super::extract::{self, IdInPath, Rfc3339};
 use super::problem::{Problem, problems};
 use super::task_list::MOST_LABELS;
@@ -171,8 +172,8 @@ impl<'a> Operation<'a> {
     responses((status = 202, description = "The operation is stored and goes on", body = Operation, headers(
         ("Location" = String, description = "The path of the operation"))), StartProblems)
 )]
-pub(super) async fn cancel(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
-    start(&api, request, Action::Cancel).await
+pub(super) async fn cancel(State(api): State<Arc<Api>>, caller: Caller, request: Request) -> Result<Response, Problem> {
+    start(&api, &caller, request, Action::Cancel).await
 }
 
 /// Retry many tasks
@@ -184,8 +185,8 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, request: Request) -> Res
     responses((status = 202, description = "The operation is stored and goes on", body = Operation, headers(
         ("Location" = String, description = "The path of the operation"))), StartProblems)
 )]
-pub(super) async fn retry(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
-    start(&api, request, Action::Retry).await
+pub(super) async fn retry(State(api): State<Arc<Api>>, caller: Caller, request: Request) -> Result<Response, Problem> {
+    start(&api, &caller, request, Action::Retry).await
 }
 
 /// Delete many tasks
@@ -196,16 +197,16 @@ pub(super) async fn retry(State(api): State<Arc<Api>>, request: Request) -> Resu
     responses((status = 202, description = "The operation is stored and goes on", body = Operation, headers(
         ("Location" = String, description = "The path of the operation"))), StartProblems)
 )]
-pub(super) async fn delete(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
-    start(&api, request, Action::Delete).await
+pub(super) async fn delete(State(api): State<Arc<Api>>, caller: Caller, request: Request) -> Result<Response, Problem> {
+    start(&api, &caller, request, Action::Delete).await
 }
 
-async fn start(api: &Api, request: Request, action: Action) -> Result<Response, Problem> {
+async fn start(api: &Api, caller: &Caller, request: Request, action: Action) -> Result<Response, Problem> {
     extract::check_json(request.headers())?;
     let body = api.uploads.read(request, FILTER_BYTES).await?;
     let filter = extract::from_json::<TaskFilter>(&body.bytes)?.checked()?;
     drop(body);
-    let operation = api.manager.start_bulk(&api.tenant, action, filter).await?;
+    let operation = api.manager.start_bulk(&caller.tenant, action, filter).await?;
     let path = HeaderValue::try_from(format!("/operations/{}", operation.id.0));
     let path = path.map_err(|error| Problem::internal(&error.into()))?;
     let mut response = wire::json(StatusCode::ACCEPTED, &Operation::of(&operation))?;
@@ -220,8 +221,12 @@ async fn start(api: &Api, request: Request, action: Action) -> Result<Response, 
     params(("id" = String, Path, description = "The id of the operation", format = Uuid)),
     responses((status = 200, description = "How far it is", body = Operation), ReadProblems)
 )]
-pub(super) async fn get(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> Result<Response, Problem> {
-    let operation = api.manager.operation(&api.tenant, OperationId(id.0)).await?;
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    IdInPath(id): IdInPath,
+) -> Result<Response, Problem> {
+    let operation = api.manager.operation(&caller.tenant, OperationId(id.0)).await?;
     let mut response = wire::json(StatusCode::OK, &Operation::of(&operation))?;
     set(&mut response, CACHE_CONTROL, "no-store");
     Ok(response)
@@ -234,8 +239,8 @@ pub(super) async fn get(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> 
     get, path = "/operations", operation_id = "list_operations", tag = "tasks",
     responses((status = 200, description = "The last 100", body = OperationList), ListProblems)
 )]
-pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
-    let operations = api.manager.operations(&api.tenant).await?;
+pub(super) async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Response, Problem> {
+    let operations = api.manager.operations(&caller.tenant).await?;
     let operations = operations.iter().map(Operation::of).collect();
     let mut response = wire::json(StatusCode::OK, &OperationList { operations })?;
     set(&mut response, CACHE_CONTROL, "no-store");

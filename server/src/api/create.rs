@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
 use super::Api;
+use super::access::Caller;
 use super::extract::{self, Rfc3339};
 use super::idempotency;
 use super::items::{Format, Items};
@@ -189,17 +190,18 @@ fn fingerprint(bytes: &[u8]) -> Digest {
         CreateProblems,
     )
 )]
-pub(super) async fn create(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
+pub(super) async fn create(State(api): State<Arc<Api>>, caller: Caller, request: Request) -> Result<Response, Problem> {
     extract::check_json(request.headers())?;
     let wait = prefer::wait_seconds(request.headers());
     let key = idempotency::key(request.headers())?;
     let body = api.uploads.read(request, api.max_input_bytes.saturating_add(BODY_EXTRA)).await?;
     let idempotency = key.map(|key| Idempotency { key, item: -1, fingerprint: fingerprint(&body.bytes) });
     let new = extract::from_json::<CreateTask<'_>>(&body.bytes)?.checked(idempotency)?;
+    caller.may_use(&new.task_type)?;
     drop(body);
     let Stored { task, replayed } = match wait {
-        None | Some(0) => api.manager.create(&api.tenant, new).await?,
-        Some(seconds) => api.manager.create_and_wait(&api.tenant, new, Duration::from_secs(seconds)).await?,
+        None | Some(0) => api.manager.create(&caller.tenant, new).await?,
+        Some(seconds) => api.manager.create_and_wait(&caller.tenant, new, Duration::from_secs(seconds)).await?,
     };
     let path = HeaderValue::try_from(format!("/task/{}", task.id)).map_err(|error| Problem::internal(&error.into()))?;
     let (status, place) =
@@ -256,11 +258,16 @@ pub(super) struct CreatedItem<'a> {
     request_body(content = Vec<CreateTask>, description = "The tasks"),
     responses((status = 200, description = "What became of each", body = CreatedTasks), CreateManyProblems)
 )]
-pub(super) async fn create_many(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
+pub(super) async fn create_many(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    request: Request,
+) -> Result<Response, Problem> {
     let format = Format::of(request.headers())?;
     let key = idempotency::key(request.headers())?;
     let mut body = api.uploads.stream(request, MANY_BYTES).await?;
-    let mut many = Many { api: &api, key, items: Vec::new(), bytes: 0, seen: 0, out: b"{\"results\":[".to_vec() };
+    let mut many =
+        Many { api: &api, caller: &caller, key, items: Vec::new(), bytes: 0, seen: 0, out: b"{\"results\":[".to_vec() };
     let most = usize::try_from(api.max_input_bytes.saturating_add(BODY_EXTRA)).unwrap_or(usize::MAX);
     let mut items = Items::new(format, most);
     let ended = loop {
@@ -312,6 +319,7 @@ pub(super) async fn create_many(State(api): State<Arc<Api>>, request: Request) -
 /// The tasks of a `POST /tasks` on their way.
 struct Many<'a> {
     api: &'a Api,
+    caller: &'a Caller,
     key: Option<Arc<str>>,
     /// Read and not yet stored.
     items: Vec<Result<NewTask, Problem>>,
@@ -329,7 +337,8 @@ impl Many<'_> {
         });
         self.seen += 1;
         self.bytes += item.len();
-        self.items.push(extract::from_json::<CreateTask<'_>>(item).and_then(|task| task.checked(idempotency)));
+        let new = extract::from_json::<CreateTask<'_>>(item).and_then(|task| task.checked(idempotency));
+        self.items.push(new.and_then(|new| self.caller.may_use(&new.task_type).map(|()| new)));
         if self.items.len() >= TOGETHER || self.bytes >= TOGETHER_BYTES { self.store().await } else { Ok(()) }
     }
 
@@ -339,7 +348,7 @@ impl Many<'_> {
         let read: Vec<Option<Problem>> =
             self.items.drain(..).map(|item| item.map(|task| new.push(task)).err()).collect();
         self.bytes = 0;
-        let CreatedMany { refused, stored } = self.api.manager.create_many(&self.api.tenant, new).await;
+        let CreatedMany { refused, stored } = self.api.manager.create_many(&self.caller.tenant, new).await;
         let mut refused = refused.into_iter();
         let (mut stored, all) = match stored {
             Ok(stored) => (stored.into_iter(), None),

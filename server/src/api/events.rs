@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::Api;
+use super::access::Caller;
 use super::extract::IdInPath;
 use super::problem::{Kind, Problem, problems};
 use super::tasks::set;
@@ -204,10 +205,11 @@ impl Reading {
     }
 }
 
-fn answer(reading: Reading) -> Response {
+fn answer(reading: Reading, end: impl Future<Output = ()> + Send + 'static) -> Response {
     let events = stream::unfold(reading, async |mut reading| Some((reading.next().await?, reading)));
     let first = stream::iter([Ok::<_, Infallible>(Event::default().retry(RECONNECT))]);
     let events = first.chain(events.flat_map(|events| stream::iter(events.into_iter().map(Ok))));
+    let events = events.take_until(end);
     let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(COMMENT_EVERY)).into_response();
     set(&mut response, CACHE_CONTROL, "no-store");
     // Proxies that gather answers would hold events back.
@@ -235,6 +237,7 @@ fn answer(reading: Reading) -> Response {
 )]
 pub(super) async fn of_task(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     IdInPath(id): IdInPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -243,26 +246,20 @@ pub(super) async fn of_task(
         return Err(Problem::of(Kind::Draining));
     }
     // A task that is gone has no path any more; who listens while it goes is told.
-    api.manager.get(&api.tenant, id).await?;
-    let open = api.streams.open(&api.tenant)?;
+    api.manager.get(&caller.tenant, id).await?;
+    let open = api.streams.open(&caller.tenant)?;
     // Before the first read, so that nothing is missed after it.
     let listener = api.manager.listen(Topic::Task(id));
     let after = known(&api, resumed.unwrap_or(0)).await?;
-    let told = api.manager.task_events(&api.tenant, id, after).await?;
+    let told = api.manager.task_events(&caller.tenant, id, after).await?;
     if resumed.is_some() && told.ended && told.told.is_empty() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let (manager, tenant) = (api.manager.clone(), api.tenant.clone());
-    Ok(answer(Reading {
-        manager,
-        tenant,
-        task: Some(id),
-        listener,
-        after,
-        ready: Some(told),
-        over: false,
-        _open: open,
-    }))
+    let (manager, tenant) = (api.manager.clone(), caller.tenant.clone());
+    Ok(answer(
+        Reading { manager, tenant, task: Some(id), listener, after, ready: Some(told), over: false, _open: open },
+        caller.end_of_key(api.tenants.clone()),
+    ))
 }
 
 /// Listen to all tasks
@@ -275,19 +272,26 @@ pub(super) async fn of_task(
     params(("Last-Event-ID" = Option<u64>, Header, description = "The id of the last event that the client has")),
     responses((status = 200, description = "The events", body = String, content_type = "text/event-stream"), EventsProblems)
 )]
-pub(super) async fn of_tenant(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn of_tenant(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let resumed = last_event_id(&headers)?;
     if api.manager.is_draining() {
         return Err(Problem::of(Kind::Draining));
     }
-    let open = api.streams.open(&api.tenant)?;
-    let listener = api.manager.listen(Topic::Tenant(api.tenant.clone()));
+    let open = api.streams.open(&caller.tenant)?;
+    let listener = api.manager.listen(Topic::Tenant(caller.tenant.clone()));
     let after = match resumed {
         Some(after) => known(&api, after).await?,
         None => api.manager.newest_event().await?,
     };
-    let (manager, tenant) = (api.manager.clone(), api.tenant.clone());
-    Ok(answer(Reading { manager, tenant, task: None, listener, after, ready: None, over: false, _open: open }))
+    let (manager, tenant) = (api.manager.clone(), caller.tenant.clone());
+    Ok(answer(
+        Reading { manager, tenant, task: None, listener, after, ready: None, over: false, _open: open },
+        caller.end_of_key(api.tenants.clone()),
+    ))
 }
 
 #[cfg(test)]

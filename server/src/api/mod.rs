@@ -4,6 +4,7 @@
 //! `extract` (what handlers take from it) and one handler, which asks the manager or the objects
 //! and writes the answer (`wire`) or a `problem`.
 
+mod access;
 mod bulk;
 mod conditional;
 mod create;
@@ -21,6 +22,7 @@ mod server;
 mod task_list;
 mod task_types;
 mod tasks;
+mod tenants;
 mod trial;
 mod uploads;
 mod wire;
@@ -30,7 +32,7 @@ use std::time::Duration;
 
 use axum::Router;
 use bytes::Bytes;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -40,9 +42,7 @@ use crate::limits::LimitOverrides;
 use crate::manager::Manager;
 use crate::objects::Objects;
 use crate::room::Room;
-
-/// Who everything belongs to as long as there are no keys.
-const DEFAULT_TENANT: &str = "default";
+use crate::tenants::Tenants;
 
 /// What the API needs of the rest.
 pub struct App {
@@ -50,6 +50,8 @@ pub struct App {
     pub manager: Manager,
     /// Objects.
     pub objects: Objects,
+    /// Tenants and keys.
+    pub tenants: Arc<Tenants>,
     /// Where attempts run; for the metrics.
     pub room: Arc<Room>,
     /// The largest input that any task can have.
@@ -64,14 +66,25 @@ pub struct ServerSettings {
     pub max_connections: usize,
     /// Event streams of one tenant at once.
     pub max_event_streams: usize,
+    /// The most tenants that there may be.
+    pub max_tenants: u64,
     /// How long a client may take to send a request's head, its body, or to read some of its answer.
     pub client_timeout: Duration,
 }
 
-/// Serves until `stop` turns true. Requests in flight may go on for a few seconds then.
-pub async fn serve(listener: TcpListener, settings: ServerSettings, app: App, stop: watch::Receiver<bool>) {
+/// Serves until `stop` turns true, on the network and on the socket in the data directory. Requests in flight may go on for a few seconds then.
+pub async fn serve(
+    listener: TcpListener,
+    private: UnixListener,
+    settings: ServerSettings,
+    app: App,
+    stop: watch::Receiver<bool>,
+) {
     let api = Arc::new(Api::new(app, &settings));
-    server::serve(listener, settings.client_timeout, router(&api), api.traffic.clone(), stop).await;
+    let router = router(&api);
+    let private = server::serve_private(private, router.clone(), api.traffic.clone(), stop.clone());
+    let public = server::serve(listener, settings.client_timeout, router, api.traffic.clone(), stop);
+    tokio::join!(public, private);
 }
 
 /// What every handler can use.
@@ -79,7 +92,8 @@ struct Api {
     manager: Manager,
     objects: Objects,
     room: Arc<Room>,
-    tenant: Arc<str>,
+    tenants: Arc<Tenants>,
+    max_tenants: u64,
     max_input_bytes: u64,
     max_component_bytes: u64,
     /// Turns of looking at components before they are stored.
@@ -118,6 +132,12 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(task_types::get, task_types::patch, uploads::put, uploads::remove))
         .routes(routes!(uploads::bytes))
         .routes(routes!(trial::test))
+        .routes(routes!(tenants::own_keys, tenants::create_own_key))
+        .routes(routes!(tenants::revoke_own_key))
+        .routes(routes!(tenants::list))
+        .routes(routes!(tenants::get, tenants::put, tenants::patch))
+        .routes(routes!(tenants::keys, tenants::create_key))
+        .routes(routes!(tenants::revoke_key))
         .routes(routes!(operations::healthz))
         .routes(routes!(operations::readyz))
         .routes(routes!(operations::metrics))
@@ -147,6 +167,8 @@ const DESCRIPTION: &str = "Runs WASM components as background tasks, sandboxed a
         (name = "objects", description = "The tenant's named bytes, the same that its tasks see"),
         (name = "schedules", description = "Tasks that are created again and again, at their times"),
         (name = "task types", description = "What can be run"),
+        (name = "keys", description = "What clients authenticate with"),
+        (name = "tenants", description = "Those who share the server; for its operator"),
         (name = "operations", description = "Health, metrics and reference"),
     )
 )]
@@ -154,10 +176,11 @@ struct Document;
 
 impl Api {
     fn new(app: App, settings: &ServerSettings) -> Api {
-        let App { manager, objects, room, max_input_bytes, max_component_bytes } = app;
+        let App { manager, objects, tenants, room, max_input_bytes, max_component_bytes } = app;
         let largest = objects.max_bytes().max(max_input_bytes).max(max_component_bytes);
         Api {
-            tenant: DEFAULT_TENANT.into(),
+            tenants,
+            max_tenants: settings.max_tenants,
             max_input_bytes,
             max_component_bytes,
             checks: tokio::sync::Semaphore::new(1),
@@ -176,6 +199,7 @@ impl Api {
 
 fn router(api: &Arc<Api>) -> Router {
     Router::from(routes())
+        .route_layer(axum::middleware::from_fn_with_state(api.clone(), access::check))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .with_state(api.clone())
@@ -184,6 +208,7 @@ fn router(api: &Arc<Api>) -> Router {
 /// The OpenAPI document as it is sent. A parameter that takes the rest of a path is written as
 /// others are: OpenAPI knows no other.
 fn document(mut openapi: utoipa::openapi::OpenApi) -> String {
+    access::document(&mut openapi);
     let paths = std::mem::take(&mut openapi.paths.paths);
     openapi.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     // Made of strings and maps: there is nothing in it that cannot be written as JSON.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
+use super::access::Caller;
 use super::conditional::{self, Tags};
 use super::extract::{NameInPath, PageSize, Query};
 use super::problem::{Kind, Problem, problems};
@@ -94,10 +95,11 @@ pub(super) struct RemovedObject {
 )]
 pub(super) async fn list(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     Query(ListQuery { prefix, after, limit }): Query<ListQuery>,
 ) -> Result<Response, Problem> {
     // One more than asked for tells whether there is a next page.
-    let mut found = api.objects.list(&api.tenant, prefix, after, limit.0 + 1).await?;
+    let mut found = api.objects.list(&caller.tenant, prefix, after, limit.0 + 1).await?;
     let more = found.len() > limit.0;
     found.truncate(limit.0);
     let next_after = found.last().filter(|_| more).map(|last| last.name.clone());
@@ -131,13 +133,18 @@ pub(super) async fn list(
         PutProblems,
     )
 )]
-pub(super) async fn put(State(api): State<Arc<Api>>, name: NameInPath, request: Request) -> Result<Response, Problem> {
+pub(super) async fn put(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    name: NameInPath,
+    request: Request,
+) -> Result<Response, Problem> {
     let name = checked(name)?;
     let precondition = conditional::precondition(request.headers())?;
     let path = HeaderValue::try_from(request.uri().path()).map_err(|error| Problem::internal(&error.into()))?;
     let body = api.uploads.read(request, api.objects.max_bytes()).await?;
     let size = body.bytes.len() as u64;
-    let (etag, created) = api.objects.put_if(&api.tenant, name.clone(), body.bytes.clone(), precondition).await?;
+    let (etag, created) = api.objects.put_if(&caller.tenant, name.clone(), body.bytes.clone(), precondition).await?;
     let etag = quoted(&etag);
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = wire::json(status, &WrittenObject { name: &name, size, etag: etag.clone() })?;
@@ -165,18 +172,19 @@ pub(super) async fn put(State(api): State<Arc<Api>>, name: NameInPath, request: 
 )]
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     name: NameInPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let name = checked(name)?;
     // Whoever has it already is told so without reading the data.
     if conditional::if_none_match(&headers).is_some() || conditional::if_match(&headers).is_some() {
-        let meta = api.objects.head(&api.tenant, name.clone()).await?;
+        let meta = api.objects.head(&caller.tenant, name.clone()).await?;
         if let Some(answer) = without_data(&headers, &meta)? {
             return Ok(answer);
         }
     }
-    let (meta, data) = api.objects.get(&api.tenant, name, u64::MAX).await?;
+    let (meta, data) = api.objects.get(&caller.tenant, name, u64::MAX).await?;
     // It may have been replaced since.
     match without_data(&headers, &meta)? {
         Some(answer) => Ok(answer),
@@ -201,10 +209,11 @@ pub(super) async fn get(
 )]
 pub(super) async fn head(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     name: NameInPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let meta = api.objects.head(&api.tenant, checked(name)?).await?;
+    let meta = api.objects.head(&caller.tenant, checked(name)?).await?;
     match without_data(&headers, &meta)? {
         Some(answer) => Ok(answer),
         None => {
@@ -226,11 +235,12 @@ pub(super) async fn head(
 )]
 pub(super) async fn remove(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     name: NameInPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let name = checked(name)?;
-    api.objects.remove_if(&api.tenant, name.clone(), conditional::precondition(&headers)?).await?;
+    api.objects.remove_if(&caller.tenant, name.clone(), conditional::precondition(&headers)?).await?;
     wire::json(StatusCode::OK, &RemovedObject { name, deleted: true })
 }
 

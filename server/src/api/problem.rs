@@ -58,6 +58,12 @@ kinds! {
         "The body is no JSON, ended early, or is missing, or a query parameter or header cannot be read. The detail says which.";
     BadCursor = "bad-cursor", BAD_REQUEST, "The cursor cannot be used here",
         "A cursor is good for the list that gave it, with the same filters. Begin again without a cursor.";
+    Unauthorized = "unauthorized", UNAUTHORIZED, "A key is needed",
+        "Send a key as 'Authorization: Bearer KEY'. 'taskcell key create' makes one.";
+    InvalidKey = "invalid-key", UNAUTHORIZED, "The key cannot be used",
+        "The key is malformed or unknown, has expired, or was revoked.";
+    InsufficientScope = "insufficient-scope", FORBIDDEN, "The key does not allow this",
+        "The call needs a key of a higher role, of another tenant, or for other task types. The detail says which.";
     NotFound = "not-found", NOT_FOUND, "There is no such thing",
         "Nothing is at this path: it never was, it was removed, or it belongs to somebody else.";
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "The method is not allowed here",
@@ -86,6 +92,10 @@ kinds! {
         "Each entry of 'errors' says what is wrong with the component, or what it imports that is not offered here.";
     TooManyTaskTypes = "too-many-task-types", TOO_MANY_REQUESTS, "There are too many task types",
         "The tenant has as many task types as it may (--max-task-types). Remove some.";
+    TooManyTenants = "too-many-tenants", TOO_MANY_REQUESTS, "There are too many tenants",
+        "There are as many tenants as may be (--max-tenants).";
+    TooManyKeys = "too-many-keys", TOO_MANY_REQUESTS, "There are too many keys",
+        "The tenant has as many keys as it may that are good. Revoke some.";
     PreconditionFailed = "precondition-failed", PRECONDITION_FAILED, "The precondition does not hold",
         "If-Match or If-None-Match does not fit what there is. Read it again, then decide.";
     TooLarge = "too-large", PAYLOAD_TOO_LARGE, "The request is too large",
@@ -126,7 +136,11 @@ impl Kind {
             Kind::TooManyPending | Kind::TooManyStreams | Kind::TooManyOperations | Kind::QueueFull => Some("10"),
             Kind::Draining | Kind::StorageUnavailable => Some("5"),
             Kind::TypeNotReady => Some("30"),
-            Kind::QuotaExceeded | Kind::TooManySchedules | Kind::TooManyTaskTypes => Some("60"),
+            Kind::QuotaExceeded
+            | Kind::TooManySchedules
+            | Kind::TooManyTaskTypes
+            | Kind::TooManyTenants
+            | Kind::TooManyKeys => Some("60"),
             _ => None,
         }
     }
@@ -145,6 +159,9 @@ impl Kind {
         }
         match self {
             Kind::UniqueKey => headers.push(("Location", "The task that has the key.")),
+            Kind::Unauthorized | Kind::InvalidKey | Kind::InsufficientScope => {
+                headers.push(("WWW-Authenticate", "`Bearer`, with what is wrong (RFC 6750, section 3)."))
+            }
             Kind::MethodNotAllowed => headers.push(("Allow", "The methods that the path takes.")),
             Kind::UnsupportedMediaType => {
                 headers.push(("Accept-Patch", "What a PATCH is written in; of a PATCH only."))
@@ -275,6 +292,12 @@ impl From<manager::Refused> for Problem {
             Refused::TooManyTaskTypes { limit } => Problem::of(Kind::TooManyTaskTypes)
                 .with(HeaderName::from_static("ratelimit"), "\"task-types\";r=0".to_owned())
                 .with(HeaderName::from_static("ratelimit-policy"), format!("\"task-types\";q={limit}")),
+            Refused::TooManyTenants { limit } => Problem::of(Kind::TooManyTenants)
+                .with(HeaderName::from_static("ratelimit"), "\"tenants\";r=0".to_owned())
+                .with(HeaderName::from_static("ratelimit-policy"), format!("\"tenants\";q={limit}")),
+            Refused::TooManyKeys { limit } => Problem::of(Kind::TooManyKeys)
+                .with(HeaderName::from_static("ratelimit"), "\"keys\";r=0".to_owned())
+                .with(HeaderName::from_static("ratelimit-policy"), format!("\"keys\";q={limit}")),
             Refused::TypeNotReady => Problem::of(Kind::TypeNotReady),
             Refused::Invalid(errors) => Problem::fields(errors),
             Refused::InputTooLarge { .. } => Problem::new(Kind::TooLarge, refused.to_string()),

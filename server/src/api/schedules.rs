@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
+use super::access::Caller;
 use super::conditional;
 use super::create::CreateTask;
 use super::extract::{self, NameInPath, PageSize, Query};
@@ -165,9 +166,10 @@ pub(super) struct RemovedSchedule<'a> {
 )]
 pub(super) async fn list(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     Query(ListQuery { after, limit }): Query<ListQuery>,
 ) -> Result<Response, Problem> {
-    let (found, more) = api.manager.schedules(&api.tenant, after, limit.0).await?;
+    let (found, more) = api.manager.schedules(&caller.tenant, after, limit.0).await?;
     let now = clock::now();
     let schedules = found.iter().map(|(schedule, tasks)| Schedule::of(schedule, tasks, now)).collect();
     let next_after = found.last().filter(|_| more).map(|(last, _)| &*last.name);
@@ -198,6 +200,7 @@ pub(super) async fn list(
 )]
 pub(super) async fn put(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     NameInPath(name): NameInPath,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -209,8 +212,9 @@ pub(super) async fn put(
     let precondition = conditional::precondition(request.headers())?;
     let body = api.uploads.read(request, MOST_BYTES).await?;
     let (spec, cron) = read(&body.bytes)?;
+    caller.may_use(&spec.task.task_type)?;
     drop(body);
-    let put = api.manager.put_schedule(&api.tenant, &name, spec, cron, precondition).await;
+    let put = api.manager.put_schedule(&caller.tenant, &name, spec, cron, precondition).await;
     let ((schedule, tasks), created) = put.map_err(|refused| match refused {
         Refused::Invalid(_) | Refused::UnknownTaskType => Problem::from(refused).under("#/task"),
         other => other.into(),
@@ -233,8 +237,12 @@ pub(super) async fn put(
         ReadProblems,
     )
 )]
-pub(super) async fn get(State(api): State<Arc<Api>>, NameInPath(name): NameInPath) -> Result<Response, Problem> {
-    let (schedule, tasks) = api.manager.schedule(&api.tenant, &known(name)?).await?;
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    NameInPath(name): NameInPath,
+) -> Result<Response, Problem> {
+    let (schedule, tasks) = api.manager.schedule(&caller.tenant, &known(name)?).await?;
     shown(StatusCode::OK, &schedule, &tasks)
 }
 
@@ -251,11 +259,12 @@ pub(super) async fn get(State(api): State<Arc<Api>>, NameInPath(name): NameInPat
 )]
 pub(super) async fn remove(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     NameInPath(name): NameInPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let name = known(name)?;
-    api.manager.delete_schedule(&api.tenant, &name, conditional::precondition(&headers)?).await?;
+    api.manager.delete_schedule(&caller.tenant, &name, conditional::precondition(&headers)?).await?;
     wire::json(StatusCode::OK, &RemovedSchedule { name: &name, deleted: true })
 }
 

@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -28,11 +29,12 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Sleep, sleep, timeout};
 use tower::Service;
 
+use super::access::Peer;
 use super::problem::{Kind, Problem};
 
 /// How long requests in flight may go on once the server stops.
@@ -46,6 +48,9 @@ const BUFFER_BYTES: usize = 64 << 10;
 /// have together at most [`LARGE_ANSWERS`].
 const LARGE_ANSWER: usize = 64 << 10;
 const LARGE_ANSWERS: usize = 512 << 20;
+
+/// Connections on the socket in the data directory.
+const PRIVATE_CONNECTIONS: usize = 8;
 
 /// How long to wait after the system refused a connection: it is out of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -153,14 +158,14 @@ pub(super) async fn serve(
     let mut accepting =
         Accepting { listener, places: places.clone(), full: Trouble::default(), refused: Trouble::default() };
     loop {
-        let (stream, place) = tokio::select! {
+        let (stream, peer, place) = tokio::select! {
             accepted = accepting.next() => accepted,
             () = stopped(&mut stop) => break,
         };
         let (http, router, traffic, stop) = (http.clone(), router.clone(), traffic.clone(), stop.clone());
         let io = WriteDeadline::new(stream, client_timeout);
         tokio::spawn(async move {
-            connection(&http, io, router, traffic, stop).await;
+            connection(&http, io, Peer::Network(peer), router, traffic, stop).await;
             drop(place);
         });
     }
@@ -169,19 +174,46 @@ pub(super) async fn serve(
     let _ = places.acquire_many(traffic.most).await;
 }
 
+/// Serves on the socket in the data directory, which only the server's own user can open, until `stop` turns true.
+pub(super) async fn serve_private(
+    listener: UnixListener,
+    router: Router,
+    traffic: Arc<Traffic>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let places = Arc::new(Semaphore::new(PRIVATE_CONNECTIONS));
+    let http = http1::Builder::new();
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopped(&mut stop) => return,
+        };
+        let Ok((stream, _)) = accepted else {
+            sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let (http, router, traffic, stop) = (http.clone(), router.clone(), traffic.clone(), stop.clone());
+        tokio::spawn(async move {
+            connection(&http, stream, Peer::Private, router, traffic, stop).await;
+            drop(place);
+        });
+    }
+}
+
 /// Returns when the server is to stop; also when nobody is left who could say so.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn connection(
+async fn connection<T: AsyncRead + AsyncWrite + Unpin>(
     http: &http1::Builder,
-    io: WriteDeadline<TcpStream>,
+    io: T,
+    peer: Peer,
     router: Router,
     traffic: Arc<Traffic>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let service = service_fn(move |request| answer(router.clone(), traffic.clone(), request));
+    let service = service_fn(move |request| answer(router.clone(), traffic.clone(), peer, request));
     let mut connection = pin!(http.serve_connection(TokioIo::new(io), service));
     let ended = tokio::select! {
         biased;
@@ -199,7 +231,13 @@ async fn connection(
 }
 
 /// Answers one request. A panic in a handler becomes an answer, too.
-async fn answer(mut router: Router, traffic: Arc<Traffic>, request: Request<Incoming>) -> Result<Response, Infallible> {
+async fn answer(
+    mut router: Router,
+    traffic: Arc<Traffic>,
+    peer: Peer,
+    mut request: Request<Incoming>,
+) -> Result<Response, Infallible> {
+    request.extensions_mut().insert(peer);
     let is_read = request.method().is_safe();
     // RFC 9112, section 3.2.
     let hosts = request.headers().get_all(HOST).iter().count();
@@ -237,7 +275,7 @@ struct Accepting {
 
 impl Accepting {
     /// The next connection and its place. Trouble is logged and waited out, never the end.
-    async fn next(&mut self) -> (TcpStream, OwnedSemaphorePermit) {
+    async fn next(&mut self) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
         loop {
             if self.places.available_permits() == 0 && self.full.is_news() {
                 tracing::warn!("as many connections as --max-connections allows; others wait until one ends");
@@ -247,10 +285,10 @@ impl Accepting {
                 std::future::pending().await
             };
             match self.listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     // An answer is written at once and whole: waiting for more to send only delays it.
                     let _ = stream.set_nodelay(true);
-                    return (stream, place);
+                    return (stream, peer, place);
                 }
                 // The client went away before it was accepted.
                 Err(error)

@@ -9,6 +9,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::access::Caller;
 use super::extract::{self, PageSize, Rfc3339};
 use super::problem::{Kind, Problem, problems};
 use super::tasks::{TASK_BYTES, set};
@@ -100,7 +101,7 @@ pub(super) struct TaskList<'a> {
         ListProblems,
     )
 )]
-pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Result<Response, Problem> {
+pub(super) async fn list(State(api): State<Arc<Api>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
     let (labels, rest) = labels(&uri)?;
     let ListQuery { status, task_type, error_kind, created_after, created_before, limit, cursor } =
         extract::query(&rest)?;
@@ -115,11 +116,11 @@ pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Result<Respon
     let before = match cursor {
         None => None,
         Some(cursor) => {
-            Some(cursor::decode(&cursor, &api.tenant, &filter).ok_or_else(|| Problem::of(Kind::BadCursor))?)
+            Some(cursor::decode(&cursor, &caller.tenant, &filter).ok_or_else(|| Problem::of(Kind::BadCursor))?)
         }
     };
-    let Page { tasks, more_after } = api.manager.list(&api.tenant, filter.clone(), before, limit.0).await?;
-    let next_cursor = more_after.map(|last| cursor::encode(last, &api.tenant, &filter));
+    let Page { tasks, more_after } = api.manager.list(&caller.tenant, filter.clone(), before, limit.0).await?;
+    let next_cursor = more_after.map(|last| cursor::encode(last, &caller.tenant, &filter));
     let link = next_cursor.as_ref().map(|cursor| next_link(&filter, limit, cursor));
     let now = clock::now();
     let tasks: Vec<_> = tasks.iter().map(|task| wire::TaskSummary::of(task, now)).collect();

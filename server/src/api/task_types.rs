@@ -11,12 +11,14 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
+use super::access::Caller;
 use super::conditional::Tags;
 use super::extract::{self, NameInPath};
 use super::problem::{Kind, Problem, problems};
 use super::wire::{self, Time};
 use super::{Api, conditional};
 use crate::grants::{self, Grants};
+use crate::keys::Role;
 use crate::limits::{LimitOverrides, Limits};
 use crate::manager::{FieldError, SettingsPatch};
 use crate::registry::{self, Version};
@@ -24,7 +26,7 @@ use crate::sandbox;
 use crate::task::{Digest, RetryOverrides, RetryPolicy};
 
 /// What a patch of a type's settings is written in (RFC 7396).
-const MERGE_PATCH: &str = "application/merge-patch+json";
+pub(super) const MERGE_PATCH: &str = "application/merge-patch+json";
 
 /// The largest one.
 const PATCH_BYTES: u64 = 64 << 10;
@@ -166,8 +168,8 @@ pub(super) struct TypeVersion {
     get, path = "/task-types", operation_id = "list_task_types", tag = "task types",
     responses((status = 200, description = "Every task type", body = TaskTypeList), ListProblems)
 )]
-pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
-    let task_types = api.manager.task_types(&api.tenant);
+pub(super) async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Response, Problem> {
+    let task_types = api.manager.task_types(&caller.tenant);
     let task_types = task_types.iter().map(|task_type| of(&api, task_type)).collect();
     wire::json(StatusCode::OK, &TaskTypeList { task_types })
 }
@@ -188,11 +190,12 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Response, Proble
 )]
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     NameInPath(name): NameInPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let task_type = find(&api, name)?;
-    let (text, tag) = whole(&api, &task_type).await?;
+    let task_type = find(&api, &caller, name)?;
+    let (text, tag) = whole(&api, &caller, &task_type).await?;
     let mut response = if conditional::has(&headers, &tag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
@@ -221,17 +224,19 @@ pub(super) async fn get(
 )]
 pub(super) async fn patch(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     NameInPath(name): NameInPath,
     request: Request,
 ) -> Result<Response, Problem> {
     extract::check_media_type(request.headers(), MERGE_PATCH)
         .map_err(|problem| problem.with(HeaderName::from_static("accept-patch"), MERGE_PATCH.to_owned()))?;
-    let task_type = find(&api, name)?;
+    let task_type = find(&api, &caller, name)?;
+    caller.may_use(&task_type.name)?;
     let seen = match conditional::if_match(request.headers()) {
         // There is one, which is all that `*` wants.
         None | Some(Tags::Any) => None,
         Some(Tags::These(tags)) => {
-            let (_, tag) = whole(&api, &task_type).await?;
+            let (_, tag) = whole(&api, &caller, &task_type).await?;
             if !conditional::strong(tags).contains(&tag) {
                 return Err(Problem::of(Kind::PreconditionFailed));
             }
@@ -246,6 +251,9 @@ pub(super) async fn patch(
         let detail = format!("cannot be read: {error}");
         Problem::fields(vec![FieldError { pointer: "#/input_schema".into(), detail }])
     })?;
+    if patch.as_object().is_some_and(|patch| patch.keys().any(|name| name != "paused")) {
+        caller.needs(Role::Deploy)?;
+    }
     let version = match version {
         None => patch.get("version").map(|_| None),
         Some(text) => Some(Some(digest_at("#/version", &text)?)),
@@ -262,10 +270,11 @@ pub(super) async fn patch(
         retry: retry.unwrap_or_default(),
         retention_ms,
         seen,
+        may_change_shared: caller.is_operator,
     };
     drop(body);
-    let task_type = api.manager.patch_task_type(&api.tenant, &task_type.name, patch).await?;
-    let (text, tag) = whole(&api, &task_type).await?;
+    let task_type = api.manager.patch_task_type(&caller.tenant, &task_type.name, patch).await?;
+    let (text, tag) = whole(&api, &caller, &task_type).await?;
     let mut response = wire::json_bytes(StatusCode::OK, text);
     add_tag(&mut response, &tag);
     Ok(response)
@@ -279,15 +288,19 @@ pub(super) fn digest_at(pointer: &str, text: &str) -> Result<Digest, Problem> {
     })
 }
 
-pub(super) fn find(api: &Api, name: Option<String>) -> Result<registry::TaskType, Problem> {
-    let task_type = name.and_then(|name| api.manager.task_type(&api.tenant, &name));
+pub(super) fn find(api: &Api, caller: &Caller, name: Option<String>) -> Result<registry::TaskType, Problem> {
+    let task_type = name.and_then(|name| api.manager.task_type(&caller.tenant, &name));
     task_type.ok_or_else(|| Problem::of(Kind::NotFound))
 }
 
 /// All that is said of a type, and its strong entity tag: that of the very bytes that are sent.
-pub(super) async fn whole(api: &Api, task_type: &registry::TaskType) -> Result<(Vec<u8>, String), Problem> {
+pub(super) async fn whole(
+    api: &Api,
+    caller: &Caller,
+    task_type: &registry::TaskType,
+) -> Result<(Vec<u8>, String), Problem> {
     let versions =
-        api.manager.versions(&api.tenant, &task_type.name).await?.into_iter().map(|(version, created_at)| {
+        api.manager.versions(&caller.tenant, &task_type.name).await?.into_iter().map(|(version, created_at)| {
             // One that is not loaded was stored a moment ago, or is gone in a moment.
             let (state, reason) = match api.manager.version(version) {
                 Some(loaded @ Version::Ready(_)) if task_type.next == Some(version) => held(task_type, Some(&loaded)),

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::access::Caller;
 use super::extract::{IdInPath, PageSize, Query};
 use super::prefer::{self, PREFERENCE_APPLIED};
 use super::problem::{Problem, problems};
@@ -50,17 +51,18 @@ problems!(DeleteProblems: NotFound, Overloaded, Draining, StorageUnavailable);
 )]
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     IdInPath(id): IdInPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let wait = prefer::wait_seconds(&headers);
     let has = |task: &Task| conditional::has(&headers, &wire::task_tag(task));
     let task = match wait.map(Duration::from_secs) {
-        None | Some(Duration::ZERO) => api.manager.get(&api.tenant, id).await?,
+        None | Some(Duration::ZERO) => api.manager.get(&caller.tenant, id).await?,
         Some(wait) if conditional::if_none_match(&headers).is_some() => {
-            api.manager.get_changed(&api.tenant, id, wait, has).await?
+            api.manager.get_changed(&caller.tenant, id, wait, has).await?
         }
-        Some(wait) => api.manager.get_ended(&api.tenant, id, wait).await?,
+        Some(wait) => api.manager.get_ended(&caller.tenant, id, wait).await?,
     };
     let mut response =
         if has(&task) { StatusCode::NOT_MODIFIED.into_response() } else { task_json(StatusCode::OK, &task)? };
@@ -78,8 +80,12 @@ pub(super) async fn get(
     params(("id" = String, Path, description = "The id of the task", format = Uuid)),
     responses((status = 200, description = "Where the task is", body = wire::TaskStatus), ReadProblems)
 )]
-pub(super) async fn status(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> Result<Response, Problem> {
-    let task = api.manager.get(&api.tenant, id).await?;
+pub(super) async fn status(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    IdInPath(id): IdInPath,
+) -> Result<Response, Problem> {
+    let task = api.manager.get(&caller.tenant, id).await?;
     let mut response = wire::json(StatusCode::OK, &wire::TaskStatus::of(&task, clock::now()))?;
     set(&mut response, CACHE_CONTROL, "no-store");
     Ok(response)
@@ -105,13 +111,14 @@ pub(super) async fn status(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) 
 )]
 pub(super) async fn result(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     IdInPath(id): IdInPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let wait = prefer::wait_seconds(&headers);
     let task = match wait {
-        None | Some(0) => api.manager.get(&api.tenant, id).await?,
-        Some(seconds) => api.manager.get_ended(&api.tenant, id, Duration::from_secs(seconds)).await?,
+        None | Some(0) => api.manager.get(&caller.tenant, id).await?,
+        Some(seconds) => api.manager.get_ended(&caller.tenant, id, Duration::from_secs(seconds)).await?,
     };
     let mut response = match (task.status, task.error) {
         (Status::Completed, _) => {
@@ -184,10 +191,11 @@ pub(super) struct Line<'a> {
 )]
 pub(super) async fn logs(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     IdInPath(id): IdInPath,
     Query(LogQuery { after, limit }): Query<LogQuery>,
 ) -> Result<Response, Problem> {
-    let lines = api.manager.log(&api.tenant, id, after, limit.0).await?;
+    let lines = api.manager.log(&caller.tenant, id, after, limit.0).await?;
     let next_after = lines.last().map_or(after, |(seq, ..)| *seq);
     let lines = lines
         .iter()
@@ -212,8 +220,12 @@ pub(super) async fn logs(
     params(("id" = String, Path, description = "The id of the task", format = Uuid)),
     responses((status = 202, description = "The task, canceled", body = wire::Task), CancelProblems)
 )]
-pub(super) async fn cancel(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> Result<Response, Problem> {
-    let task = api.manager.cancel(&api.tenant, id).await?;
+pub(super) async fn cancel(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    IdInPath(id): IdInPath,
+) -> Result<Response, Problem> {
+    let task = api.manager.cancel(&caller.tenant, id).await?;
     task_json(StatusCode::ACCEPTED, &task)
 }
 
@@ -225,8 +237,12 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) 
     params(("id" = String, Path, description = "The id of the task", format = Uuid)),
     responses((status = 202, description = "The task, Pending again", body = wire::Task), RetryProblems)
 )]
-pub(super) async fn retry(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> Result<Response, Problem> {
-    let task = api.manager.retry(&api.tenant, id).await?;
+pub(super) async fn retry(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    IdInPath(id): IdInPath,
+) -> Result<Response, Problem> {
+    let task = api.manager.retry(&caller.tenant, id).await?;
     task_json(StatusCode::ACCEPTED, &task)
 }
 
@@ -243,8 +259,12 @@ pub(super) struct Attempts<'a> {
     params(("id" = String, Path, description = "The id of the task", format = Uuid)),
     responses((status = 200, description = "Every attempt", body = Attempts), ReadProblems)
 )]
-pub(super) async fn attempts(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> Result<Response, Problem> {
-    let attempts = api.manager.attempts(&api.tenant, id).await?;
+pub(super) async fn attempts(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    IdInPath(id): IdInPath,
+) -> Result<Response, Problem> {
+    let attempts = api.manager.attempts(&caller.tenant, id).await?;
     let attempts = attempts.iter().map(wire::Attempt::of).collect();
     let mut response = wire::json(StatusCode::OK, &Attempts { attempts })?;
     set(&mut response, CACHE_CONTROL, "no-store");
@@ -259,8 +279,12 @@ pub(super) async fn attempts(State(api): State<Arc<Api>>, IdInPath(id): IdInPath
     params(("id" = String, Path, description = "The id of the task", format = Uuid)),
     responses((status = 200, description = "The task is gone", body = Deleted), DeleteProblems)
 )]
-pub(super) async fn delete(State(api): State<Arc<Api>>, IdInPath(id): IdInPath) -> Result<Response, Problem> {
-    api.manager.delete(&api.tenant, id).await?;
+pub(super) async fn delete(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    IdInPath(id): IdInPath,
+) -> Result<Response, Problem> {
+    api.manager.delete(&caller.tenant, id).await?;
     wire::json(StatusCode::OK, &Deleted { id, deleted: true })
 }
 

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::Api;
+use super::access::Caller;
 use super::extract::{self, NameInPath};
 use super::problem::{Kind, Problem, problems};
 use super::task_types::digest_at;
@@ -83,12 +84,14 @@ pub(super) struct TrialLine<'a> {
 )]
 pub(super) async fn test(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     NameInPath(name): NameInPath,
     request: Request,
 ) -> Result<Response, Problem> {
     extract::check_json(request.headers())?;
-    let task_type = name.filter(|name| api.manager.task_type(&api.tenant, name).is_some());
+    let task_type = name.filter(|name| api.manager.task_type(&caller.tenant, name).is_some());
     let task_type = task_type.ok_or_else(|| Problem::of(Kind::NotFound))?;
+    caller.may_use(&task_type)?;
     let body = api.uploads.read(request, api.max_input_bytes.saturating_add(64 << 10)).await?;
     let Trial { input, limits, version } = extract::from_json(&body.bytes)?;
     let version = version.map(|text| digest_at("#/version", &text)).transpose()?;
@@ -105,7 +108,7 @@ pub(super) async fn test(
         idempotency: None,
     };
     drop(body);
-    let report = api.manager.try_out(&api.tenant, new, version).await?;
+    let report = api.manager.try_out(&caller.tenant, new, version).await?;
     let RunEnd::Ended(end) = &report.end else { return Err(Problem::of(Kind::Overloaded)) };
     let (status, output, error) = match &end.outcome {
         Outcome::Completed(output) => (Status::Completed, Some(wire::raw(output)?), None),

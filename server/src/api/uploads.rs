@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
+use super::access::Caller;
 use super::conditional;
 use super::extract::{self, NameInPath, Query};
 use super::prefer;
@@ -82,6 +83,7 @@ pub(super) struct RemovedType {
 )]
 pub(super) async fn put(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     NameInPath(name): NameInPath,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -90,7 +92,8 @@ pub(super) async fn put(
         let detail = "a task type's name has 1 to 63 lower-case letters, digits and '-', and does not begin with '-'";
         Problem::new(Kind::Malformed, detail)
     })?;
-    let seen = seen(&api, &name, request.headers()).await?;
+    caller.may_use(&name)?;
+    let seen = seen(&api, &caller, &name, request.headers()).await?;
     let wait = prefer::wait_seconds(request.headers());
     let body = api.uploads.read(request, api.max_component_bytes).await?;
     let bytes = body.bytes.clone();
@@ -104,12 +107,12 @@ pub(super) async fn put(
         let errors = faults.0.into_iter().map(|detail| FieldError { pointer: "#".into(), detail });
         Problem::fields_of(Kind::BadComponent, errors.collect())
     })?;
-    let uploaded = api.manager.put_task_type(&api.tenant, &name, digest, body.bytes.clone(), seen).await?;
+    let uploaded = api.manager.put_task_type(&caller.tenant, &name, digest, body.bytes.clone(), seen).await?;
     drop(body);
     if let Some(seconds) = wait {
         api.manager.wait_compiled(digest, Duration::from_secs(seconds)).await;
     }
-    let (text, tag) = whole(&api, &find(&api, Some(name.clone()))?).await?;
+    let (text, tag) = whole(&api, &caller, &find(&api, &caller, Some(name.clone()))?).await?;
     let status = match uploaded {
         Uploaded::Created => StatusCode::CREATED,
         Uploaded::Replaced => StatusCode::OK,
@@ -136,11 +139,12 @@ pub(super) async fn put(
 )]
 pub(super) async fn bytes(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     path: Result<axum::extract::Path<(String, String)>, axum::extract::rejection::PathRejection>,
 ) -> Result<Response, Problem> {
     let axum::extract::Path((name, version)) = path.map_err(|_| Problem::of(Kind::NotFound))?;
     let digest = Digest::parse(&version).ok_or_else(|| Problem::of(Kind::NotFound))?;
-    let bytes = api.manager.component(&api.tenant, &name, digest).await?;
+    let bytes = api.manager.component(&caller.tenant, &name, digest).await?;
     let mut response = bytes.into_response();
     set(&mut response, CONTENT_TYPE, WASM);
     set(&mut response, X_CONTENT_TYPE_OPTIONS, "nosniff");
@@ -161,12 +165,14 @@ pub(super) async fn bytes(
 )]
 pub(super) async fn remove(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     NameInPath(name): NameInPath,
     Query(DeleteQuery { cancel }): Query<DeleteQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let name = name.ok_or_else(|| Problem::of(Kind::NotFound))?;
-    let seen = match seen(&api, &name, &headers).await? {
+    caller.may_use(&name)?;
+    let seen = match seen(&api, &caller, &name, &headers).await? {
         // There is nothing to remove then.
         Seen::Nothing => return Err(Problem::of(Kind::PreconditionFailed)),
         seen => seen,
@@ -174,12 +180,12 @@ pub(super) async fn remove(
     let started = tokio::time::Instant::now();
     let mut canceled = !cancel;
     loop {
-        match api.manager.delete_task_type(&api.tenant, &name, seen.clone()).await {
+        match api.manager.delete_task_type(&caller.tenant, &name, seen.clone()).await {
             Ok(()) => return wire::json(StatusCode::OK, &RemovedType { name, deleted: true }),
             Err(Refused::TypeInUse) if cancel && started.elapsed() < CANCEL_TIME => {
                 if !canceled {
                     canceled = true;
-                    cancel_all(&api, &name).await?;
+                    cancel_all(&api, &caller, &name).await?;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -188,22 +194,22 @@ pub(super) async fn remove(
     }
 }
 
-async fn cancel_all(api: &Api, name: &str) -> Result<(), Problem> {
+async fn cancel_all(api: &Api, caller: &Caller, name: &str) -> Result<(), Problem> {
     for status in [Status::Pending, Status::Running] {
         let filter = ListFilter { status: Some(status), task_type: Some(name.to_owned()), ..ListFilter::default() };
-        api.manager.start_bulk(&api.tenant, Action::Cancel, filter).await?;
+        api.manager.start_bulk(&caller.tenant, Action::Cancel, filter).await?;
     }
     Ok(())
 }
 
 /// What a client says of the type as it saw it.
-async fn seen(api: &Api, name: &str, headers: &HeaderMap) -> Result<Seen, Problem> {
-    let current = api.manager.task_type(&api.tenant, name);
+async fn seen(api: &Api, caller: &Caller, name: &str, headers: &HeaderMap) -> Result<Seen, Problem> {
+    let current = api.manager.task_type(&caller.tenant, name);
     match (conditional::precondition(headers)?, current) {
         (Precondition::None, _) => Ok(Seen::Anything),
         (Precondition::Absent, None) => Ok(Seen::Nothing),
         (Precondition::Exists, Some(current)) => Ok(Seen::This(Box::new(current))),
-        (Precondition::Match(tags), Some(current)) if tags.contains(&whole(api, &current).await?.1) => {
+        (Precondition::Match(tags), Some(current)) if tags.contains(&whole(api, caller, &current).await?.1) => {
             Ok(Seen::This(Box::new(current)))
         }
         _ => Err(Problem::of(Kind::PreconditionFailed)),

@@ -83,6 +83,7 @@ impl Core {
             Command::Type(command) => Ok(Done::Type(Box::new(self.apply_type(command, now)?))),
             Command::Trial(_) if self.draining.is_some() => Ok(Done::Refused(Refused::Draining)),
             Command::Trial(_) => Ok(Done::Trial(self.place())),
+            Command::Tenant(command) => Ok(Done::Tenant(Box::new(self.apply_tenant(command, now)?))),
             Command::IsStored { tenant, id, .. } => Ok(match self.store.task_head(tenant, *id)? {
                 Some(_) => Done::Nothing,
                 None => Done::Refused(Refused::NotFound),

@@ -19,6 +19,7 @@ use super::bulk::BulkDone;
 use super::changes::Changes;
 use super::held::Held;
 use super::settings::SettingsDone;
+use super::tenants::TenantDone;
 use super::types::{GoneTypes, TypeDone};
 use super::upkeep::Timers;
 use super::waiters::EndWaiters;
@@ -34,6 +35,7 @@ use crate::schedule::ReadyWindow;
 use crate::schedules::Schedule;
 use crate::store::{ObjectWrite, StoreError, Writer};
 use crate::task::{Event, Task, TaskId, Timestamp};
+use crate::tenants::Tenants;
 
 /// Commands in one transaction. More wait for the next: a transaction's length bounds how long the
 /// first of them waits for its answer.
@@ -99,6 +101,7 @@ pub struct Core {
     pub(super) store: Writer,
     pub(super) room: Arc<Room>,
     pub(super) registry: Arc<Registry>,
+    pub(super) tenants: Arc<Tenants>,
     pub(super) workers: Workers,
     pub(super) settings: CoreSettings,
     /// Which start of a server this is.
@@ -154,6 +157,7 @@ pub(super) enum Done {
     Type(Box<TypeDone>),
     /// Room for what is no task, if there is any.
     Trial(Option<Place>),
+    Tenant(Box<TenantDone>),
 }
 
 /// A task that is there now.
@@ -190,6 +194,7 @@ impl Core {
         mut store: Writer,
         room: Arc<Room>,
         registry: Arc<Registry>,
+        tenants: Arc<Tenants>,
         workers: Workers,
         changes: Arc<Changes>,
         settings: CoreSettings,
@@ -203,6 +208,7 @@ impl Core {
             store,
             room,
             registry,
+            tenants,
             workers,
             settings,
             server,

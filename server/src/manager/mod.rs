@@ -16,6 +16,7 @@ mod refused;
 mod schedules;
 mod settings;
 mod tell;
+mod tenants;
 mod trial;
 mod types;
 mod upkeep;
@@ -32,6 +33,7 @@ pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
 pub use refused::{FieldError, Refused};
 pub use settings::SettingsPatch;
+pub use tenants::{Change, Changed, NewKey, administer};
 pub use trial::LONGEST as LONGEST_TRIAL;
 pub(crate) use types::promoted;
 pub use types::{Seen, Uploaded};
@@ -39,6 +41,7 @@ pub use types::{Seen, Uploaded};
 use bulk::BulkCommand;
 use objects::PutObject;
 use settings::SettingsCommand;
+use tenants::TenantCommand;
 use trial::TrialCommand;
 use types::TypeCommand;
 
@@ -168,6 +171,7 @@ enum Command {
     Settings(Box<SettingsCommand>),
     Type(Box<TypeCommand>),
     Trial(Box<TrialCommand>),
+    Tenant(Box<TenantCommand>),
     /// Answered once everything before it was done.
     Flush {
         reply: Reply<()>,

@@ -135,7 +135,9 @@ impl World {
         };
         let run = Box::new(move |job| drop(send.send(job)));
         let workers = Workers { run, compiler: Compiler::default() };
-        let core = Core::new(writer, room, self.registry.clone(), workers, Arc::default(), settings, self.now).unwrap();
+        let core =
+            Core::new(writer, room, self.registry.clone(), Arc::default(), workers, Arc::default(), settings, self.now)
+                .unwrap();
         self.core = Some(core);
         self.step(Vec::new());
     }

@@ -47,6 +47,18 @@ pub enum Refused {
         /// How many that is.
         limit: u64,
     },
+    /// There are as many tenants as may be.
+    #[error("there are {limit} tenants already")]
+    TooManyTenants {
+        /// How many that is.
+        limit: u64,
+    },
+    /// The tenant has as many keys as it may.
+    #[error("there are {limit} keys already")]
+    TooManyKeys {
+        /// How many that is.
+        limit: u64,
+    },
     /// The request is well-formed and says something that cannot be.
     #[error("the request is not acceptable")]
     Invalid(Vec<FieldError>),

@@ -34,6 +34,8 @@ pub struct SettingsPatch {
     pub input_schema: Option<Option<Arc<str>>>,
     /// Only where the type is still as it was here.
     pub seen: Option<TaskType>,
+    /// Whether the type may be one that all tenants share.
+    pub may_change_shared: bool,
 }
 
 /// The manager's thread is asked to change a type's settings.
@@ -110,13 +112,15 @@ impl Manager {
 impl Core {
     pub(super) fn apply_settings(&mut self, command: &SettingsCommand) -> Result<SettingsDone, StoreError> {
         let SettingsCommand { tenant, name, patch, .. } = command;
-        // The one that the name means for the tenant. A shared one is the operator's; the one tenant that
-        // there is is the operator.
+        // The one that the name means for the tenant. A shared one is the operator's.
         let stored = match self.store.task_type(tenant, name)? {
             Some(own) => Some(own),
             None => self.store.task_type(SHARED, name)?,
         };
         let Some(mut stored) = stored else { return Ok(Err(Refused::NotFound)) };
+        if *stored.tenant == *SHARED && !patch.may_change_shared {
+            return Ok(Err(Refused::SharedType));
+        }
         // Compared here, in turn with the other changes, so that none is lost.
         if patch.seen.as_ref().is_some_and(|seen| *seen != TaskType::of(&stored)) {
             return Ok(Err(Refused::PreconditionFailed));

@@ -64,6 +64,7 @@ impl Core {
                 (Command::Settings(command), Done::Settings(done)) => self.tell_settings(*command, done),
                 (Command::Trial(command), Done::Trial(place)) => self.tell_trial(*command, place, now),
                 (Command::Trial(command), Done::Refused(why)) => command.refuse(why),
+                (Command::Tenant(command), Done::Tenant(done)) => self.tell_tenant(*command, *done),
                 (Command::Type(command), Done::Type(done)) => self.tell_type(*command, *done),
                 (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
                 // The others have nobody to answer to.
@@ -150,6 +151,7 @@ impl Core {
                 Command::Bulk(command) => kept.extend(command.refuse(refusal()).map(Command::Bulk)),
                 Command::Settings(command) => command.refuse(refusal()),
                 Command::Trial(command) => command.refuse(refusal()),
+                Command::Tenant(command) => command.refuse(refusal()),
                 Command::Type(command) => {
                     kept.extend(command.refuse(refusal()).map(|kept| Command::Type(Box::new(kept))))
                 }

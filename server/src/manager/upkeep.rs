@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::{Core, Started};
+use super::tenants::NOTE_USE_EVERY_MS;
 use crate::registry::TaskType;
 use crate::store::{KEY_AGE_MS, StoreError, Time};
 use crate::task::{Event, TaskId, Timestamp};
@@ -73,6 +74,10 @@ pub(super) struct Timers {
     pub(super) full_due: usize,
     pub(super) full_queued: usize,
     sweep: Timer,
+    /// When keys were used last has to be written down.
+    keys: Timer,
+    /// Until when that was done.
+    keys_noted: Timestamp,
     /// Tasks that are held back have to be looked at, from after this one on.
     held: Option<HeldPlace>,
 }
@@ -82,7 +87,18 @@ impl Timers {
     pub(super) fn all_at_once() -> Timers {
         let now = Timer(Some(Timestamp(0)));
         let held = Some(("".into(), None));
-        Timers { due: now, expires: now, schedules: now, queued: now, full_due: 0, full_queued: 0, sweep: now, held }
+        Timers {
+            due: now,
+            expires: now,
+            schedules: now,
+            queued: now,
+            full_due: 0,
+            full_queued: 0,
+            sweep: now,
+            keys: now,
+            keys_noted: Timestamp(0),
+            held,
+        }
     }
 
     /// Look at the tasks that are held back: some may not have to be any more.
@@ -95,7 +111,7 @@ impl Timers {
         if self.held.is_some() {
             return Duration::ZERO;
         }
-        let all = [self.due, self.expires, self.schedules, self.queued, self.sweep];
+        let all = [self.due, self.expires, self.schedules, self.queued, self.sweep, self.keys];
         let first = all.into_iter().filter_map(|timer| timer.0).min();
         let wait = first.map_or(LONGEST_SLEEP_MS, |at| at.millis_since(now));
         Duration::from_millis(wait.min(LONGEST_SLEEP_MS))
@@ -136,6 +152,11 @@ impl Core {
             self.timers.held = self.release_held(&after, now)?;
         }
         self.keep_schedules(now, &mut done.starts)?;
+        if self.timers.keys.has_come(now) {
+            self.note_used_keys(self.timers.keys_noted)?;
+            self.timers.keys_noted = now;
+            self.timers.keys = Timer(Some(now.plus_millis(NOTE_USE_EVERY_MS)));
+        }
         if self.timers.sweep.has_come(now) && !self.sweep(now)? {
             self.timers.sweep = Timer(Some(now.plus_millis(SWEEP_EVERY_MS)));
         }

@@ -14,6 +14,7 @@ mod read;
 mod rows;
 mod schedules;
 mod task_types;
+mod tenants;
 mod write;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -205,6 +206,16 @@ pub struct DataDir {
 impl DataDir {
     /// Creates the directory if need be and takes its lock; another process that holds it is an error.
     pub fn open(path: &Path) -> anyhow::Result<DataDir> {
+        DataDir::try_open(path)?.with_context(|| {
+            format!(
+                "another taskcell serves the data directory {}: stop it first, or choose another --data-dir",
+                path.display()
+            )
+        })
+    }
+
+    /// The same; `None`: another process holds it.
+    pub fn try_open(path: &Path) -> anyhow::Result<Option<DataDir>> {
         create_dir(path)?;
         let lock_path = path.join("lock");
         let lock = std::fs::OpenOptions::new()
@@ -214,11 +225,8 @@ impl DataDir {
             .open(&lock_path)
             .with_context(|| format!("cannot write in the data directory {}", path.display()))?;
         match lock.try_lock() {
-            Ok(()) => Ok(DataDir { path: path.to_path_buf(), _lock: lock }),
-            Err(std::fs::TryLockError::WouldBlock) => bail!(
-                "another taskcell serves the data directory {}: stop it first, or choose another --data-dir",
-                path.display()
-            ),
+            Ok(()) => Ok(Some(DataDir { path: path.to_path_buf(), _lock: lock })),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
             Err(std::fs::TryLockError::Error(error)) => {
                 Err(error).with_context(|| format!("cannot lock {}", lock_path.display()))
             }

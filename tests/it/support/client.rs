@@ -13,6 +13,8 @@ use super::wait_for;
 pub(crate) struct Client {
     agent: ureq::Agent,
     base: String,
+    /// What it authenticates with.
+    key: Option<String>,
 }
 
 /// What came back.
@@ -43,7 +45,12 @@ impl Client {
             .proxy(None)
             .timeout_global(Some(Duration::from_secs(150)))
             .build();
-        Client { agent: config.new_agent(), base: base.to_owned() }
+        Client { agent: config.new_agent(), base: base.to_owned(), key: None }
+    }
+
+    /// The same with a key.
+    pub(crate) fn with_key(&self, key: &str) -> Client {
+        Client { key: Some(key.to_owned()), ..self.clone() }
     }
 
     /// Sends any request.
@@ -61,6 +68,9 @@ impl Client {
         body: Option<&[u8]>,
     ) -> Result<Answer, ureq::Error> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -77,6 +87,9 @@ impl Client {
     #[track_caller]
     pub(crate) fn stream(&self, path: &str, headers: Headers<'_>) -> (u16, HeaderMap, impl std::io::Read + use<>) {
         let mut request = self.agent.get(format!("{}{path}", self.base));
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

@@ -131,6 +131,23 @@ impl Setup {
         self.data_dir().join("taskcell.db")
     }
 
+    /// Makes a tenant, on the command line.
+    #[track_caller]
+    pub(crate) fn make_tenant(&self, name: &str) {
+        assert_eq!(said(taskcell().args(["tenant", "create", name, "--data-dir"]).arg(self.data_dir())), "");
+    }
+
+    /// Makes a key, on the command line.
+    #[track_caller]
+    pub(crate) fn make_key(&self, tenant: &str, role: &str, flags: &[&str]) -> String {
+        let mut command = taskcell();
+        command.args(["key", "create", "--tenant", tenant, "--role", role, "--data-dir"]).arg(self.data_dir());
+        let said = said(command.args(flags));
+        let key = said.strip_suffix('\n').unwrap_or_else(|| panic!("no key: {said:?}"));
+        assert!(key.starts_with("taskcell_") && !key.contains(char::is_whitespace), "{said:?}");
+        key.to_owned()
+    }
+
     /// The command that starts it.
     pub(crate) fn command(&self) -> Command {
         let mut command = taskcell();
@@ -188,6 +205,14 @@ pub(crate) fn taskcell() -> Command {
     }
     command.stdin(Stdio::null());
     command
+}
+
+/// Runs a command that must succeed; returns its stdout.
+#[track_caller]
+pub(crate) fn said(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Runs a command that must fail by itself, saying nothing on stdout; returns its stderr.

@@ -1,4 +1,4 @@
--- Version 4: secrets, key-value.
+-- Version 4: secrets, key-value, tenants with their keys, the audit log.
 
 -- Sealed with the operator's key, which is not in here.
 CREATE TABLE secret (
@@ -26,3 +26,52 @@ CREATE TABLE key_value_use (
     entries INTEGER NOT NULL,
     bytes   INTEGER NOT NULL
 ) WITHOUT ROWID;
+
+CREATE TABLE tenant (
+    name       TEXT PRIMARY KEY,
+    created_at INTEGER NOT NULL,
+    -- Its share of the machine beside the others'.
+    weight     INTEGER NOT NULL
+) WITHOUT ROWID;
+-- The one that is served without keys, and the one that administers the others.
+INSERT INTO tenant (name, created_at, weight) VALUES
+    ('default', unixepoch('subsec') * 1000, 100), ('operator', unixepoch('subsec') * 1000, 100);
+
+-- Keys of clients. One that was taken back stays for the record: that there is none means that none was ever made.
+CREATE TABLE api_key (
+    -- As 8 bytes, the highest first.
+    id           BLOB PRIMARY KEY,
+    tenant       TEXT NOT NULL REFERENCES tenant (name),
+    role         TEXT NOT NULL,
+    -- A JSON array of names; NULL: all types.
+    task_types   TEXT,
+    -- The SHA-256 of the whole key.
+    hash         BLOB NOT NULL,
+    label        TEXT NOT NULL,
+    created_at   INTEGER NOT NULL,
+    expires_at   INTEGER,
+    revoked_at   INTEGER,
+    last_used_at INTEGER
+) WITHOUT ROWID;
+CREATE INDEX api_key_tenant ON api_key (tenant, created_at);
+
+-- What was administered, by whom. Lines are added, and removed when they are old; none is changed.
+CREATE TABLE audit (
+    seq      INTEGER PRIMARY KEY AUTOINCREMENT,
+    at       INTEGER NOT NULL,
+    -- Whose key it was.
+    tenant   TEXT NOT NULL,
+    -- Which; NULL: none was needed.
+    key      BLOB,
+    -- The address that the request came from, or 'private socket', or 'command line'.
+    peer     TEXT NOT NULL,
+    action   TEXT NOT NULL,
+    -- Whose thing it was done to, and which.
+    of       TEXT NOT NULL,
+    target   TEXT NOT NULL,
+    detail   TEXT
+);
+CREATE INDEX audit_age ON audit (at);
+CREATE TRIGGER audit_unchanged BEFORE UPDATE ON audit BEGIN
+    SELECT RAISE(ABORT, 'the audit log is not changed');
+END;

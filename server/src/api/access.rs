@@ -1,0 +1,360 @@
+//! Who may do what: every path and method has its rule here, and a request that passes comes to its handler with
+//! its [`Caller`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::header::{AUTHORIZATION, HeaderMap, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{OpenApi, PathItem};
+
+use super::problem::{Kind, Problem};
+use super::{Api, problem};
+use crate::audit::Actor;
+use crate::clock;
+use crate::keys::{DEFAULT_TENANT, Key, OPERATOR, Role};
+use crate::registry::SHARED;
+use crate::tenants::Tenants;
+
+/// Who may call a path with a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    /// Everybody, without a key.
+    Anyone,
+    /// Keys of that role or a higher one, for what is their tenant's. Not the operator's, which see no tenant's data.
+    Tenant(Role),
+    /// The same, and the operator's keys for what all tenants share.
+    Shared(Role),
+    /// The operator's keys of that role or a higher one.
+    Operator(Role),
+}
+
+use Role::{Admin, Deploy, Operate, Read, Submit};
+use Rule::{Anyone, Operator, Shared, Tenant};
+
+/// The rule of every path and method. `HEAD` is as `GET` is.
+const RULES: &[(&str, &str, Rule)] = &[
+    ("POST", "/task", Tenant(Submit)),
+    ("GET", "/tasks", Tenant(Read)),
+    ("POST", "/tasks", Tenant(Submit)),
+    ("POST", "/tasks/cancel", Tenant(Operate)),
+    ("POST", "/tasks/retry", Tenant(Operate)),
+    ("POST", "/tasks/delete", Tenant(Operate)),
+    ("GET", "/task/{id}", Tenant(Read)),
+    ("DELETE", "/task/{id}", Tenant(Operate)),
+    ("GET", "/task/{id}/status", Tenant(Read)),
+    ("GET", "/task/{id}/result", Tenant(Read)),
+    ("GET", "/task/{id}/logs", Tenant(Read)),
+    ("GET", "/task/{id}/attempts", Tenant(Read)),
+    ("GET", "/task/{id}/events", Tenant(Read)),
+    ("POST", "/task/{id}/cancel", Tenant(Operate)),
+    ("POST", "/task/{id}/retry", Tenant(Operate)),
+    ("GET", "/events", Tenant(Read)),
+    ("GET", "/operations", Tenant(Read)),
+    ("GET", "/operations/{id}", Tenant(Read)),
+    ("GET", "/objects", Tenant(Read)),
+    ("GET", "/objects/{*name}", Tenant(Read)),
+    ("PUT", "/objects/{*name}", Tenant(Submit)),
+    ("DELETE", "/objects/{*name}", Tenant(Submit)),
+    ("GET", "/schedules", Tenant(Read)),
+    ("GET", "/schedules/{name}", Tenant(Read)),
+    ("PUT", "/schedules/{name}", Tenant(Operate)),
+    ("DELETE", "/schedules/{name}", Tenant(Operate)),
+    ("GET", "/task-types", Shared(Read)),
+    ("GET", "/task-types/{name}", Shared(Read)),
+    ("PUT", "/task-types/{name}", Shared(Deploy)),
+    // What is more than pausing needs a higher role: the handler says so.
+    ("PATCH", "/task-types/{name}", Shared(Operate)),
+    ("DELETE", "/task-types/{name}", Shared(Deploy)),
+    ("GET", "/task-types/{name}/versions/{digest}", Shared(Read)),
+    ("POST", "/task-types/{name}/test", Tenant(Submit)),
+    ("GET", "/keys", Tenant(Admin)),
+    ("POST", "/keys", Tenant(Admin)),
+    ("DELETE", "/keys/{id}", Tenant(Admin)),
+    ("GET", "/tenants", Operator(Read)),
+    ("GET", "/tenants/{tenant}", Operator(Read)),
+    ("PUT", "/tenants/{tenant}", Operator(Admin)),
+    ("PATCH", "/tenants/{tenant}", Operator(Admin)),
+    ("GET", "/tenants/{tenant}/keys", Operator(Admin)),
+    ("POST", "/tenants/{tenant}/keys", Operator(Admin)),
+    ("DELETE", "/tenants/{tenant}/keys/{id}", Operator(Admin)),
+    ("GET", "/metrics", Operator(Read)),
+    ("GET", "/healthz", Anyone),
+    ("GET", "/readyz", Anyone),
+    ("GET", "/openapi.json", Anyone),
+    ("GET", "/docs", Anyone),
+    ("GET", "/docs/", Anyone),
+    ("GET", "/docs/{*file}", Anyone),
+    ("GET", "/problems", Anyone),
+    ("GET", "/problems/{name}", Anyone),
+];
+
+fn rule(method: &str, path: &str) -> Option<Rule> {
+    let method = if method == "HEAD" { "GET" } else { method };
+    let found = RULES.iter().find(|(of, at, _)| *of == method && *at == path);
+    found.map(|(_, _, rule)| *rule)
+}
+
+/// Where a connection came from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Peer {
+    /// Over the network.
+    Network(SocketAddr),
+    /// Through the socket in the data directory, which only the server's own user can open.
+    Private,
+}
+
+/// Who a request is from, once it may be answered.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// Whose things it is about.
+    pub(super) tenant: Arc<str>,
+    /// What it may do with them.
+    role: Role,
+    /// Whether it may change what all tenants share.
+    pub(super) is_operator: bool,
+    key: Option<Arc<Key>>,
+    peer: Peer,
+}
+
+impl Caller {
+    /// For the audit log.
+    pub(super) fn actor(&self) -> Actor {
+        let key = self.key.as_ref();
+        let tenant = match (key, &self.peer) {
+            (Some(key), _) => key.stored.tenant.clone(),
+            (None, Peer::Private) => OPERATOR.into(),
+            (None, Peer::Network(_)) => DEFAULT_TENANT.into(),
+        };
+        let peer = match &self.peer {
+            Peer::Private => PRIVATE.into(),
+            Peer::Network(address) => address.ip().to_string().into(),
+        };
+        Actor { tenant, key: key.map(|key| key.stored.id), peer }
+    }
+
+    /// Refuses what needs a higher role.
+    pub(super) fn needs(&self, role: Role) -> Result<(), Problem> {
+        if self.role >= role { Ok(()) } else { Err(insufficient(role)) }
+    }
+
+    /// Refuses a type that its key is not for.
+    pub(super) fn may_use(&self, task_type: &str) -> Result<(), Problem> {
+        let listed = self.key.as_ref().and_then(|key| key.stored.task_types.as_ref());
+        match listed {
+            Some(listed) if !listed.iter().any(|name| name == task_type) => {
+                Err(Problem::new(Kind::InsufficientScope, "the key is for other task types")
+                    .with(WWW_AUTHENTICATE, "Bearer error=\"insufficient_scope\"".to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns once its key is good no more.
+    pub(super) fn end_of_key(&self, tenants: Arc<Tenants>) -> impl Future<Output = ()> + Send + use<> {
+        let key = self.key.clone();
+        async move {
+            match key {
+                Some(key) => tenants.keys.end_of(&key).await,
+                // It needed none, until there was one.
+                None => tenants.keys.needed().await,
+            }
+        }
+    }
+}
+
+const PRIVATE: &str = "private socket";
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Caller, Problem> {
+        // Every route lies behind `check`.
+        parts.extensions.get().cloned().ok_or_else(|| Problem::of(Kind::Unauthorized))
+    }
+}
+
+/// Lets a request through to its handler, or does not.
+pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
+    match admit(&api, &request) {
+        Ok(Some(caller)) => {
+            // A read that waits ends with the key. What was begun with a good key is answered.
+            let waits = request.method().is_safe() && request.headers().contains_key("prefer");
+            let end = waits.then(|| caller.end_of_key(api.tenants.clone()));
+            request.extensions_mut().insert(caller);
+            match end {
+                None => next.run(request).await,
+                Some(end) => tokio::select! {
+                    biased;
+                    response = next.run(request) => response,
+                    () = end => unusable().into_response(),
+                },
+            }
+        }
+        Ok(None) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// Who a request is from; `None` where it does not matter.
+fn admit(api: &Api, request: &Request) -> Result<Option<Caller>, Problem> {
+    let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let rule = match rule(request.method().as_str(), path) {
+        Some(Anyone) => return Ok(None),
+        Some(rule) => rule,
+        // A method that the path does not take, which is all that there is to say.
+        None => return Ok(None),
+    };
+    let caller = caller(api, request)?;
+    let key_of_operator = &*caller.tenant == OPERATOR;
+    let keyless = caller.key.is_none();
+    match rule {
+        Anyone => Ok(None),
+        Tenant(role) if !key_of_operator => caller.needs(role).map(|()| Some(caller)),
+        Tenant(role) => Err(insufficient(role)),
+        Shared(role) => {
+            caller.needs(role)?;
+            let tenant = if key_of_operator { SHARED.into() } else { caller.tenant.clone() };
+            Ok(Some(Caller { tenant, ..caller }))
+        }
+        Operator(role) if key_of_operator || keyless => caller.needs(role).map(|()| Some(caller)),
+        Operator(role) => Err(insufficient(role)),
+    }
+}
+
+fn caller(api: &Api, request: &Request) -> Result<Caller, Problem> {
+    let peer = request.extensions().get().copied();
+    let peer: Peer = peer.ok_or_else(|| Problem::internal(&anyhow::anyhow!("nobody said where a request is from")))?;
+    if matches!(peer, Peer::Private) {
+        return Ok(Caller { tenant: OPERATOR.into(), role: Admin, is_operator: true, key: None, peer });
+    }
+    if !api.tenants.keys.are_needed() {
+        // As long as no key was ever made: whoever reaches the loopback address is everybody.
+        return Ok(Caller { tenant: DEFAULT_TENANT.into(), role: Admin, is_operator: true, key: None, peer });
+    }
+    let Some(token) = bearer(request.headers())? else {
+        return Err(Problem::of(Kind::Unauthorized).with(WWW_AUTHENTICATE, "Bearer".to_owned()));
+    };
+    let key = api.tenants.keys.find(token, clock::now()).ok_or_else(unusable)?;
+    let (tenant, role) = (key.stored.tenant.clone(), key.stored.role);
+    Ok(Caller { is_operator: &*tenant == OPERATOR, tenant, role, key: Some(key), peer })
+}
+
+/// What is sent as a key (RFC 6750, section 2.1).
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    let mut sent = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = sent.next() else { return Ok(None) };
+    if sent.next().is_some() {
+        return Err(unusable());
+    }
+    let token = value.to_str().ok().and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' '))
+    });
+    token.map(Some).ok_or_else(unusable)
+}
+
+/// A key that is malformed, unknown, expired or taken back: one answer for all of these.
+fn unusable() -> Problem {
+    Problem::of(Kind::InvalidKey).with(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"".to_owned())
+}
+
+fn insufficient(role: Role) -> Problem {
+    let needed = role.name();
+    Problem::new(Kind::InsufficientScope, format!("a key of the role {needed} is needed, or of a higher one"))
+        .with(WWW_AUTHENTICATE, format!("Bearer error=\"insufficient_scope\", scope=\"{needed}\""))
+}
+
+/// How a call is refused for its key.
+const KEY_PROBLEMS: &[Kind] = &[Kind::Unauthorized, Kind::InvalidKey, Kind::InsufficientScope];
+
+/// Writes into the OpenAPI document what each call needs, and how it is refused.
+pub(super) fn document(openapi: &mut OpenApi) {
+    let scheme = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .bearer_format("taskcell_…")
+        .description(Some(
+            "A key, as `taskcell key create` or `POST /keys` made it. As long as no key was ever made, none is needed.",
+        ))
+        .build();
+    let components = openapi.components.get_or_insert_default();
+    components.add_security_scheme("key", SecurityScheme::Http(scheme));
+    for (path, item) in &mut openapi.paths.paths {
+        for (method, operation) in operations(item) {
+            let Some(rule) = rule(method, path) else { continue };
+            let (role, whose) = match rule {
+                Anyone => {
+                    operation.security = Some(vec![SecurityRequirement::default()]);
+                    continue;
+                }
+                Tenant(role) => (role, ""),
+                Shared(role) => (role, ", or a key of the operator for the types that all tenants share"),
+                Operator(role) => (role, " of the operator"),
+            };
+            operation.security = Some(vec![SecurityRequirement::new("key", [role.name()])]);
+            let said = format!("Needs a key of the role `{}`{whose}.", role.name());
+            operation.description = Some(match operation.description.take() {
+                Some(description) if !description.is_empty() => format!("{description}\n\n{said}"),
+                _ => said,
+            });
+            for (status, response) in problem::documented(KEY_PROBLEMS) {
+                operation.responses.responses.entry(status).or_insert(response);
+            }
+        }
+    }
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
+    let PathItem { get, put, post, delete, head, patch, .. } = item;
+    let all = [("GET", get), ("PUT", put), ("POST", post), ("DELETE", delete), ("HEAD", head), ("PATCH", patch)];
+    all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::StatusCode;
+
+    use super::*;
+
+    #[test]
+    fn every_call_has_a_rule_and_every_rule_a_call() {
+        let mut openapi = super::super::routes().into_openapi();
+        let mut calls = Vec::new();
+        for (path, item) in &mut openapi.paths.paths {
+            calls.extend(operations(item).map(|(method, _)| (method, path.clone())));
+        }
+        for (method, path) in &calls {
+            assert!(rule(method, path).is_some(), "{method} {path} has no rule");
+        }
+        for (method, path, _) in RULES {
+            let known = calls.iter().any(|(of, at)| of == method && at == path);
+            // The reference has calls that it does not list.
+            assert!(known || path.starts_with("/docs"), "{method} {path} is no call");
+        }
+        for (index, (method, path, _)) in RULES.iter().enumerate() {
+            assert!(RULES[..index].iter().all(|(of, at, _)| (of, at) != (method, path)), "{method} {path} twice");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_as_a_key() {
+        let of = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            values.iter().for_each(|value| {
+                headers.append(AUTHORIZATION, value.parse().unwrap());
+            });
+            bearer(&headers).map(|token| token.map(str::to_owned)).map_err(|problem| problem.status())
+        };
+        assert_eq!(of(&[]), Ok(None));
+        assert_eq!(of(&["Bearer a"]), Ok(Some("a".into())));
+        assert_eq!(of(&["bearer  a "]), Ok(Some("a".into())));
+        for bad in [&["Basic YTpi"][..], &["Bearer"], &["a"], &["Bearer a", "Bearer a"]] {
+            assert_eq!(of(bad), Err(StatusCode::UNAUTHORIZED), "{bad:?}");
+        }
+    }
+}

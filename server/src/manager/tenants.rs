@@ -1,0 +1,231 @@
+//! Tenants and their keys: made, changed and taken back, each with its line in the audit log.
+
+use std::sync::Arc;
+
+use super::core::Core;
+use super::{Command, Manager, Refused, Reply, answer};
+use crate::audit::{Act, Actor};
+use crate::keys::{KeyId, Role, StoredKey, Token};
+use crate::store::{StoreError, Writer};
+use crate::task::Timestamp;
+use crate::tenants::{DEFAULT_WEIGHT, Tenant};
+
+/// Keys that are kept of a tenant. When one more is made, the first that is good no more goes.
+pub(super) const MOST_KEYS: usize = 1000;
+
+/// How often it is written down when keys were used last.
+pub(super) const NOTE_USE_EVERY_MS: u64 = 60_000;
+
+/// A change of tenants or keys.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A tenant of that name, if there is none.
+    CreateTenant {
+        /// The name.
+        name: Arc<str>,
+        /// The most tenants that there may be.
+        most: u64,
+    },
+    /// Another weight.
+    SetWeight {
+        /// The tenant.
+        name: Arc<str>,
+        /// The weight.
+        weight: u32,
+    },
+    /// A new key.
+    CreateKey(StoredKey),
+    /// A key is good no more.
+    RevokeKey {
+        /// Whose it is.
+        tenant: Arc<str>,
+        /// Which.
+        id: KeyId,
+    },
+}
+
+/// What a change came to.
+#[derive(Clone, Debug)]
+pub enum Changed {
+    /// The tenant as it is now, and whether there was none before.
+    Tenant(Tenant, bool),
+    /// The new key, and one that was removed for it.
+    KeyCreated(StoredKey, Option<KeyId>),
+    /// The key as it is now.
+    KeyRevoked(StoredKey),
+}
+
+/// The manager's thread is asked for a change.
+pub(super) struct TenantCommand {
+    change: Change,
+    by: Actor,
+    reply: Reply<Changed>,
+}
+
+/// What it came to inside the transaction.
+pub(super) type TenantDone = Result<Changed, Refused>;
+
+impl TenantCommand {
+    pub(super) fn refuse(self, why: Refused) {
+        answer(self.reply, Err(why));
+    }
+}
+
+/// A new key, as it is asked for.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// Whose it is to be.
+    pub tenant: Arc<str>,
+    /// What it may do.
+    pub role: Role,
+    /// The task types that it may run and change; `None`: all of them.
+    pub task_types: Option<Vec<String>>,
+    /// What it is called by.
+    pub label: String,
+    /// From when on it is good no more.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl NewKey {
+    /// Makes it: what is told once, and what is kept.
+    pub fn make(self, now: Timestamp) -> std::io::Result<(Token, StoredKey)> {
+        let NewKey { tenant, role, task_types, label, expires_at } = self;
+        let (id, token) = Token::new()?;
+        let hash = token.hash();
+        let (created_at, revoked_at, last_used_at) = (now, None, None);
+        Ok((
+            token,
+            StoredKey { id, tenant, role, task_types, hash, label, created_at, expires_at, revoked_at, last_used_at },
+        ))
+    }
+}
+
+impl Manager {
+    /// Changes tenants or keys. It is durable and holds when this returns.
+    pub async fn administer(&self, change: Change, by: Actor) -> Result<Changed, Refused> {
+        self.ask(|reply| Command::Tenant(Box::new(TenantCommand { change, by, reply }))).await
+    }
+}
+
+/// Makes a change inside a transaction, with its line in the audit log.
+pub fn administer(
+    store: &mut Writer,
+    change: &Change,
+    by: &Actor,
+    now: Timestamp,
+) -> Result<Result<Changed, Refused>, StoreError> {
+    let (changed, act) = match change {
+        Change::CreateTenant { name, most } => {
+            if let Some(tenant) = store.tenant(name)? {
+                return Ok(Ok(Changed::Tenant(tenant, false)));
+            }
+            if store.tenants()?.len() as u64 >= *most {
+                return Ok(Err(Refused::TooManyTenants { limit: *most }));
+            }
+            let tenant = Tenant { name: name.clone(), created_at: now, weight: DEFAULT_WEIGHT };
+            store.put_tenant(&tenant)?;
+            let act = Act { action: "tenant.create", of: name.clone(), target: name.to_string(), detail: None };
+            (Changed::Tenant(tenant, true), act)
+        }
+        Change::SetWeight { name, weight } => {
+            let Some(before) = store.tenant(name)? else { return Ok(Err(Refused::NotFound)) };
+            let tenant = Tenant { weight: *weight, ..before };
+            store.put_tenant(&tenant)?;
+            let detail = Some(format!("weight {weight}"));
+            let act = Act { action: "tenant.change", of: name.clone(), target: name.to_string(), detail };
+            (Changed::Tenant(tenant, false), act)
+        }
+        Change::CreateKey(key) => {
+            if store.tenant(&key.tenant)?.is_none() {
+                return Ok(Err(Refused::NotFound));
+            }
+            let gone = match place_for_one_more(&store.keys_of(&key.tenant)?, now) {
+                Ok(gone) => gone,
+                Err(refused) => return Ok(Err(refused)),
+            };
+            if let Some(gone) = gone {
+                store.delete_key(gone)?;
+            }
+            store.insert_key(key)?;
+            let detail = Some(format!("role {}", key.role.name()));
+            let act = Act { action: "key.create", of: key.tenant.clone(), target: key.id.to_string(), detail };
+            (Changed::KeyCreated(key.clone(), gone), act)
+        }
+        Change::RevokeKey { tenant, id } => {
+            let found = store.keys_of(tenant)?.into_iter().find(|key| key.id == *id);
+            let Some(key) = found else { return Ok(Err(Refused::NotFound)) };
+            if key.revoked_at.is_some() {
+                return Ok(Ok(Changed::KeyRevoked(key)));
+            }
+            store.revoke_key(*id, now)?;
+            let act = Act { action: "key.revoke", of: tenant.clone(), target: id.to_string(), detail: None };
+            (Changed::KeyRevoked(StoredKey { revoked_at: Some(now), ..key }), act)
+        }
+    };
+    store.audit(by, &act, now)?;
+    Ok(Ok(changed))
+}
+
+/// Which key has to go so that there can be one more, if any.
+fn place_for_one_more(keys: &[StoredKey], now: Timestamp) -> Result<Option<KeyId>, Refused> {
+    if keys.len() < MOST_KEYS {
+        return Ok(None);
+    }
+    let is_over = |key: &&StoredKey| key.revoked_at.is_some() || key.expires_at.is_some_and(|expires| expires <= now);
+    let over = keys.iter().find(is_over).ok_or(Refused::TooManyKeys { limit: MOST_KEYS as u64 })?;
+    Ok(Some(over.id))
+}
+
+impl Core {
+    pub(super) fn apply_tenant(&mut self, command: &TenantCommand, now: Timestamp) -> Result<TenantDone, StoreError> {
+        administer(&mut self.store, &command.change, &command.by, now)
+    }
+
+    pub(super) fn tell_tenant(&mut self, command: TenantCommand, done: TenantDone) {
+        match &done {
+            Ok(Changed::Tenant(tenant, _)) => self.tenants.put(tenant.clone()),
+            Ok(Changed::KeyCreated(key, gone)) => {
+                self.tenants.keys.put(key.clone());
+                if let Some(gone) = gone {
+                    self.tenants.keys.forget(*gone);
+                }
+            }
+            Ok(Changed::KeyRevoked(key)) => self.tenants.keys.put(key.clone()),
+            Err(_) => {}
+        }
+        answer(command.reply, done);
+    }
+
+    /// Writes down when keys were used last.
+    pub(super) fn note_used_keys(&mut self, since: Timestamp) -> Result<(), StoreError> {
+        for (id, used) in self.tenants.keys.used_since(since) {
+            self.store.key_used(id, used)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_over_makes_place_for_another() {
+        let key = |number: u64| {
+            let new = NewKey {
+                tenant: "a".into(),
+                role: Role::Read,
+                task_types: None,
+                label: String::new(),
+                expires_at: Some(Timestamp(100)),
+            };
+            StoredKey { id: KeyId(number), ..new.make(Timestamp(0)).unwrap().1 }
+        };
+        let mut keys: Vec<_> = (0..MOST_KEYS as u64).map(key).collect();
+        assert!(place_for_one_more(&keys[1..], Timestamp(0)).unwrap().is_none());
+        assert!(matches!(place_for_one_more(&keys, Timestamp(99)), Err(Refused::TooManyKeys { .. })));
+        assert_eq!(place_for_one_more(&keys, Timestamp(100)).unwrap(), Some(KeyId(0)));
+        keys[7].revoked_at = Some(Timestamp(1));
+        assert_eq!(place_for_one_more(&keys, Timestamp(99)).unwrap(), Some(KeyId(7)));
+    }
+}

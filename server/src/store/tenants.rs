@@ -1,0 +1,153 @@
+//! Tenants, their keys, and the audit log.
+
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput};
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::rows::Json;
+use super::{StoreError, Writer};
+use crate::audit::{Act, Actor};
+use crate::keys::{KeyId, Role, StoredKey};
+use crate::task::Timestamp;
+use crate::tenants::Tenant;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// The columns of a key, in the order of [`key`].
+const KEY_COLUMNS: &str = "id, tenant, role, task_types, hash, label, created_at, expires_at, revoked_at, last_used_at";
+
+impl ToSql for KeyId {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.0.to_be_bytes().to_vec().into())
+    }
+}
+
+impl FromSql for KeyId {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_blob()?.try_into().map(u64::from_be_bytes).map(KeyId).map_err(FromSqlError::other)
+    }
+}
+
+impl ToSql for Role {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.name().into())
+    }
+}
+
+impl FromSql for Role {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map_err(|_| FromSqlError::InvalidType)
+    }
+}
+
+fn key(row: &Row<'_>) -> rusqlite::Result<StoredKey> {
+    Ok(StoredKey {
+        id: row.get(0)?,
+        tenant: row.get::<_, String>(1)?.into(),
+        role: row.get(2)?,
+        task_types: row.get::<_, Option<Json<_>>>(3)?.map(|types| types.0),
+        hash: row.get(4)?,
+        label: row.get(5)?,
+        created_at: row.get(6)?,
+        expires_at: row.get(7)?,
+        revoked_at: row.get(8)?,
+        last_used_at: row.get(9)?,
+    })
+}
+
+fn tenant(row: &Row<'_>) -> rusqlite::Result<Tenant> {
+    Ok(Tenant { name: row.get::<_, String>(0)?.into(), created_at: row.get(1)?, weight: row.get(2)? })
+}
+
+impl Writer {
+    /// All tenants.
+    pub fn tenants(&mut self) -> Result<Vec<Tenant>> {
+        let mut statement = self.conn.prepare_cached("SELECT name, created_at, weight FROM tenant ORDER BY name")?;
+        let rows = statement.query_map([], tenant)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The tenant of that name.
+    pub fn tenant(&mut self, name: &str) -> Result<Option<Tenant>> {
+        Ok(self
+            .conn
+            .prepare_cached("SELECT name, created_at, weight FROM tenant WHERE name = ?1")?
+            .query_row([name], tenant)
+            .optional()?)
+    }
+
+    /// Writes a tenant, in place of the one of that name.
+    pub fn put_tenant(&mut self, tenant: &Tenant) -> Result<()> {
+        let Tenant { name, created_at, weight } = tenant;
+        self.conn
+            .prepare_cached(
+                "INSERT INTO tenant (name, created_at, weight) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (name) DO UPDATE SET weight = ?3",
+            )?
+            .execute(params![&**name, created_at, weight])?;
+        Ok(())
+    }
+
+    /// All keys, of all tenants.
+    pub fn keys(&mut self) -> Result<Vec<StoredKey>> {
+        let mut statement = self.conn.prepare_cached(&format!("SELECT {KEY_COLUMNS} FROM api_key"))?;
+        let rows = statement.query_map([], key)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// A tenant's keys, the first made first.
+    pub fn keys_of(&mut self, tenant: &str) -> Result<Vec<StoredKey>> {
+        let sql = format!("SELECT {KEY_COLUMNS} FROM api_key WHERE tenant = ?1 ORDER BY created_at, id");
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        let rows = statement.query_map([tenant], key)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Adds a key.
+    pub fn insert_key(&mut self, key: &StoredKey) -> Result<()> {
+        let sql = format!("INSERT INTO api_key ({KEY_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)");
+        self.conn.prepare_cached(&sql)?.execute(params![
+            key.id,
+            &*key.tenant,
+            key.role,
+            key.task_types.as_ref().map(Json),
+            key.hash,
+            key.label,
+            key.created_at,
+            key.expires_at,
+            key.revoked_at,
+            key.last_used_at,
+        ])?;
+        Ok(())
+    }
+
+    /// Notes that a key was taken back.
+    pub fn revoke_key(&mut self, id: KeyId, now: Timestamp) -> Result<()> {
+        self.conn.prepare_cached("UPDATE api_key SET revoked_at = ?2 WHERE id = ?1")?.execute(params![id, now])?;
+        Ok(())
+    }
+
+    /// Notes when a key was used last.
+    pub fn key_used(&mut self, id: KeyId, at: Timestamp) -> Result<()> {
+        self.conn.prepare_cached("UPDATE api_key SET last_used_at = ?2 WHERE id = ?1")?.execute(params![id, at])?;
+        Ok(())
+    }
+
+    /// Removes a key.
+    pub fn delete_key(&mut self, id: KeyId) -> Result<()> {
+        self.conn.prepare_cached("DELETE FROM api_key WHERE id = ?1")?.execute([id])?;
+        Ok(())
+    }
+
+    /// Adds a line to the audit log.
+    pub fn audit(&mut self, by: &Actor, act: &Act, now: Timestamp) -> Result<()> {
+        let Actor { tenant, key, peer } = by;
+        let Act { action, of, target, detail } = act;
+        self.conn
+            .prepare_cached(
+                "INSERT INTO audit (at, tenant, key, peer, action, of, target, detail)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            )?
+            .execute(params![now, &**tenant, key, &**peer, action, &**of, target, detail])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,381 @@
+//! Keys: who may do what. The calls are those that the OpenAPI document lists.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use serde_json::{Value, json};
+
+use crate::support::server::{Setup, refused, taskcell};
+use crate::support::{Client, Server, wait_for};
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+const ROLES: [&str; 5] = ["read", "submit", "operate", "deploy", "admin"];
+
+/// A call of the OpenAPI document.
+struct Call {
+    method: String,
+    path: String,
+    operation: Value,
+}
+
+impl Call {
+    /// The role that it needs; `None`: no key.
+    fn role(&self) -> Option<usize> {
+        let needed = &self.operation["security"][0]["key"][0];
+        needed.as_str().map(|name| ROLES.iter().position(|role| *role == name).unwrap())
+    }
+
+    /// Whether the document says that it is for the operator's keys.
+    fn is_the_operators(&self) -> bool {
+        self.operation["description"].as_str().unwrap().contains("` of the operator.")
+    }
+
+    /// Whether the operator's keys can use it for what all tenants share.
+    fn is_shared(&self) -> bool {
+        self.operation["description"].as_str().unwrap().contains("that all tenants share")
+    }
+
+    /// Sends it, about things that there are not: nothing is done by it.
+    fn send(&self, client: &Client, tenant: &str) -> u16 {
+        let path = self.path.replace("{tenant}", tenant).replace("{id}", "0199e0f4-0000-7000-8000-000000000000");
+        let path = path.replace("{name}", "not-there").replace("{digest}", &format!("sha256:{}", "0".repeat(64)));
+        let body = (!matches!(&*self.method, "GET" | "HEAD" | "DELETE")).then_some(&b"{"[..]);
+        // A stream would go on.
+        client.send(&self.method, &path, &[JSON, ("last-event-id", "x")], body).status
+    }
+}
+
+fn calls(client: &Client) -> Vec<Call> {
+    let document = client.get("/openapi.json").expect(200).json();
+    let mut calls = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            if matches!(&**method, "get" | "put" | "post" | "delete" | "patch" | "head") {
+                calls.push(Call { method: method.to_uppercase(), path: path.clone(), operation: operation.clone() });
+            }
+        }
+    }
+    assert!(calls.len() > 40, "{}", calls.len());
+    calls
+}
+
+/// A server with two tenants and a key of each role of both, and of the operator.
+fn with_keys() -> (Server, BTreeMap<(&'static str, usize), String>) {
+    let setup = Setup::new(&[]);
+    setup.make_tenant("a");
+    setup.make_tenant("b");
+    let mut keys = BTreeMap::new();
+    for tenant in ["a", "b", "operator"] {
+        for (number, role) in ROLES.into_iter().enumerate() {
+            keys.insert((tenant, number), setup.make_key(tenant, role, &[]));
+        }
+    }
+    (setup.start(), keys)
+}
+
+/// Every call × every role × the tenant's own, another's, the operator's key × no, expired, revoked, malformed key.
+#[test]
+fn every_call_takes_the_keys_that_it_says_and_no_others() {
+    let (server, keys) = with_keys();
+    let setup = server.setup();
+    let nobody = &server.client;
+    let revoked = setup.make_key("a", "admin", &[]);
+    let id = &revoked[9..25];
+    nobody.with_key(&keys[&("a", 4)]).delete(&format!("/keys/{id}")).expect(200);
+    let expired = setup.make_key("a", "admin", &["--expires-in-days", "1"]);
+    let mut malformed = keys[&("a", 4)].clone();
+    malformed.pop();
+    let unknown = {
+        let other = Setup::new(&[]);
+        other.make_key("default", "admin", &[])
+    };
+    // The clock cannot be turned here, but what is stored can.
+    let setup = server.stop();
+    let database = rusqlite::Connection::open(setup.database()).unwrap();
+    assert_eq!(database.execute("UPDATE api_key SET expires_at = 1 WHERE expires_at IS NOT NULL", []).unwrap(), 1);
+    drop(database);
+    let server = setup.start();
+    let nobody = &server.client;
+
+    for call in calls(nobody) {
+        let name = format!("{} {}", call.method, call.path);
+        let Some(needed) = call.role() else {
+            let status = call.send(nobody, "a");
+            assert!(status != 401 && status != 403, "{name}: {status}");
+            continue;
+        };
+        assert_eq!(call.send(nobody, "a"), 401, "{name} without a key");
+        for bad in [&revoked, &expired, &malformed, &unknown] {
+            assert_eq!(call.send(&nobody.with_key(bad), "a"), 401, "{name} with {bad}");
+        }
+        for ((tenant, role), key) in &keys {
+            let allowed = match *tenant {
+                "operator" => call.is_the_operators() || call.is_shared(),
+                _ => !call.is_the_operators(),
+            };
+            let client = nobody.with_key(key);
+            for about in ["a", "b", "never-there"] {
+                let status = call.send(&client, about);
+                if allowed && *role >= needed {
+                    assert!(status != 401 && status != 403, "{name} of {about} by {tenant}/{}: {status}", ROLES[*role]);
+                } else {
+                    assert_eq!(status, 403, "{name} of {about} by {tenant}/{}", ROLES[*role]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_refusal_says_how_to_authenticate() {
+    let (server, keys) = with_keys();
+    let nobody = &server.client;
+    let answer = nobody.get("/tasks").expect(401);
+    assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
+    assert_eq!(answer.json()["type"], "/problems/unauthorized");
+    for bad in ["x", "taskcell_1_2", "Bearer"] {
+        let answer = nobody.with_key(bad).get("/tasks").expect(401);
+        assert_eq!(answer.header("www-authenticate"), Some("Bearer error=\"invalid_token\""));
+        assert_eq!(answer.json()["type"], "/problems/invalid-key");
+    }
+    let basic = nobody.get_with("/tasks", &[("authorization", "Basic YTpi")]).expect(401);
+    assert_eq!(basic.header("www-authenticate"), Some("Bearer error=\"invalid_token\""));
+    let answer = nobody.with_key(&keys[&("a", 0)]).post_task(r#"{"task_type":"echo"}"#).expect(403);
+    assert_eq!(answer.header("www-authenticate"), Some("Bearer error=\"insufficient_scope\", scope=\"submit\""));
+    assert_eq!(answer.json()["type"], "/problems/insufficient-scope");
+    // A path that is not there needs no key, and a method that it does not take neither.
+    nobody.get("/nothing").expect(404);
+    assert_eq!(nobody.send("PATCH", "/task", &[], None).expect(405).header("allow"), Some("POST"));
+}
+
+#[test]
+fn nothing_of_another_tenant_is_there() {
+    let (server, keys) = with_keys();
+    let a = server.client.with_key(&keys[&("a", 4)]);
+    let b = server.client.with_key(&keys[&("b", 4)]);
+    let id = a.create(&json!({"task_type": "echo", "input": 1, "labels": {"team": "a"}, "unique_key": "one"}));
+    a.wait_for_end(&id);
+    a.send("PUT", "/objects/mine", &[], Some(b"bytes")).expect(201);
+    let schedule = json!({"cron": "0 0 1 1 *", "task": {"task_type": "echo"}}).to_string();
+    a.send("PUT", "/schedules/mine", &[JSON], Some(schedule.as_bytes())).expect(201);
+    let never = "0199e0f4-0000-7000-8000-000000000000";
+    for path in ["", "/status", "/result", "/logs", "/attempts", "/events"] {
+        let of_a = b.get(&format!("/task/{id}{path}")).expect(404);
+        let of_nobody = b.get(&format!("/task/{never}{path}")).expect(404);
+        assert_eq!(of_a.body, of_nobody.body, "{path}");
+    }
+    for (method, path) in [("POST", "/cancel"), ("POST", "/retry"), ("DELETE", "")] {
+        let of_a = b.send(method, &format!("/task/{id}{path}"), &[], None).expect(404);
+        assert_eq!(of_a.body, b.send(method, &format!("/task/{never}{path}"), &[], None).expect(404).body);
+    }
+    for path in ["/objects/mine", "/schedules/mine"] {
+        b.get(path).expect(404);
+        b.delete(path).expect(404);
+        a.get(path).expect(200);
+    }
+    assert_eq!(b.get("/tasks").expect(200).json()["tasks"], json!([]));
+    assert_eq!(b.get("/objects").expect(200).json()["objects"], json!([]));
+    assert_eq!(b.get("/schedules").expect(200).json()["schedules"], json!([]));
+    // Names that are taken there are free here: a unique key, an idempotency key, a task type.
+    let body = r#"{"task_type":"echo","unique_key":"one","delay_ms":600000}"#;
+    a.post_task(body).expect(202);
+    b.post_task(body).expect(202);
+    let of_a = a.send("POST", "/task", &[JSON, ("idempotency-key", "k")], Some(br#"{"task_type":"echo","input":1}"#));
+    let of_b = b.send("POST", "/task", &[JSON, ("idempotency-key", "k")], Some(br#"{"task_type":"echo","input":2}"#));
+    assert_ne!(of_a.expect(202).json()["id"], of_b.expect(202).json()["id"]);
+    let component = std::fs::read(crate::support::guest("echo")).unwrap();
+    let wasm = [("content-type", "application/wasm"), ("prefer", "wait=60")];
+    a.send("PUT", "/task-types/only-here", &wasm, Some(&component)).expect(201);
+    b.get("/task-types/only-here").expect(404);
+    b.post_task(r#"{"task_type":"only-here"}"#).expect(422);
+    // A cursor of one is none of the other.
+    let cursor = a.get("/tasks?limit=1").expect(200).json()["next_cursor"].as_str().unwrap().to_owned();
+    b.get(&format!("/tasks?limit=1&cursor={cursor}")).expect(400);
+    // What the operator shares is there for both, and changed by neither.
+    for client in [&a, &b] {
+        client.get("/task-types/echo").expect(200);
+        let patch = client.send(
+            "PATCH",
+            "/task-types/echo",
+            &[("content-type", "application/merge-patch+json")],
+            Some(br#"{"paused":true}"#),
+        );
+        assert_eq!(patch.expect(409).json()["type"], "/problems/shared-task-type");
+    }
+    // The operator's keys change it, and see no tenant's data.
+    let operator = server.client.with_key(&keys[&("operator", 4)]);
+    let merge = [("content-type", "application/merge-patch+json")];
+    operator.send("PATCH", "/task-types/echo", &merge, Some(br#"{"paused":true}"#)).expect(200);
+    assert_eq!(a.get("/task-types/echo").expect(200).json()["state"], "paused");
+    operator.send("PATCH", "/task-types/echo", &merge, Some(br#"{"paused":null}"#)).expect(200);
+    operator.get("/task-types/only-here").expect(404);
+    operator.get(&format!("/task/{id}")).expect(403);
+}
+
+#[test]
+fn the_first_key_ends_the_time_without_keys() {
+    let server = Setup::new(&[]).start();
+    let client = &server.client;
+    client.get("/tasks").expect(200);
+    let (_, _, mut events) = client.stream("/events", &[]);
+    // A tenant that there is not, and then one of the two that there are.
+    let mut command = taskcell();
+    command.args(["key", "create", "--tenant", "nobody", "--role", "read", "--data-dir"]).arg(server.setup().data_dir());
+    assert!(refused(&mut command).contains("no such tenant"));
+    let key = server.setup().make_key("default", "operate", &[]);
+    client.get("/tasks").expect(401);
+    events.read_to_string(&mut String::new()).unwrap();
+    client.with_key(&key).get("/tasks").expect(200);
+    client.with_key(&key).get("/metrics").expect(403);
+    // It lasts, also where it is made while no server runs.
+    let setup = server.stop();
+    let other = setup.make_key("default", "read", &[]);
+    let server = setup.start();
+    server.client.get("/tasks").expect(401);
+    for key in [key, other] {
+        server.client.with_key(&key).get("/tasks").expect(200);
+    }
+}
+
+#[test]
+fn a_revoked_key_stops_working_at_once_also_on_streams() {
+    let (server, keys) = with_keys();
+    let admin = server.client.with_key(&keys[&("a", 4)]);
+    let made = admin.send("POST", "/keys", &[JSON], Some(br#"{"role":"read","label":"ci"}"#)).expect(201);
+    assert_eq!(made.header("cache-control"), Some("no-store"));
+    let key = made.json()["key"].as_str().unwrap().to_owned();
+    let id = made.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(made.header("location"), Some(format!("/keys/{id}").as_str()));
+    let client = server.client.with_key(&key);
+    let task = admin.create(&json!({"task_type": "echo", "delay_ms": 600_000}));
+    let (status, _, mut all) = client.stream("/events", &[]);
+    assert_eq!(status, 200);
+    let (status, _, mut one) = client.stream(&format!("/task/{task}/events"), &[]);
+    assert_eq!(status, 200);
+    let tag = client.get(&format!("/task/{task}")).expect(200).header("etag").unwrap().to_owned();
+    let waiting = {
+        let client = client.clone();
+        std::thread::spawn(move || {
+            client.get_with(&format!("/task/{task}"), &[("prefer", "wait=60"), ("if-none-match", &tag)]).status
+        })
+    };
+    // Used, which is told; and never is the key itself.
+    let listed = wait_for("the use of the key", || {
+        let listed = admin.get("/keys").expect(200);
+        let keys = listed.json()["keys"].as_array().unwrap().clone();
+        let this = keys.into_iter().find(|key| key["id"] == *id).unwrap();
+        (!this["last_used_at"].is_null()).then_some((this, listed.text()))
+    });
+    assert_eq!((&listed.0["label"], &listed.0["role"]), (&json!("ci"), &json!("read")));
+    assert!(!listed.1.contains(&key[26..]));
+    // Another tenant's admin does not find it.
+    server.client.with_key(&keys[&("b", 4)]).delete(&format!("/keys/{id}")).expect(404);
+    admin.delete(&format!("/keys/{id}")).expect(200);
+    client.get("/tasks").expect(401);
+    all.read_to_string(&mut String::new()).unwrap();
+    one.read_to_string(&mut String::new()).unwrap();
+    assert_eq!(waiting.join().unwrap(), 401);
+    // Taken back once more it stays taken back, also over a restart.
+    admin.delete(&format!("/keys/{id}")).expect(200);
+    let server = server.crash().start();
+    server.client.with_key(&key).get("/tasks").expect(401);
+}
+
+#[test]
+fn a_key_for_some_types_is_for_no_others() {
+    let (server, keys) = with_keys();
+    let key = server.setup().make_key("a", "deploy", &["--task-type", "echo", "--task-type", "mine"]);
+    let client = server.client.with_key(&key);
+    client.post_task(r#"{"task_type":"echo"}"#).expect(202);
+    let refused = client.post_task(r#"{"task_type":"primes"}"#).expect(403);
+    assert_eq!(refused.json()["type"], "/problems/insufficient-scope");
+    let both = br#"[{"task_type":"echo"},{"task_type":"primes"}]"#;
+    let results = client.send("POST", "/tasks", &[JSON], Some(both)).expect(200).json()["results"].clone();
+    assert_eq!((&results[0]["status"], &results[1]["status"]), (&json!(202), &json!(403)), "{results:#}");
+    for (task_type, status) in [("echo", 201), ("primes", 403)] {
+        let schedule = json!({"cron": "0 0 1 1 *", "task": {"task_type": task_type}}).to_string();
+        client.send("PUT", "/schedules/s", &[JSON], Some(schedule.as_bytes())).expect(status);
+    }
+    let test = |name: &str| client.send("POST", &format!("/task-types/{name}/test"), &[JSON], Some(b"{}"));
+    test("echo").expect(200);
+    test("primes").expect(403);
+    let component = std::fs::read(crate::support::guest("echo")).unwrap();
+    let wasm = [("content-type", "application/wasm"), ("prefer", "wait=60")];
+    client.send("PUT", "/task-types/mine", &wasm, Some(&component)).expect(201);
+    client.send("PUT", "/task-types/other", &wasm, Some(&component)).expect(403);
+    let merge = [("content-type", "application/merge-patch+json")];
+    client.send("PATCH", "/task-types/mine", &merge, Some(br#"{"retention_ms":1000}"#)).expect(200);
+    client.delete("/task-types/primes").expect(403);
+    client.delete("/task-types/mine").expect(200);
+    // Who may operate may pause, and no more.
+    server.client.with_key(&keys[&("a", 3)]).send("PUT", "/task-types/mine", &wasm, Some(&component)).expect(201);
+    let operate = server.client.with_key(&keys[&("a", 2)]);
+    operate.send("PATCH", "/task-types/mine", &merge, Some(br#"{"paused":true}"#)).expect(200);
+    operate.send("PATCH", "/task-types/mine", &merge, Some(br#"{"retention_ms":1}"#)).expect(403);
+    operate.send("PATCH", "/task-types/mine", &merge, Some(br#"{"paused":false,"grants":{}}"#)).expect(403);
+}
+
+#[test]
+fn bad_keys_are_not_made() {
+    let (server, keys) = with_keys();
+    let admin = server.client.with_key(&keys[&("a", 4)]);
+    for (body, pointer) in [
+        (json!({"role": "root"}), "#/role"),
+        (json!({"role": "read", "expires_at": "2001-01-01T00:00:00Z"}), "#/expires_at"),
+        (json!({"role": "read", "label": "x".repeat(201)}), "#/label"),
+        (json!({"role": "read", "label": "a\nb"}), "#/label"),
+        (json!({"role": "read", "task_types": ["a", "B"]}), "#/task_types/1"),
+        (json!({"role": "read", "task_types": vec!["a"; 101]}), "#/task_types"),
+        (json!({"role": "read", "more": 1}), "#/more"),
+    ] {
+        let answer = admin.send("POST", "/keys", &[JSON], Some(body.to_string().as_bytes())).expect(422);
+        assert_eq!(answer.json()["errors"][0]["pointer"], pointer, "{body}");
+    }
+    for name in ["A", "-a", "a_b", &"a".repeat(64)] {
+        let mut command = taskcell();
+        command.args(["tenant", "create", name, "--data-dir"]).arg(server.setup().data_dir());
+        refused(&mut command);
+    }
+}
+
+#[test]
+fn tenants_are_bounded_and_weighed() {
+    let setup = Setup::new(&["--max-tenants", "3"]);
+    let key = setup.make_key("operator", "admin", &[]);
+    let server = setup.start();
+    let operator = server.client.with_key(&key);
+    assert_eq!(operator.send("PUT", "/tenants/a", &[], None).expect(201).json()["weight"], 100);
+    operator.send("PUT", "/tenants/a", &[], None).expect(200);
+    let refused = operator.send("PUT", "/tenants/b", &[], None).expect(429);
+    assert_eq!(refused.header("ratelimit-policy"), Some("\"tenants\";q=3"));
+    let names = operator.get("/tenants").expect(200).json();
+    let names: Vec<_> = names["tenants"].as_array().unwrap().iter().map(|tenant| tenant["name"].clone()).collect();
+    assert_eq!(names, ["a", "default", "operator"]);
+    let merge = [("content-type", "application/merge-patch+json")];
+    let patch = |body: &str| operator.send("PATCH", "/tenants/a", &merge, Some(body.as_bytes()));
+    assert_eq!(patch(r#"{"weight":300}"#).expect(200).json()["weight"], 300);
+    assert_eq!(patch("{}").expect(200).json()["weight"], 300);
+    for bad in [r#"{"weight":0}"#, r#"{"weight":10001}"#, r#"{"weight":"1"}"#, r#"{"wait":1}"#] {
+        patch(bad).expect(422);
+    }
+    assert_eq!(patch(r#"{"weight":null}"#).expect(200).json()["weight"], 100);
+    operator.send("PATCH", "/tenants/b", &merge, Some(b"{}")).expect(404);
+}
+
+#[test]
+fn without_keys_only_a_loopback_address_is_served() {
+    let setup = Setup::new(&[]);
+    let command = || {
+        let mut command = taskcell();
+        command.args(["serve", "--listen", "0.0.0.0:0", "--data-dir"]).arg(setup.data_dir());
+        command
+    };
+    let message = refused(&mut command());
+    assert!(message.contains("taskcell key create --tenant operator --role admin"), "{message}");
+    let key = setup.make_key("default", "read", &[]);
+    let server = setup.clone().start_command(command());
+    let port = server.address.rsplit_once(':').unwrap().1;
+    let client = Client::new(&format!("http://127.0.0.1:{port}"));
+    client.get("/tasks").expect(401);
+    client.with_key(&key).get("/tasks").expect(200);
+}
