@@ -28,6 +28,7 @@ pub mod sandbox;
 pub mod schedule;
 pub mod schedules;
 pub mod serve;
+pub mod share;
 pub mod store;
 pub mod task;
 pub mod tenants;

@@ -1,5 +1,6 @@
 //! How many attempts run at once: slots of the pool, attempts that use the CPU, memory.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,30 @@ pub struct Room {
     /// Somebody was sent away and wants to hear of room.
     wanted: AtomicBool,
     on_room: Mutex<Option<OnRoom>>,
+    /// What each tenant has taken of it. There are as many as there are tenants.
+    tenants: Mutex<HashMap<Arc<str>, Arc<OfTenant>>>,
+    /// How many of them hold a place.
+    tenants_started: AtomicUsize,
+}
+
+/// What a tenant has taken of the room.
+#[derive(Debug, Default)]
+struct OfTenant {
+    started: AtomicUsize,
+    working: AtomicUsize,
+    /// What it may have at work though there are enough: of the last time that it asked.
+    part: AtomicUsize,
+}
+
+/// What a tenant may have, whatever the others have.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    /// So many of its attempts may work though enough work already.
+    pub part: usize,
+    /// It has no more than that, as others wait.
+    pub no_more: bool,
+    /// So many slots are kept for others, where it has one.
+    pub kept: usize,
 }
 
 /// Why there is no room.
@@ -48,7 +73,44 @@ impl Room {
             memory,
             wanted: AtomicBool::new(false),
             on_room: Mutex::new(None),
+            tenants: Mutex::default(),
+            tenants_started: AtomicUsize::new(0),
         }
+    }
+
+    fn of_tenant(&self, tenant: &Arc<str>) -> Arc<OfTenant> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_tenant) = tenants.get(tenant) {
+            return of_tenant.clone();
+        }
+        tenants.entry(tenant.clone()).or_default().clone()
+    }
+
+    /// How many attempts of a tenant work.
+    pub fn working_of(&self, tenant: &Arc<str>) -> usize {
+        self.of_tenant(tenant).working.load(Ordering::SeqCst)
+    }
+
+    /// How many attempts of a tenant hold a place.
+    pub fn started_of(&self, tenant: &Arc<str>) -> usize {
+        self.of_tenant(tenant).started.load(Ordering::SeqCst)
+    }
+
+    /// The tenants that have attempts which work.
+    pub fn tenants_at_work(&self) -> Vec<Arc<str>> {
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let at_work = tenants.iter().filter(|(_, of)| of.working.load(Ordering::SeqCst) > 0);
+        at_work.map(|(tenant, _)| tenant.clone()).collect()
+    }
+
+    /// How many tenants hold a place.
+    pub fn tenants_started(&self) -> usize {
+        self.tenants_started.load(Ordering::SeqCst)
+    }
+
+    /// How many attempts may work when another is started.
+    pub fn max_working(&self) -> usize {
+        self.max_working
     }
 
     /// Whom to tell when there is room again, after [`take`](Self::take) found none.
@@ -57,22 +119,38 @@ impl Room {
     }
 
     /// Takes the place of one attempt. Called by one thread only.
-    pub fn take(self: &Arc<Self>) -> Result<Place, NoRoom> {
-        if self.started.load(Ordering::Acquire) >= self.slots {
+    pub fn take(self: &Arc<Self>, tenant: &Arc<str>, claim: Claim) -> Result<Place, NoRoom> {
+        let of_tenant = self.of_tenant(tenant);
+        let has_one = of_tenant.started.load(Ordering::SeqCst) > 0;
+        let kept = if has_one { claim.kept } else { 0 };
+        if self.started.load(Ordering::Acquire).saturating_add(kept) >= self.slots {
             return Err(NoRoom::Slots);
         }
         // Announced before the look, so that room made in between is not missed.
-        self.wanted.store(true, Ordering::SeqCst);
-        if self.working.load(Ordering::SeqCst) >= self.max_working {
+        let wanted = self.wanted.swap(true, Ordering::SeqCst);
+        of_tenant.part.store(claim.part, Ordering::SeqCst);
+        let is_full = claim.no_more || self.working.load(Ordering::SeqCst) >= self.max_working;
+        if is_full && of_tenant.working.load(Ordering::SeqCst) >= claim.part {
             return Err(NoRoom::Working);
         }
-        self.wanted.store(false, Ordering::SeqCst);
+        if !wanted {
+            self.wanted.store(false, Ordering::SeqCst);
+        }
         if !self.memory.take_for_start() {
             return Err(NoRoom::Memory);
         }
         self.started.fetch_add(1, Ordering::AcqRel);
         self.working.fetch_add(1, Ordering::SeqCst);
-        Ok(Place { room: self.clone(), state: AtomicU8::new(WORKING) })
+        if of_tenant.started.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.tenants_started.fetch_add(1, Ordering::SeqCst);
+        }
+        of_tenant.working.fetch_add(1, Ordering::SeqCst);
+        Ok(Place { room: self.clone(), of_tenant, state: AtomicU8::new(WORKING) })
+    }
+
+    /// Whoever waited looks now.
+    pub fn looked_at(&self) {
+        self.wanted.store(false, Ordering::SeqCst);
     }
 
     /// How many attempts can be started, as long as there is memory for them.
@@ -112,9 +190,10 @@ impl Room {
         self.slots
     }
 
-    fn stopped_working(&self) {
+    fn stopped_working(&self, of_tenant: &OfTenant) {
+        let of_tenant_before = of_tenant.working.fetch_sub(1, Ordering::SeqCst);
         let before = self.working.fetch_sub(1, Ordering::SeqCst);
-        if before <= self.max_working
+        if (before <= self.max_working || of_tenant_before <= of_tenant.part.load(Ordering::SeqCst))
             && self.wanted.swap(false, Ordering::SeqCst)
             && let Some(tell) = &*self.on_room.lock().unwrap_or_else(PoisonError::into_inner)
         {
@@ -126,6 +205,7 @@ impl Room {
 /// The place of one attempt; dropping it gives it back at the latest.
 pub struct Place {
     room: Arc<Room>,
+    of_tenant: Arc<OfTenant>,
     /// One of the three below. One value, so that whoever changes it knows what it was before.
     state: AtomicU8,
 }
@@ -138,7 +218,7 @@ impl Place {
     /// The attempt waits for the host and uses no CPU.
     pub fn parked(&self) {
         if self.turn(WORKING, PARKED) {
-            self.room.stopped_working();
+            self.room.stopped_working(&self.of_tenant);
         }
     }
 
@@ -149,8 +229,9 @@ impl Place {
         }
         // Counted first: whoever finds it working may at once count it off again.
         self.room.working.fetch_add(1, Ordering::SeqCst);
+        self.of_tenant.working.fetch_add(1, Ordering::SeqCst);
         if !self.turn(PARKED, WORKING) {
-            self.room.stopped_working();
+            self.room.stopped_working(&self.of_tenant);
         }
     }
 
@@ -159,10 +240,13 @@ impl Place {
         let before = self.state.swap(LEFT, Ordering::AcqRel);
         if before != LEFT {
             self.room.memory.give_back(BYTES_PER_START);
+            if self.of_tenant.started.fetch_sub(1, Ordering::SeqCst) == 1 {
+                self.room.tenants_started.fetch_sub(1, Ordering::SeqCst);
+            }
             self.room.started.fetch_sub(1, Ordering::AcqRel);
         }
         if before == WORKING {
-            self.room.stopped_working();
+            self.room.stopped_working(&self.of_tenant);
         }
     }
 
@@ -299,17 +383,63 @@ mod tests {
         Arc::new(Room::new(slots, max_working, Memory::with(0, || None)))
     }
 
+    const ALONE: Claim = Claim { part: 0, no_more: false, kept: 0 };
+
+    fn take(room: &Arc<Room>) -> Result<Place, NoRoom> {
+        room.take(&"a".into(), ALONE)
+    }
+
+    #[test]
+    fn a_tenant_has_its_part_though_others_hold_everything() {
+        let room = room(8, 2);
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let claim = Claim { part: 1, ..ALONE };
+        let _of_a = [room.take(&a, claim).ok().unwrap(), room.take(&a, claim).ok().unwrap()];
+        assert_eq!(room.take(&a, claim).err(), Some(NoRoom::Working));
+        let of_b = room.take(&b, claim).ok().unwrap();
+        assert_eq!(room.take(&b, claim).err(), Some(NoRoom::Working));
+        assert_eq!((room.working(), room.working_of(&b), room.tenants_started()), (3, 1, 2));
+        // Whoever was sent away hears of it, though more work than may.
+        let told = Arc::new(AtomicUsize::new(0));
+        let tell = told.clone();
+        room.on_room(move || {
+            tell.fetch_add(1, Ordering::SeqCst);
+        });
+        of_b.parked();
+        assert_eq!(told.load(Ordering::SeqCst), 1);
+        drop(of_b);
+        assert_eq!((room.working_of(&b), room.started_of(&b), room.tenants_started()), (0, 0, 1));
+        // No more than its part, where others wait.
+        drop(_of_a);
+        let claim = Claim { no_more: true, ..claim };
+        let _one = room.take(&a, claim).ok().unwrap();
+        assert_eq!(room.take(&a, claim).err(), Some(NoRoom::Working));
+    }
+
+    #[test]
+    fn slots_are_kept_for_tenants_that_have_none() {
+        let room = room(4, 100);
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let claim = Claim { kept: 2, ..ALONE };
+        let _of_a = [room.take(&a, claim).ok().unwrap(), room.take(&a, claim).ok().unwrap()];
+        assert_eq!(room.take(&a, claim).err(), Some(NoRoom::Slots));
+        let _of_b = room.take(&b, claim).ok().unwrap();
+        assert_eq!(room.take(&b, Claim { kept: 1, ..claim }).err(), Some(NoRoom::Slots));
+        let _last = room.take(&"c".into(), claim).ok().unwrap();
+        assert_eq!(room.take(&"d".into(), ALONE).err(), Some(NoRoom::Slots));
+    }
+
     #[test]
     fn slots_bound_all_and_working_bounds_those_that_work() {
         let room = room(3, 1);
-        let first = room.take().ok().unwrap();
-        assert_eq!(room.take().err(), Some(NoRoom::Working));
+        let first = take(&room).ok().unwrap();
+        assert_eq!(take(&room).err(), Some(NoRoom::Working));
         first.parked();
-        let second = room.take().ok().unwrap();
+        let second = take(&room).ok().unwrap();
         second.parked();
-        let third = room.take().ok().unwrap();
+        let third = take(&room).ok().unwrap();
         third.parked();
-        assert_eq!(room.take().err(), Some(NoRoom::Slots), "a sleeping attempt keeps its slot");
+        assert_eq!(take(&room).err(), Some(NoRoom::Slots), "a sleeping attempt keeps its slot");
         first.resumed();
         second.resumed();
         assert_eq!(room.working(), 2, "who wakes up is never held back");
@@ -322,7 +452,7 @@ mod tests {
     fn a_wake_in_the_middle_of_leaving_counts_nothing() {
         let room = room(1, 1);
         for _ in 0..2000 {
-            let place = room.take().ok().unwrap();
+            let place = take(&room).ok().unwrap();
             place.parked();
             std::thread::scope(|scope| {
                 scope.spawn(|| (0..10).for_each(|_| place.resumed()));
@@ -342,11 +472,11 @@ mod tests {
         room.on_room(move || {
             tell.fetch_add(1, Ordering::SeqCst);
         });
-        let first = room.take().ok().unwrap();
+        let first = take(&room).ok().unwrap();
         first.parked();
         assert_eq!(told.load(Ordering::SeqCst), 0, "nobody waits");
         first.resumed();
-        assert!(room.take().is_err());
+        assert!(take(&room).is_err());
         first.parked();
         first.resumed();
         first.parked();
@@ -373,7 +503,7 @@ mod tests {
     fn attempts_that_end_give_their_memory_back() {
         let room = Arc::new(Room::new(10, 10, Memory::with(0, || Some(2 * BYTES_PER_START))));
         for _ in 0..100 {
-            let place = room.take().ok().unwrap();
+            let place = take(&room).ok().unwrap();
             assert!(room.may_grow(BYTES_PER_START));
             room.shrunk(BYTES_PER_START);
             drop(place);

@@ -1,6 +1,7 @@
 //! Whose turn it is. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use crate::task::{TaskId, Timestamp};
 
@@ -20,9 +21,104 @@ pub fn ready_at(rank: i64, priority: i32) -> Timestamp {
     Timestamp(rank.saturating_add(i64::from(priority) * MILLIS_PER_PRIORITY))
 }
 
-/// The head of the queue, in memory. The rest is in the store, however long it is.
+/// How many attempts of a tenant may work at once however many others do: its part, by weight, of as many as may work
+/// in all. One at least.
+pub fn part(in_all: usize, weight: u32, weights: u64) -> usize {
+    let part = in_all as u64 * u64::from(weight) / weights.max(1);
+    usize::try_from(part).unwrap_or(usize::MAX).max(1)
+}
+
+/// The place of a tenant in the order in which tenants start their tasks: who has least at work for its weight goes
+/// first.
+pub fn claim(working: usize, weight: u32) -> u64 {
+    (working as u64).saturating_mul(1_000_000) / u64::from(weight.max(1))
+}
+
+/// The heads of the tenants' queues. One that is exhausted is not here.
 #[derive(Debug)]
-pub struct ReadyWindow {
+pub struct Queues {
+    capacity: usize,
+    tenants: HashMap<Arc<str>, ReadyWindow>,
+}
+
+impl Queues {
+    /// Queues of tenants of which the store may hold ready tasks; in memory up to `capacity` of each.
+    pub fn new(capacity: usize, tenants: Vec<Arc<str>>) -> Queues {
+        let mut queues = Queues { capacity, tenants: HashMap::new() };
+        queues.reset(tenants.iter());
+        queues
+    }
+
+    /// Takes a task that became ready.
+    pub fn push(&mut self, tenant: &Arc<str>, rank: i64, id: TaskId) {
+        match self.tenants.get_mut(tenant) {
+            Some(window) => window.push(rank, id),
+            None => {
+                let mut window = ReadyWindow::new(self.capacity);
+                window.fill(vec![(rank, id)]);
+                self.tenants.insert(tenant.clone(), window);
+            }
+        }
+    }
+
+    /// Takes the task out, where it is in.
+    pub fn remove(&mut self, tenant: &str, rank: i64, id: TaskId) {
+        if let Some(window) = self.tenants.get_mut(tenant) {
+            window.remove(rank, id);
+            if window.is_exhausted() {
+                self.tenants.remove(tenant);
+            }
+        }
+    }
+
+    /// Whether no task of the tenant is ready.
+    pub fn is_exhausted(&self, tenant: &str) -> bool {
+        !self.tenants.contains_key(tenant)
+    }
+
+    /// Whether a task of another tenant is ready.
+    pub fn others_wait(&self, tenant: &str) -> bool {
+        self.tenants.len() > usize::from(self.tenants.contains_key(tenant))
+    }
+
+    /// The tenants that have ready tasks, as far as is known.
+    pub fn tenants(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.tenants.keys()
+    }
+
+    /// Whether the tenant's first tasks have to be read from the store.
+    pub fn needs_fill(&self, tenant: &str) -> bool {
+        self.tenants.get(tenant).is_some_and(ReadyWindow::needs_fill)
+    }
+
+    /// How many of a tenant it holds at most.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Takes the store's first tasks of a tenant; fewer than asked for are all there are.
+    pub fn fill(&mut self, tenant: &str, tasks: Vec<(i64, TaskId)>) {
+        if tasks.is_empty() {
+            self.tenants.remove(tenant);
+        } else if let Some(window) = self.tenants.get_mut(tenant) {
+            window.fill(tasks);
+        }
+    }
+
+    /// The tenant's first task.
+    pub fn first(&self, tenant: &str) -> Option<(i64, TaskId)> {
+        self.tenants.get(tenant).and_then(ReadyWindow::first)
+    }
+
+    /// Forgets everything, so that it is read from the store again, of these tenants.
+    pub fn reset<'a>(&mut self, tenants: impl Iterator<Item = &'a Arc<str>>) {
+        self.tenants = tenants.map(|tenant| (tenant.clone(), ReadyWindow::new(self.capacity))).collect();
+    }
+}
+
+/// The head of a queue, in memory. The rest is in the store, however long it is.
+#[derive(Debug)]
+struct ReadyWindow {
     tasks: BTreeSet<(i64, TaskId)>,
     /// Whether the store may hold ready tasks behind the last one here.
     more: bool,
@@ -31,12 +127,12 @@ pub struct ReadyWindow {
 
 impl ReadyWindow {
     /// An empty window that assumes that the store holds tasks.
-    pub fn new(capacity: usize) -> ReadyWindow {
+    fn new(capacity: usize) -> ReadyWindow {
         ReadyWindow { tasks: BTreeSet::new(), more: true, capacity }
     }
 
     /// Takes a task that became ready, unless its place is behind the window's end.
-    pub fn push(&mut self, rank: i64, id: TaskId) {
+    fn push(&mut self, rank: i64, id: TaskId) {
         let entry = (rank, id);
         if self.more && self.tasks.last().is_none_or(|last| *last < entry) {
             return;
@@ -50,40 +146,29 @@ impl ReadyWindow {
 
     /// The first task; `None` when the window is empty, which says nothing of the store unless
     /// [`is_exhausted`](Self::is_exhausted).
-    pub fn first(&self) -> Option<(i64, TaskId)> {
+    fn first(&self) -> Option<(i64, TaskId)> {
         self.tasks.first().copied()
     }
 
     /// Takes the task out, where it is in.
-    pub fn remove(&mut self, rank: i64, id: TaskId) {
+    fn remove(&mut self, rank: i64, id: TaskId) {
         self.tasks.remove(&(rank, id));
     }
 
     /// Whether the window is empty and must be filled from the store before its word counts.
-    pub fn needs_fill(&self) -> bool {
+    fn needs_fill(&self) -> bool {
         self.tasks.is_empty() && self.more
     }
 
     /// Whether no task is ready, here or in the store.
-    pub fn is_exhausted(&self) -> bool {
+    fn is_exhausted(&self) -> bool {
         self.tasks.is_empty() && !self.more
     }
 
     /// Fills an empty window with the store's first tasks; fewer than asked for are all there are.
-    pub fn fill(&mut self, tasks: Vec<(i64, TaskId)>) {
+    fn fill(&mut self, tasks: Vec<(i64, TaskId)>) {
         self.more = tasks.len() >= self.capacity;
         self.tasks = tasks.into_iter().collect();
-    }
-
-    /// Forgets everything, so that it is read from the store again.
-    pub fn reset(&mut self) {
-        self.tasks.clear();
-        self.more = true;
-    }
-
-    /// How many tasks it holds at most.
-    pub fn capacity(&self) -> usize {
-        self.capacity
     }
 }
 

@@ -23,7 +23,7 @@ use crate::manager::{BacklogLimits, Changes, Core, CoreSettings, Manager, Worker
 use crate::objects::{ObjectLimits, Objects};
 use crate::registry::Registry;
 use crate::room::{self, Memory, Room};
-use crate::sandbox::{CodeCache, CompileLimits, EngineSettings, MAPS_PER_SLOT, Sandbox};
+use crate::sandbox::{CodeCache, CompileLimits, Cores, EngineSettings, MAPS_PER_SLOT, Sandbox};
 use crate::store::{self, DataDir, Quota};
 use crate::tenants::Tenants;
 use crate::types_at_start;
@@ -47,7 +47,8 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
 
     // Two runtimes: what a guest does to the one cannot delay a request or a timer on the other.
     let api_threads = threads("api", cores).enable_all().build().context("cannot start the api threads")?;
-    let guest_threads = threads("guest", config.guest_threads.map_or(cores, |threads| threads as usize))
+    let guests = config.guest_threads.map_or(cores, |threads| threads as usize);
+    let guest_threads = threads("guest", guests)
         // Guests have no sockets, and WASI's timers only: looking at them costs more than most polls,
         // and not looking delays them by as many slices.
         .enable_time()
@@ -86,7 +87,8 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
 
     let settings = EngineSettings { slots, max_memory_bytes: ceiling.memory_bytes };
     let cache = CodeCache::open(data_dir.path.join("compiled"))?;
-    let sandbox = Arc::new(Sandbox::new(&settings, cache, room.clone(), services)?);
+    let turns = Arc::new(Cores::new(guests));
+    let sandbox = Arc::new(Sandbox::new(&settings, cache, room.clone(), turns.clone(), services)?);
     types_at_start::store(&mut writer, config.components.as_deref())?;
     let compiler = Compiler::default();
     types_at_start::load(&mut writer, &sandbox, &registry, &compiler)?;
@@ -124,7 +126,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         max_task_types: config.max_task_types,
         retention_ms: config.retention,
     };
-    let workers = Workers { run: Box::new(move |job| executor.start(job)), compiler };
+    let workers = Workers { run: Box::new(move |job| executor.start(job)), turns, compiler };
     let operations = writer.open_operations()?;
     let core =
         Core::new(writer, room.clone(), registry, tenants.clone(), workers, changes, core_settings, clock::now())?;

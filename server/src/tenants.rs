@@ -49,6 +49,11 @@ impl Tenants {
         self.known.write().unwrap_or_else(PoisonError::into_inner).insert(tenant.name.clone(), Arc::new(tenant));
     }
 
+    /// How many tenants run tasks: all but the operator.
+    pub fn sharing(&self) -> usize {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).len().saturating_sub(1)
+    }
+
     /// All of them, by name.
     pub fn all(&self) -> Vec<Arc<Tenant>> {
         let mut all: Vec<_> = self.known.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();

@@ -5,11 +5,18 @@ use std::io::Read;
 
 use serde_json::{Value, json};
 
+use crate::support::guests::GUESTS;
 use crate::support::server::{Setup, refused, taskcell};
-use crate::support::{Client, Server, wait_for};
+use crate::support::{Client, Server, guest, wait_for};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const ROLES: [&str; 5] = ["read", "submit", "operate", "deploy", "admin"];
+
+/// A component.
+fn component() -> Vec<u8> {
+    let name = guest("echo-blocking");
+    GUESTS.iter().find(|(known, _)| *known == name).unwrap().1.to_vec()
+}
 
 /// A call of the OpenAPI document.
 struct Call {
@@ -183,7 +190,7 @@ fn nothing_of_another_tenant_is_there() {
     let of_a = a.send("POST", "/task", &[JSON, ("idempotency-key", "k")], Some(br#"{"task_type":"echo","input":1}"#));
     let of_b = b.send("POST", "/task", &[JSON, ("idempotency-key", "k")], Some(br#"{"task_type":"echo","input":2}"#));
     assert_ne!(of_a.expect(202).json()["id"], of_b.expect(202).json()["id"]);
-    let component = std::fs::read(crate::support::guest("echo")).unwrap();
+    let component = component();
     let wasm = [("content-type", "application/wasm"), ("prefer", "wait=60")];
     a.send("PUT", "/task-types/only-here", &wasm, Some(&component)).expect(201);
     b.get("/task-types/only-here").expect(404);
@@ -220,7 +227,9 @@ fn the_first_key_ends_the_time_without_keys() {
     let (_, _, mut events) = client.stream("/events", &[]);
     // A tenant that there is not, and then one of the two that there are.
     let mut command = taskcell();
-    command.args(["key", "create", "--tenant", "nobody", "--role", "read", "--data-dir"]).arg(server.setup().data_dir());
+    command
+        .args(["key", "create", "--tenant", "nobody", "--role", "read", "--data-dir"])
+        .arg(server.setup().data_dir());
     assert!(refused(&mut command).contains("no such tenant"));
     let key = server.setup().make_key("default", "operate", &[]);
     client.get("/tasks").expect(401);
@@ -299,7 +308,7 @@ fn a_key_for_some_types_is_for_no_others() {
     let test = |name: &str| client.send("POST", &format!("/task-types/{name}/test"), &[JSON], Some(b"{}"));
     test("echo").expect(200);
     test("primes").expect(403);
-    let component = std::fs::read(crate::support::guest("echo")).unwrap();
+    let component = component();
     let wasm = [("content-type", "application/wasm"), ("prefer", "wait=60")];
     client.send("PUT", "/task-types/mine", &wasm, Some(&component)).expect(201);
     client.send("PUT", "/task-types/other", &wasm, Some(&component)).expect(403);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, HeaderMap, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, EXPECT, HeaderMap, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -197,7 +197,13 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
             }
         }
         Ok(None) => next.run(request).await,
-        Err(problem) => problem.into_response(),
+        Err(problem) => {
+            // A client that is still sending would lose the answer with its connection.
+            if !request.headers().contains_key(EXPECT) {
+                api.uploads.discard(request.body_mut()).await;
+            }
+            problem.into_response()
+        }
     }
 }
 

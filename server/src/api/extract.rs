@@ -204,7 +204,7 @@ impl Uploads {
     /// Reads on for a while without keeping anything. The connection is closed after an answer to a
     /// body that was not read to its end, and a client that is still sending then may lose the
     /// answer with it (RFC 9112, section 9.6).
-    async fn discard(&self, body: &mut Body) {
+    pub(super) async fn discard(&self, body: &mut Body) {
         let mut left = DISCARD_BYTES;
         let reading = async {
             while let Some(Ok(frame)) = body.frame().await {

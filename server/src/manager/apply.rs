@@ -1,18 +1,16 @@
 //! What a command does inside the transaction.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::core::{Core, Created, Done, MAX_STARTS, RETRY_START, Start, Started};
-use super::{Answer, Command, Idempotency, NewItem, Refused, Reply};
+use super::core::{Core, Created, Done, RETRY_START};
+use super::{Answer, Command, Idempotency, NewItem, Refused};
 use crate::executor::Report;
 use crate::history::Happened;
 use crate::limits::Limits;
-use crate::registry::Version;
-use crate::room::{NoRoom, Place};
 use crate::sandbox::RunEnd;
 use crate::schedule::rank;
 use crate::store::{KeyUse, StoreError};
-use crate::task::{AttemptEnd, AttemptRecord, ErrorKind, Event, Outcome, Rejected, Status, Task, TaskId, Timestamp};
+use crate::task::{AttemptRecord, ErrorKind, Event, Outcome, Rejected, Status, Task, TaskId, Timestamp};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -82,7 +80,7 @@ impl Core {
             Command::Settings(command) => Ok(Done::Settings(self.apply_settings(command)?)),
             Command::Type(command) => Ok(Done::Type(Box::new(self.apply_type(command, now)?))),
             Command::Trial(_) if self.draining.is_some() => Ok(Done::Refused(Refused::Draining)),
-            Command::Trial(_) => Ok(Done::Trial(self.place())),
+            Command::Trial(command) => Ok(Done::Trial(self.place_of(command.tenant()))),
             Command::Tenant(command) => Ok(Done::Tenant(Box::new(self.apply_tenant(command, now)?))),
             Command::IsStored { tenant, id, .. } => Ok(match self.store.task_head(tenant, *id)? {
                 Some(_) => Done::Nothing,
@@ -143,29 +141,6 @@ impl Core {
         self.backlog.came(&task.tenant);
         self.waits(&task);
         Ok(Ok(Created { task, replayed: false, start: None }))
-    }
-
-    /// Whether a create that is waited for is held back: it would be the first in the queue.
-    fn is_held(&self, item: &NewItem, reply: &Reply<Task>, now: Timestamp) -> bool {
-        self.draining.is_none()
-            && self.ready.is_exhausted()
-            && self.places_for_new() == 0
-            && self.held.may_hold(item, reply, now)
-    }
-
-    /// How many new tasks could be started without the queue, as long as there is memory for them.
-    pub(super) fn places_for_new(&self) -> usize {
-        if self.ready.is_exhausted() && self.hold_starts.is_none() { self.room.free() } else { 0 }
-    }
-
-    fn place_for_new(&mut self, task: &Task) -> Option<(Place, std::sync::Arc<crate::sandbox::Program>)> {
-        if !self.ready.is_exhausted() {
-            return None;
-        }
-        match self.registry.version(task.component) {
-            Some(Version::Ready(program)) => Some((self.place()?, program)),
-            _ => None,
-        }
     }
 
     /// What an idempotency key leads to, where it was used before, of a request for `new`.
@@ -252,7 +227,7 @@ impl Core {
             self.store.insert_attempt(task.id, &record)?;
         }
         if was_ready {
-            self.ready.remove(place, task.id);
+            self.ready.remove(&task.tenant, place, task.id);
         }
         if was != Status::Pending && task.status == Status::Pending {
             self.backlog.came(&task.tenant);
@@ -298,7 +273,7 @@ impl Core {
         }
         if task.status == Status::Pending {
             self.backlog.left(&task.tenant);
-            self.ready.remove(rank(task.ready_at, task.priority), task.id);
+            self.ready.remove(&task.tenant, rank(task.ready_at, task.priority), task.id);
         }
         self.note(task, Happened::Deleted, task.attempt, json(&*task.task_type).as_deref(), now)?;
         Ok(())
@@ -308,7 +283,7 @@ impl Core {
     fn waits(&mut self, task: &Task) {
         match task.due_at {
             None if task.held => {}
-            None => self.ready.push(rank(task.ready_at, task.priority), task.id),
+            None => self.ready.push(&task.tenant, rank(task.ready_at, task.priority), task.id),
             Some(due) => self.timers.due.earlier(due),
         }
         if let Some(expires) = task.expires_at {
@@ -330,92 +305,7 @@ impl Core {
         Ok(event)
     }
 
-    /// Starts queued tasks in their order, as long as there is room.
-    pub(super) fn start_ready(&mut self, now: Timestamp, started: &mut Started) -> Result<()> {
-        // All are counted, also those that come to nothing: each is work for this transaction.
-        let mut looked_at = 0;
-        while self.draining.is_none() {
-            if self.ready.needs_fill() {
-                let tasks = self.store.ready(self.ready.capacity())?;
-                self.ready.fill(tasks);
-            }
-            let Some((rank, id)) = self.ready.first() else { break };
-            let Some(place) = self.place() else { break };
-            if looked_at == MAX_STARTS {
-                started.full = true;
-                break;
-            }
-            looked_at += 1;
-            self.ready.remove(rank, id);
-            let Some(mut task) = self.store.task(id)? else { continue };
-            // Its timer may be late.
-            if task.expires_at.is_some_and(|expires| expires <= now) {
-                if self.change(&mut task, Event::Expire, now)?.is_ok() {
-                    started.ended.push(id);
-                }
-                continue;
-            }
-            if self.must_wait(&task) {
-                let _ = self.change(&mut task, Event::Hold, now)?;
-                continue;
-            }
-            match self.registry.version(task.component) {
-                Some(Version::Ready(program)) => {
-                    if self.change(&mut task, Event::Start { server: self.server }, now)?.is_ok() {
-                        let limits = self.limits(&task);
-                        started.starts.push(Start { task, place, program, limits });
-                    }
-                }
-                missing => {
-                    let why = match missing {
-                        Some(Version::Failed(why)) => why.to_string(),
-                        _ => "its component is not there".to_owned(),
-                    };
-                    if self.fail_unstarted(&mut task, format!("it cannot be run: {why}"), now)? {
-                        started.ended.push(id);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Counts an attempt that could not begin. True: the task has ended with it.
-    fn fail_unstarted(&mut self, task: &mut Task, why: String, now: Timestamp) -> Result<bool> {
-        if self.change(task, Event::Start { server: self.server }, now)?.is_err() {
-            return Ok(false);
-        }
-        let end = AttemptEnd::host_failure(why);
-        let event = Event::End { attempt: task.attempt, random: random(&end.outcome), end };
-        Ok(self.change(task, event, now)?.is_ok() && task.status.is_ended())
-    }
-
-    /// How long starts are still held; zero once, when they are held no longer.
-    pub(super) fn held_for(&mut self) -> Option<Duration> {
-        let left = self.hold_starts?.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            self.hold_starts = None;
-        }
-        Some(left)
-    }
-
-    fn place(&mut self) -> Option<Place> {
-        if self.hold_starts.is_some_and(|until| Instant::now() < until) {
-            return None;
-        }
-        self.hold_starts = None;
-        match self.room.take() {
-            Ok(place) => Some(place),
-            // The end of an attempt, or one that begins to wait, is told.
-            Err(NoRoom::Slots | NoRoom::Working) => None,
-            Err(NoRoom::Memory) => {
-                self.hold_starts = Some(Instant::now() + RETRY_START);
-                None
-            }
-        }
-    }
-
-    fn limits(&self, task: &Task) -> Limits {
+    pub(super) fn limits(&self, task: &Task) -> Limits {
         let of_type = self
             .registry
             .find(&task.tenant, &task.task_type)
@@ -433,7 +323,7 @@ pub(super) fn is_canceled(task: &Task) -> bool {
 }
 
 /// A number for the jitter of a retry. An id's last 62 bits are random (RFC 9562, section 5.7).
-fn random(outcome: &Outcome) -> u64 {
+pub(super) fn random(outcome: &Outcome) -> u64 {
     match outcome {
         Outcome::Completed(_) => 0,
         Outcome::Failed(_) => uuid::Uuid::now_v7().as_u128() as u64 & (u64::MAX >> 2),

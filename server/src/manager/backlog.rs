@@ -58,6 +58,11 @@ impl Backlog {
         self.changes.push((tenant.clone(), false));
     }
 
+    /// The tenants that have tasks in the queue.
+    pub(super) fn tenants(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.tenants.keys()
+    }
+
     #[cfg(test)]
     pub(super) fn total(&self) -> u64 {
         self.total

@@ -30,8 +30,8 @@ use crate::executor::Job;
 use crate::limits::Limits;
 use crate::registry::Registry;
 use crate::room::{Place, Room};
-use crate::sandbox::{Control, Program, Stop};
-use crate::schedule::ReadyWindow;
+use crate::sandbox::{Control, Cores, Program, Stop};
+use crate::schedule::Queues;
 use crate::schedules::Schedule;
 use crate::store::{ObjectWrite, StoreError, Writer};
 use crate::task::{Event, Task, TaskId, Timestamp};
@@ -47,8 +47,8 @@ const MAX_TASKS: usize = 2_048;
 /// Queued tasks that one transaction looks at, to start them.
 pub(super) const MAX_STARTS: usize = 256;
 
-/// Queued tasks whose place is kept in memory.
-const WINDOW: usize = 10_000;
+/// Queued tasks of each tenant whose place is kept in memory.
+const WINDOW: usize = 1_000;
 
 /// How much longer than the grace a store that takes no writes is given when the server stops.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
@@ -92,6 +92,8 @@ pub struct CoreSettings {
 pub struct Workers {
     /// Is given what is to be run.
     pub run: Box<dyn Fn(Job) + Send>,
+    /// Gives it its turns on the processors.
+    pub turns: Arc<Cores>,
     /// Is given what is to be compiled.
     pub compiler: Compiler,
 }
@@ -112,7 +114,7 @@ pub struct Core {
     /// What the open transaction changed, for those who listen.
     pub(super) changed: Vec<(Arc<str>, TaskId)>,
     pub(super) gone: GoneTypes,
-    pub(super) ready: ReadyWindow,
+    pub(super) ready: Queues,
     pub(super) running: HashMap<TaskId, Running>,
     pub(super) ended: EndWaiters,
     pub(super) held: Held,
@@ -204,6 +206,7 @@ impl Core {
         let server = store.new_server(now)?;
         store.commit()?;
         let backlog = Backlog::new(settings.backlog, store.pending()?);
+        let backlog_tenants = backlog.tenants().cloned().collect();
         let mut core = Core {
             store,
             room,
@@ -217,7 +220,7 @@ impl Core {
             changes,
             changed: Vec::new(),
             gone: GoneTypes::default(),
-            ready: ReadyWindow::new(WINDOW),
+            ready: Queues::new(WINDOW, backlog_tenants),
             running: HashMap::new(),
             ended: EndWaiters::default(),
             held: Held::default(),
@@ -321,7 +324,8 @@ impl Core {
                 if !self.held.is_empty() {
                     // Whoever makes room from here on says so.
                     self.room.announce();
-                    let due = self.places_for_new() > 0 || !self.ready.is_exhausted();
+                    let mut admitted = self.admitted();
+                    let due = self.held.any(|tenant| admitted.take(tenant));
                     next = if due { Duration::ZERO } else { next.min(self.held.next(now)) };
                 }
                 self.held_for().map_or(next, |held| held.min(next))
@@ -331,7 +335,7 @@ impl Core {
                 self.backlog.rolled_back();
                 self.changed.clear();
                 self.gone.clear();
-                self.ready.reset();
+                self.ready.reset(self.backlog.tenants());
                 self.timers = Timers::all_at_once();
                 self.log_failure(&error);
                 *kept = self.refuse(commands, &error);
@@ -345,9 +349,10 @@ impl Core {
         if self.held.is_empty() {
             return commands;
         }
-        let all = self.draining.is_some() || !self.ready.is_exhausted();
-        let places = if all { usize::MAX } else { self.places_for_new() };
-        let mut all = self.held.take(places, now);
+        let mut held = std::mem::take(&mut self.held);
+        let mut admitted = self.admitted();
+        let mut all = held.take(now, |tenant| admitted.take(tenant));
+        self.held = held;
         all.extend(commands);
         all
     }
@@ -386,7 +391,7 @@ impl Core {
 
     pub(super) fn start(&mut self, start: Start) {
         let Start { task, place, program, limits } = start;
-        let control = Control::new(place);
+        let control = self.control(&task.tenant, place);
         let grants = self.registry.grants(&task.tenant, &task.task_type);
         let running = Running { task: task.clone(), control: control.clone(), progress: None, then: Vec::new() };
         self.running.insert(task.id, running);

@@ -4,6 +4,7 @@
 //! here. As soon as something is in the queue they take their places in it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Answer, Command, NewItem, Reply};
@@ -38,17 +39,22 @@ impl Held {
         self.creates.insert((rank(ready_at, priority), id), (item, reply));
     }
 
+    /// Whether one of them finds a place.
+    pub(super) fn any(&self, mut finds_place: impl FnMut(&Arc<str>) -> bool) -> bool {
+        self.creates.values().any(|(item, _)| finds_place(&item.task.tenant))
+    }
+
     /// How long from now until one of them may be held back no longer.
     pub(super) fn next(&self, now: Timestamp) -> Duration {
         let waited = |(item, _): &(Box<NewItem>, _)| Duration::from_millis(now.millis_since(item.task.created_at));
         self.creates.values().map(|create| LONGEST_HELD.saturating_sub(waited(create))).min().unwrap_or(Duration::MAX)
     }
 
-    /// Takes out those that may be held back no longer, and the first ones for so many places.
-    pub(super) fn take(&mut self, places: usize, now: Timestamp) -> Vec<Command> {
-        let over = self.creates.extract_if(.., |_, (item, reply)| is_over(item, reply, now));
-        let mut taken: Vec<_> = over.map(|(_, create)| create).collect();
-        taken.extend((0..places).map_while(|_| self.creates.pop_first()).map(|(_, create)| create));
+    /// Takes out those that may be held back no longer, and the first ones that find a place.
+    pub(super) fn take(&mut self, now: Timestamp, mut finds_place: impl FnMut(&Arc<str>) -> bool) -> Vec<Command> {
+        let over = |item: &NewItem, reply: &Reply<Task>| is_over(item, reply, now);
+        let taken = self.creates.extract_if(.., |_, (item, reply)| over(item, reply) || finds_place(&item.task.tenant));
+        let taken: Vec<_> = taken.map(|(_, create)| create).collect();
         taken.into_iter().map(|(item, reply)| Command::Create { item, reply: Answer::Ended(reply) }).collect()
     }
 }

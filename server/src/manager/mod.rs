@@ -15,6 +15,7 @@ mod objects;
 mod refused;
 mod schedules;
 mod settings;
+mod starts;
 mod tell;
 mod tenants;
 mod trial;

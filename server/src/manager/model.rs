@@ -27,7 +27,7 @@ use crate::limits::{LimitOverrides, Limits};
 use crate::objects::{ObjectLimits, Objects};
 use crate::registry::{Registry, TaskType, Version};
 use crate::room::{Memory, Room};
-use crate::sandbox::{CodeCache, EngineSettings, RunEnd, Sandbox};
+use crate::sandbox::{CodeCache, Cores, EngineSettings, RunEnd, Sandbox};
 use crate::store::{self, Quota, Readers, StoredType};
 use crate::task::{
     AttemptEnd, Digest, ErrorKind, Labels, Outcome, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp, Usage,
@@ -134,7 +134,7 @@ impl World {
             max_task_types: 1,
         };
         let run = Box::new(move |job| drop(send.send(job)));
-        let workers = Workers { run, compiler: Compiler::default() };
+        let workers = Workers { run, turns: Arc::new(Cores::new(1)), compiler: Compiler::default() };
         let core =
             Core::new(writer, room, self.registry.clone(), Arc::default(), workers, Arc::default(), settings, self.now)
                 .unwrap();
@@ -466,7 +466,7 @@ fn program(directory: &Path, runtime: &Runtime) -> crate::sandbox::Program {
     let room = Arc::new(Room::new(1, 1, Memory::new(0)));
     let cache = CodeCache::open(directory.join("compiled")).unwrap();
     let settings = EngineSettings { slots: 1, max_memory_bytes: 1 << 20 };
-    let sandbox = Sandbox::new(&settings, cache, room, services).unwrap();
+    let sandbox = Sandbox::new(&settings, cache, room, Arc::new(Cores::new(1)), services).unwrap();
     let bytes = wat::parse_str(include_str!("model.wat")).unwrap();
     sandbox.compile(COMPONENT, &bytes).unwrap()
 }

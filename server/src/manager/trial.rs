@@ -36,6 +36,10 @@ pub(super) struct TrialCommand {
 }
 
 impl TrialCommand {
+    pub(super) fn tenant(&self) -> &Arc<str> {
+        &self.item.task.tenant
+    }
+
     pub(super) fn refuse(self, why: Refused) {
         answer(self.reply, Err(why));
     }
@@ -82,7 +86,7 @@ impl Core {
     pub(super) fn tell_trial(&mut self, command: TrialCommand, place: Option<Place>, now: Timestamp) {
         let TrialCommand { item, program, reply } = command;
         let Some(place) = place else { return answer(reply, Err(Refused::Busy)) };
-        let control = Control::new(place);
+        let control = self.control(&item.task.tenant, place);
         let (told, report) = oneshot::channel();
         let mut task = item.task;
         (task.attempt, task.started_at) = (1, Some(now));

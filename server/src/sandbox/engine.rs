@@ -4,11 +4,12 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::cores::Cores;
 use crate::host::MAX_TABLE_ELEMENTS;
 
 /// How often running guests are made to yield, whatever fuel they use.
@@ -128,6 +129,9 @@ pub(super) fn pooled(settings: &EngineSettings) -> anyhow::Result<Engine> {
     }
 }
 
+/// After so many ticks it is looked for attempts whose time was over while they waited for a turn.
+const OVERDUE_TICKS: u32 = 8;
+
 /// Advances the engines' epochs from a thread of its own, so that nothing a guest does can stop it.
 pub(super) struct Ticker {
     stop: Arc<AtomicBool>,
@@ -135,13 +139,18 @@ pub(super) struct Ticker {
 }
 
 impl Ticker {
-    pub(super) fn start(engines: [&Engine; 2]) -> anyhow::Result<Ticker> {
+    pub(super) fn start(engines: [&Engine; 2], cores: Arc<Cores>) -> anyhow::Result<Ticker> {
         let stop = Arc::new(AtomicBool::new(false));
         let (engines, stopped) = (engines.map(Engine::weak), stop.clone());
         let thread = std::thread::Builder::new().name("epoch".into()).spawn(move || {
+            let mut ticks = 0;
             while !stopped.load(Ordering::Relaxed) {
                 std::thread::sleep(TICK);
                 engines.iter().filter_map(wasmtime::EngineWeak::upgrade).for_each(|engine| engine.increment_epoch());
+                ticks = (ticks + 1) % OVERDUE_TICKS;
+                if ticks == 0 {
+                    cores.wake_overdue(Instant::now());
+                }
             }
         })?;
         Ok(Ticker { stop, thread: Some(thread) })

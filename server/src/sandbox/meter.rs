@@ -4,8 +4,8 @@
 use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Handle;
 use tokio::time::Sleep;
 
+use super::cores::Cores;
 use crate::limits::Limits;
 use crate::room::Place;
 
@@ -37,18 +38,49 @@ pub struct Control {
     woken: AtomicBool,
     task: AtomicWaker,
     place: Place,
+    cores: Arc<Cores>,
+    /// The number that its tenant has there.
+    pub(super) tenant: usize,
+    /// Where it stands there: a [`Turn`](super::cores::Turn).
+    pub(super) turn: AtomicU8,
+    /// When its time is over.
+    deadline: OnceLock<Instant>,
 }
 
 impl Control {
-    /// A handle for the attempt that holds `place`.
-    pub fn new(place: Place) -> Arc<Control> {
-        Arc::new(Control { stop: AtomicU8::new(0), woken: AtomicBool::new(false), task: AtomicWaker::new(), place })
+    /// A handle for the attempt that holds `place`, of a tenant of that weight, for turns on `cores`.
+    pub fn new(place: Place, cores: &Arc<Cores>, tenant: &Arc<str>, weight: u32) -> Arc<Control> {
+        Arc::new(Control {
+            stop: AtomicU8::new(0),
+            woken: AtomicBool::new(false),
+            task: AtomicWaker::new(),
+            place,
+            tenant: cores.number(tenant, weight),
+            cores: cores.clone(),
+            turn: AtomicU8::new(0),
+            deadline: OnceLock::new(),
+        })
+    }
+
+    /// Whether it was woken since its last poll began.
+    pub(super) fn was_woken(&self) -> bool {
+        self.woken.load(Ordering::Acquire)
+    }
+
+    /// Its turn has come, or it ends without one: it is polled.
+    pub(super) fn run(&self) {
+        self.task.wake();
+    }
+
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        self.deadline.get().is_some_and(|deadline| now >= *deadline)
     }
 
     /// Stops the attempt wherever it is. The first reason stays.
     pub fn stop(self: &Arc<Self>, why: Stop) {
         let _ = self.stop.compare_exchange(0, why as u8, Ordering::AcqRel, Ordering::Acquire);
-        self.wake_by_ref();
+        // It needs no turn to end.
+        self.task.wake();
     }
 
     /// Gives the place back: the attempt is over and holds nothing any more.
@@ -87,8 +119,8 @@ impl Wake for Control {
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.woken.swap(true, Ordering::AcqRel) {
             self.place.resumed();
+            self.cores.ready(self);
         }
-        self.task.wake();
     }
 }
 
@@ -126,6 +158,7 @@ impl<'a, F: Future> Metered<'a, F> {
         deadline: Instant,
         limits: &Limits,
     ) -> Metered<'a, F> {
+        let _ = control.deadline.set(deadline);
         Metered {
             future,
             control,
@@ -140,9 +173,6 @@ impl<'a, F: Future> Metered<'a, F> {
     }
 
     fn step(&mut self) -> Poll<Result<F::Output, StoppedBy>> {
-        if let Some(stopped) = self.control.stopped() {
-            return Poll::Ready(Err(stopped));
-        }
         // The thread's CPU clock costs two system calls. A poll is expected to be as short, or as long,
         // as the one before it, and a short one is taken at its wall-clock time.
         let cpu_clock = (self.last_poll >= SHORT_POLL).then(thread_cpu_time);
@@ -171,10 +201,23 @@ impl<F: Future> Future for Metered<'_, F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         this.control.task.register(cx.waker());
+        if let Some(stopped) = this.control.stopped() {
+            return Poll::Ready((Err(stopped), this.cpu));
+        }
+        if !this.control.cores.begin(this.control) {
+            // It waits for its turn, or for something else and was woken by its timer.
+            let over = Instant::now() >= this.deadline;
+            return if over { Poll::Ready((Err(StoppedBy::Timeout), this.cpu)) } else { Poll::Pending };
+        }
         this.control.woken.store(false, Ordering::Release);
-        if let Poll::Ready(result) = this.step() {
+        let before = this.cpu;
+        let polled = this.step();
+        let cpu = this.cpu.saturating_sub(before);
+        if let Poll::Ready(result) = polled {
+            this.control.cores.leave(this.control, cpu);
             return Poll::Ready((result, this.cpu));
         }
+        this.control.cores.end(this.control, cpu);
         if this.control.woken.load(Ordering::Acquire) {
             // It yielded and wants to go on: no need for a timer yet.
             return Poll::Pending;
@@ -183,7 +226,8 @@ impl<F: Future> Future for Metered<'_, F> {
             let _on = this.timers.enter();
             Box::pin(tokio::time::sleep_until(this.deadline.into()))
         });
-        if timer.as_mut().poll(&mut Context::from_waker(&this.waker)).is_ready() {
+        // Its end needs no turn.
+        if timer.as_mut().poll(cx).is_ready() {
             return Poll::Ready((Err(StoppedBy::Timeout), this.cpu));
         }
         this.control.place.parked();
@@ -192,6 +236,12 @@ impl<F: Future> Future for Metered<'_, F> {
             this.control.place.resumed();
         }
         Poll::Pending
+    }
+}
+
+impl<F> Drop for Metered<'_, F> {
+    fn drop(&mut self) {
+        self.control.cores.leave(self.control, Duration::ZERO);
     }
 }
 
@@ -215,12 +265,14 @@ mod tests {
     use std::pin::pin;
 
     use super::*;
-    use crate::room::{Memory, Room};
+    use crate::room::{Claim, Memory, Room};
 
     fn run<F: Future>(future: F, limits: Limits, stop: Option<Stop>) -> Result<F::Output, StoppedBy> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
         let room = Arc::new(Room::new(1, 1, Memory::new(0)));
-        let control = Control::new(room.take().ok().unwrap());
+        let cores = Arc::new(Cores::new(1));
+        let claim = Claim { part: 0, no_more: false, kept: 0 };
+        let control = Control::new(room.take(&"a".into(), claim).ok().unwrap(), &cores, &"a".into(), 100);
         if let Some(stop) = stop {
             control.stop(stop);
         }

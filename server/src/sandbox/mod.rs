@@ -3,6 +3,7 @@
 mod adapt;
 mod apart;
 mod cache;
+mod cores;
 mod engine;
 mod meter;
 mod offered;
@@ -22,6 +23,7 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 
 pub use apart::{CompileLimits, NotCompiled, compile_here};
 pub use cache::CodeCache;
+pub use cores::Cores;
 pub use engine::{EngineSettings, MAPS_PER_SLOT};
 pub use meter::{Control, Stop};
 pub use precheck::{Faults, check};
@@ -141,6 +143,7 @@ impl Sandbox {
         settings: &EngineSettings,
         cache: CodeCache,
         room: Arc<Room>,
+        cores: Arc<Cores>,
         services: Services,
     ) -> anyhow::Result<Sandbox> {
         let linker = |engine: wasmtime::Engine| -> anyhow::Result<Linker<Host>> {
@@ -149,7 +152,7 @@ impl Sandbox {
             Ok(linker)
         };
         let (pooled, large) = (linker(engine::pooled(settings)?)?, linker(engine::on_demand()?)?);
-        let ticker = Ticker::start([pooled.engine(), large.engine()])?;
+        let ticker = Ticker::start([pooled.engine(), large.engine()], cores)?;
         Ok(Sandbox { pooled, large, cache, room, services, _ticker: ticker })
     }
 

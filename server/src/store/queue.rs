@@ -41,12 +41,13 @@ pub struct KeyUse {
 pub const KEY_AGE_MS: u64 = 24 * 60 * 60 * 1000;
 
 impl Writer {
-    /// The first ready tasks: rank and id.
-    pub fn ready(&mut self, limit: usize) -> Result<Vec<(i64, TaskId)>> {
+    /// A tenant's first ready tasks: rank and id.
+    pub fn ready(&mut self, tenant: &str, limit: usize) -> Result<Vec<(i64, TaskId)>> {
         let mut statement = self.conn.prepare_cached(
-            "SELECT rank, id FROM task WHERE status = 0 AND due_at IS NULL AND held = 0 ORDER BY rank, id LIMIT ?1",
+            "SELECT rank, id FROM task WHERE status = 0 AND due_at IS NULL AND held = 0 AND tenant = ?1
+             ORDER BY rank, id LIMIT ?2",
         )?;
-        let rows = statement.query_map([limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let rows = statement.query_map(params![tenant, limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 

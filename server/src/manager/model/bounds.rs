@@ -30,7 +30,7 @@ impl World {
         core.store.begin().unwrap();
         tasks.iter().for_each(|task| core.store.insert_task(task).unwrap());
         core.store.commit().unwrap();
-        core.ready.reset();
+        core.ready.reset(core.backlog.tenants());
     }
 
     /// A single transaction; how long the next can wait.

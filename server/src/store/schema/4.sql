@@ -75,3 +75,7 @@ CREATE INDEX audit_age ON audit (at);
 CREATE TRIGGER audit_unchanged BEFORE UPDATE ON audit BEGIN
     SELECT RAISE(ABORT, 'the audit log is not changed');
 END;
+
+-- The queue, by tenant.
+DROP INDEX task_ready;
+CREATE INDEX task_ready ON task (tenant, rank, id) WHERE status = 0 AND due_at IS NULL AND held = 0;

@@ -1,0 +1,232 @@
+//! Which tasks start when there is room.
+//!
+//! Among tenants the one that has least at work for its weight goes first, within a tenant the queue's order holds. A
+//! tenant's part of the places is its own even when others hold all of them, and each tenant that has nothing running
+//! finds a slot: so nobody's long tasks keep another tenant out.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::core::{Core, MAX_STARTS, RETRY_START, Start, Started};
+use super::{NewItem, Reply};
+use crate::registry::Version;
+use crate::room::{Claim, NoRoom, Place};
+use crate::sandbox::{Control, Program};
+use crate::schedule::{claim, part};
+use crate::store::StoreError;
+use crate::task::{AttemptEnd, Event, Task, Timestamp};
+use crate::tenants::DEFAULT_WEIGHT;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// A tenant's place in the order: what it has at work for its weight, the CPU time it had, its name.
+type Turn = (u64, u64, Arc<str>);
+
+/// How many creates that are held back would find a place now.
+pub(super) struct Admitted<'a> {
+    core: &'a Core,
+    free: usize,
+    taken: HashMap<Arc<str>, usize>,
+}
+
+impl Admitted<'_> {
+    /// Whether one more of the tenant does.
+    pub(super) fn take(&mut self, tenant: &Arc<str>) -> bool {
+        let core = self.core;
+        // It takes its place in the queue.
+        if core.draining.is_some() || !core.ready.is_exhausted(tenant) {
+            return true;
+        }
+        if core.hold_starts.is_some() {
+            return false;
+        }
+        if self.free > 0 && !core.ready.others_wait(tenant) {
+            self.free -= 1;
+            return true;
+        }
+        if !core.is_contended(tenant) {
+            return false;
+        }
+        let taken = self.taken.entry(tenant.clone()).or_insert(core.room.working_of(tenant));
+        *taken += 1;
+        *taken <= core.claim_of(tenant).part
+    }
+}
+
+impl Core {
+    /// Starts queued tasks in their order, as long as there is room.
+    pub(super) fn start_ready(&mut self, now: Timestamp, started: &mut Started) -> Result<()> {
+        if self.draining.is_some() {
+            return Ok(());
+        }
+        let unread: Vec<_> = self.ready.tenants().filter(|tenant| self.ready.needs_fill(tenant)).cloned().collect();
+        unread.iter().try_for_each(|tenant| self.fill(tenant))?;
+        // Whoever finds no room from here on says so again.
+        self.room.looked_at();
+        let mut order: BTreeSet<Turn> = self.ready.tenants().cloned().map(|tenant| self.turn_of(tenant)).collect();
+        // All are counted, also those that come to nothing: each is work for this transaction.
+        let mut looked_at = 0;
+        while let Some((.., tenant)) = order.pop_first() {
+            if self.ready.needs_fill(&tenant) {
+                self.fill(&tenant)?;
+            }
+            let Some((rank, id)) = self.ready.first(&tenant) else { continue };
+            // The others have more at work, but some may have less than their part.
+            let Some(place) = self.place_of(&tenant) else { continue };
+            if looked_at == MAX_STARTS {
+                started.full = true;
+                break;
+            }
+            looked_at += 1;
+            self.ready.remove(&tenant, rank, id);
+            if let Some(task) = self.store.task(id)? {
+                self.start_one(task, place, now, started)?;
+            }
+            if !self.ready.is_exhausted(&tenant) {
+                order.insert(self.turn_of(tenant));
+            }
+        }
+        Ok(())
+    }
+
+    fn start_one(&mut self, mut task: Task, place: Place, now: Timestamp, started: &mut Started) -> Result<()> {
+        // Its timer may be late.
+        if task.expires_at.is_some_and(|expires| expires <= now) {
+            if self.change(&mut task, Event::Expire, now)?.is_ok() {
+                started.ended.push(task.id);
+            }
+            return Ok(());
+        }
+        if self.must_wait(&task) {
+            let _ = self.change(&mut task, Event::Hold, now)?;
+            return Ok(());
+        }
+        match self.registry.version(task.component) {
+            Some(Version::Ready(program)) => {
+                if self.change(&mut task, Event::Start { server: self.server }, now)?.is_ok() {
+                    let limits = self.limits(&task);
+                    started.starts.push(Start { task, place, program, limits });
+                }
+            }
+            missing => {
+                let why = match missing {
+                    Some(Version::Failed(why)) => why.to_string(),
+                    _ => "its component is not there".to_owned(),
+                };
+                if self.fail_unstarted(&mut task, format!("it cannot be run: {why}"), now)? {
+                    started.ended.push(task.id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, tenant: &Arc<str>) -> Result<()> {
+        let tasks = self.store.ready(tenant, self.ready.capacity())?;
+        self.ready.fill(tenant, tasks);
+        Ok(())
+    }
+
+    fn turn_of(&self, tenant: Arc<str>) -> Turn {
+        let weight = self.weight(&tenant);
+        (claim(self.room.working_of(&tenant), weight), self.workers.turns.used(&tenant), tenant)
+    }
+
+    pub(super) fn weight(&self, tenant: &str) -> u32 {
+        self.tenants.find(tenant).map_or(DEFAULT_WEIGHT, |tenant| tenant.weight)
+    }
+
+    /// Whether other tenants have something at work, or want to.
+    fn is_contended(&self, tenant: &Arc<str>) -> bool {
+        self.ready.others_wait(tenant) || self.room.working() > self.room.working_of(tenant)
+    }
+
+    /// What a tenant may have, whatever the others have.
+    fn claim_of(&self, tenant: &Arc<str>) -> Claim {
+        let known = self.tenants.sharing();
+        let others = known
+            .saturating_sub(self.room.tenants_started())
+            .saturating_sub(usize::from(self.room.started_of(tenant) == 0));
+        let kept = others.min(self.room.slots() / 2);
+        if !self.is_contended(tenant) {
+            return Claim { part: 0, no_more: false, kept };
+        }
+        let mut weights = u64::from(self.weight(tenant));
+        let mut counted: Vec<Arc<str>> = self.room.tenants_at_work();
+        counted.extend(self.ready.tenants().cloned());
+        counted.sort_unstable();
+        counted.dedup();
+        weights +=
+            counted.iter().filter(|other| *other != tenant).map(|other| u64::from(self.weight(other))).sum::<u64>();
+        let part = part(self.room.max_working(), self.weight(tenant), weights);
+        // A tenant whose turn it is in the queue goes before new ones of others, which have no more than their part.
+        Claim { part, no_more: self.ready.is_exhausted(tenant) && self.ready.others_wait(tenant), kept }
+    }
+
+    /// A place for an attempt of a tenant.
+    pub(super) fn place_of(&mut self, tenant: &Arc<str>) -> Option<Place> {
+        if self.hold_starts.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        self.hold_starts = None;
+        match self.room.take(tenant, self.claim_of(tenant)) {
+            Ok(place) => Some(place),
+            // The end of an attempt, or one that begins to wait, is told.
+            Err(NoRoom::Slots | NoRoom::Working) => None,
+            Err(NoRoom::Memory) => {
+                self.hold_starts = Some(Instant::now() + RETRY_START);
+                None
+            }
+        }
+    }
+
+    /// The handle of an attempt that has its place.
+    pub(super) fn control(&self, tenant: &Arc<str>, place: Place) -> Arc<Control> {
+        Control::new(place, &self.workers.turns, tenant, self.weight(tenant))
+    }
+
+    /// Whether a create that is waited for is held back: it would be the first in its tenant's queue.
+    pub(super) fn is_held(&self, item: &NewItem, reply: &Reply<Task>, now: Timestamp) -> bool {
+        self.draining.is_none()
+            && self.ready.is_exhausted(&item.task.tenant)
+            && !self.admitted().take(&item.task.tenant)
+            && self.held.may_hold(item, reply, now)
+    }
+
+    /// How many creates would find a place without the queue, as long as there is memory for them.
+    pub(super) fn admitted(&self) -> Admitted<'_> {
+        let free = if self.hold_starts.is_none() { self.room.free() } else { 0 };
+        Admitted { core: self, free, taken: HashMap::new() }
+    }
+
+    /// A place for a new task, where nothing of its tenant waits before it.
+    pub(super) fn place_for_new(&mut self, task: &Task) -> Option<(Place, Arc<Program>)> {
+        if !self.ready.is_exhausted(&task.tenant) {
+            return None;
+        }
+        match self.registry.version(task.component) {
+            Some(Version::Ready(program)) => Some((self.place_of(&task.tenant)?, program)),
+            _ => None,
+        }
+    }
+
+    /// Counts an attempt that could not begin. True: the task has ended with it.
+    fn fail_unstarted(&mut self, task: &mut Task, why: String, now: Timestamp) -> Result<bool> {
+        if self.change(task, Event::Start { server: self.server }, now)?.is_err() {
+            return Ok(false);
+        }
+        let end = AttemptEnd::host_failure(why);
+        let event = Event::End { attempt: task.attempt, random: super::apply::random(&end.outcome), end };
+        Ok(self.change(task, event, now)?.is_ok() && task.status.is_ended())
+    }
+
+    /// How long starts are still held; zero once, when they are held no longer.
+    pub(super) fn held_for(&mut self) -> Option<Duration> {
+        let left = self.hold_starts?.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.hold_starts = None;
+        }
+        Some(left)
+    }
+}
