@@ -125,6 +125,12 @@ pub struct Config {
     /// Where to listen; port 0 takes any that is free.
     #[arg(long, env = "TASKCELL_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
+    /// A PEM file with the server's certificate and those up to an authority: TLS is spoken then. Read again on SIGHUP.
+    #[arg(long, env = "TASKCELL_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// A PEM file with the private key of that certificate.
+    #[arg(long, env = "TASKCELL_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// Where everything is kept. One process at a time.
     #[arg(long, env = "TASKCELL_DATA_DIR", default_value = "./taskcell-data")]
     pub data_dir: PathBuf,

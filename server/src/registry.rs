@@ -10,6 +10,7 @@ use crate::grants::Grants;
 use crate::input_schema::InputSchema;
 use crate::limits::{LimitOverrides, Limits};
 use crate::sandbox::Program;
+use crate::schedule::Concurrency;
 use crate::store::StoredType;
 use crate::task::{Digest, RetryOverrides, RetryPolicy};
 
@@ -48,6 +49,8 @@ pub struct TaskType {
     pub grants: Arc<Grants>,
     /// What its inputs have to meet, where its component does not say so itself.
     pub input_schema: Option<Arc<InputSchema>>,
+    /// How many of its tasks run at once.
+    pub concurrency: Concurrency,
 }
 
 /// Every task type and every version that is loaded.
@@ -88,6 +91,13 @@ impl Registry {
         let inner = self.read();
         let found = [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name));
         found.is_some_and(|found| found.paused)
+    }
+
+    /// How many tasks of the type that `name` means for a tenant run at once.
+    pub fn concurrency(&self, tenant: &str, name: &str) -> Concurrency {
+        let inner = self.read();
+        let found = [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name));
+        found.map(|found| found.concurrency).unwrap_or_default()
     }
 
     /// What the tasks of the type that `name` means for a tenant may touch.
@@ -155,10 +165,22 @@ impl Registry {
 impl TaskType {
     /// A type as the store has it.
     pub fn of(stored: &StoredType) -> TaskType {
-        let StoredType { name, component, next, limits, retry, retention_ms, paused, grants, input_schema, .. } =
-            stored.clone();
+        let StoredType {
+            name,
+            component,
+            next,
+            limits,
+            retry,
+            retention_ms,
+            paused,
+            grants,
+            input_schema,
+            concurrency,
+            ..
+        } = stored.clone();
         let input_schema = input_schema.map(|text| Arc::new(InputSchema::new(text)));
-        TaskType { name, current: component, next, limits, retry, retention_ms, paused, grants, input_schema }
+        let current = component;
+        TaskType { name, current, next, limits, retry, retention_ms, paused, grants, input_schema, concurrency }
     }
 
     /// How its attempts are repeated where the task does not say.

@@ -3,6 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::task::{TaskId, Timestamp};
 
 /// One step of priority is worth this much waiting, in milliseconds. So a task of priority 0 that
@@ -19,6 +21,20 @@ pub fn rank(ready_at: Timestamp, priority: i32) -> i64 {
 /// Since when a task of that rank is ready: the inverse of [`rank`].
 pub fn ready_at(rank: i64, priority: i32) -> Timestamp {
     Timestamp(rank.saturating_add(i64::from(priority) * MILLIS_PER_PRIORITY))
+}
+
+/// How many tasks of a type run at once. What is not set is as it is without.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Concurrency {
+    /// All of the type, of a tenant. Not set: as many as there is room for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub running: Option<u32>,
+    /// Those that have the same `concurrency_key`. Not set: one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub per_key: Option<u32>,
 }
 
 /// How many attempts of a tenant may work at once however many others do: its part, by weight, of as many as may work

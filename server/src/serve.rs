@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::api::{self, App};
+use crate::api::{self, App, Tls};
 use crate::clock;
 use crate::command_line as control;
 use crate::compiler::Compiler;
@@ -70,6 +70,17 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
              run code here. Make a key first: taskcell key create --tenant operator --role admin --data-dir {}",
             config.listen,
             config.data_dir.display()
+        );
+    }
+
+    let tls = match (&config.tls_cert, &config.tls_key) {
+        (Some(certificates), Some(key)) => Some(Arc::new(Tls::open(certificates, key)?)),
+        _ => None,
+    };
+    if !config.listen.ip().is_loopback() && tls.is_none() {
+        tracing::warn!(
+            "keys and everything else cross the network as they are: set --tls-cert and --tls-key, or let nothing but \
+             a proxy that speaks TLS reach this address"
         );
     }
 
@@ -143,7 +154,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         max_input_bytes: config.ceilings.max_input_bytes,
         max_component_bytes: config.max_component_bytes,
     };
-    let served = api_threads.block_on(serve_api(listener, private, &config, app));
+    let served = api_threads.block_on(serve_api(listener, private, tls, &config, app));
     // Also where serving failed: what runs is put back, and what was said is on the disk.
     manager.drain(Duration::ZERO);
     let _ = core_thread.join();
@@ -158,10 +169,17 @@ async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot listen on {}: choose another address with --listen", config.listen))
 }
 
-async fn serve_api(listener: TcpListener, private: UnixListener, config: &Config, app: App) -> anyhow::Result<()> {
+async fn serve_api(
+    listener: TcpListener,
+    private: UnixListener,
+    tls: Option<Arc<Tls>>,
+    config: &Config,
+    app: App,
+) -> anyhow::Result<()> {
     let manager = app.manager.clone();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let address = listener.local_addr()?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let server = tokio::spawn(api::serve(
@@ -171,18 +189,23 @@ async fn serve_api(listener: TcpListener, private: UnixListener, config: &Config
             max_connections: config.max_connections as usize,
             max_event_streams: config.max_event_streams as usize,
             max_tenants: config.max_tenants,
+            tls: tls.clone(),
             client_timeout: Duration::from_millis(config.client_timeout),
         },
         app,
         stopped,
     ));
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "taskcell listening on http://{address}")?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    writeln!(stdout, "taskcell listening on {scheme}://{address}")?;
     stdout.flush()?;
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => tls.iter().for_each(|tls| tls.reload()),
+        }
     }
     let grace = Duration::from_millis(config.drain_timeout);
     tracing::info!(?grace, "stopping: no new tasks; a second signal ends the server at once");

@@ -45,7 +45,7 @@ impl Call {
     /// Sends it, about things that there are not: nothing is done by it.
     fn send(&self, client: &Client, tenant: &str) -> u16 {
         let path = self.path.replace("{tenant}", tenant).replace("{id}", "0199e0f4-0000-7000-8000-000000000000");
-        let path = path.replace("{name}", "not-there").replace("{digest}", &format!("sha256:{}", "0".repeat(64)));
+        let path = path.replace("{name}", "not-there").replace("{version}", &format!("sha256:{}", "0".repeat(64)));
         let body = (!matches!(&*self.method, "GET" | "HEAD" | "DELETE")).then_some(&b"{"[..]);
         // A stream would go on.
         client.send(&self.method, &path, &[JSON, ("last-event-id", "x")], body).status
@@ -150,9 +150,11 @@ fn a_refusal_says_how_to_authenticate() {
     let answer = nobody.with_key(&keys[&("a", 0)]).post_task(r#"{"task_type":"echo"}"#).expect(403);
     assert_eq!(answer.header("www-authenticate"), Some("Bearer error=\"insufficient_scope\", scope=\"submit\""));
     assert_eq!(answer.json()["type"], "/problems/insufficient-scope");
-    // A path that is not there needs no key, and a method that it does not take neither.
+    // A path that is not there needs no key; what methods one takes that is there is told with one.
     nobody.get("/nothing").expect(404);
-    assert_eq!(nobody.send("PATCH", "/task", &[], None).expect(405).header("allow"), Some("POST"));
+    nobody.send("PATCH", "/task", &[], None).expect(401);
+    let reads = nobody.with_key(&keys[&("a", 0)]);
+    assert_eq!(reads.send("PATCH", "/task", &[], None).expect(405).header("allow"), Some("POST"));
 }
 
 #[test]

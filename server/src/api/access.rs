@@ -71,7 +71,7 @@ const RULES: &[(&str, &str, Rule)] = &[
     // What is more than pausing needs a higher role: the handler says so.
     ("PATCH", "/task-types/{name}", Shared(Operate)),
     ("DELETE", "/task-types/{name}", Shared(Deploy)),
-    ("GET", "/task-types/{name}/versions/{digest}", Shared(Read)),
+    ("GET", "/task-types/{name}/versions/{version}", Shared(Read)),
     ("POST", "/task-types/{name}/test", Tenant(Submit)),
     ("GET", "/keys", Tenant(Admin)),
     ("POST", "/keys", Tenant(Admin)),
@@ -213,8 +213,8 @@ fn admit(api: &Api, request: &Request) -> Result<Option<Caller>, Problem> {
     let rule = match rule(request.method().as_str(), path) {
         Some(Anyone) => return Ok(None),
         Some(rule) => rule,
-        // A method that the path does not take, which is all that there is to say.
-        None => return Ok(None),
+        // A method that the path does not take.
+        None => return caller(api, request).map(Some),
     };
     let caller = caller(api, request)?;
     let key_of_operator = &*caller.tenant == OPERATOR;

@@ -89,6 +89,10 @@ pub(super) struct CreateTask<'a> {
     /// At most one task with it is Pending or Running: 1 to 255 bytes.
     #[serde(default)]
     unique_key: Option<String>,
+    /// So many tasks of the type that have it run at once as the type's `concurrency` says; one where it does not: 1
+    /// to 255 bytes.
+    #[serde(default)]
+    concurrency_key: Option<String>,
     /// Limits of its attempts; none may be above what the type allows.
     #[serde(default, deserialize_with = "extract::object")]
     limits: LimitOverrides,
@@ -112,6 +116,9 @@ impl CreateTask<'_> {
         if self.unique_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > UNIQUE_KEY_BYTES) {
             wrong("#/unique_key", format!("must have 1 to {UNIQUE_KEY_BYTES} bytes"));
         }
+        if self.concurrency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > UNIQUE_KEY_BYTES) {
+            wrong("#/concurrency_key", format!("must have 1 to {UNIQUE_KEY_BYTES} bytes"));
+        }
         if !errors.is_empty() {
             return Err(Problem::fields(errors));
         }
@@ -126,6 +133,7 @@ impl CreateTask<'_> {
             due_at: self.run_at.map(|at| at.0).or(delayed),
             expires_at: self.expires_at.map(|at| at.0),
             unique_key: self.unique_key.map(Into::into),
+            concurrency_key: self.concurrency_key.map(Into::into),
             idempotency,
         })
     }

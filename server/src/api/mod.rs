@@ -23,6 +23,7 @@ mod task_list;
 mod task_types;
 mod tasks;
 mod tenants;
+mod tls;
 mod trial;
 mod uploads;
 mod wire;
@@ -37,6 +38,8 @@ use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+
+pub use tls::Tls;
 
 use crate::limits::LimitOverrides;
 use crate::manager::Manager;
@@ -68,6 +71,8 @@ pub struct ServerSettings {
     pub max_event_streams: usize,
     /// The most tenants that there may be.
     pub max_tenants: u64,
+    /// Speaks TLS on the network; `None`: HTTP.
+    pub tls: Option<Arc<Tls>>,
     /// How long a client may take to send a request's head, its body, or to read some of its answer.
     pub client_timeout: Duration,
 }
@@ -83,7 +88,7 @@ pub async fn serve(
     let api = Arc::new(Api::new(app, &settings));
     let router = router(&api);
     let private = server::serve_private(private, router.clone(), api.traffic.clone(), stop.clone());
-    let public = server::serve(listener, settings.client_timeout, router, api.traffic.clone(), stop);
+    let public = server::serve(listener, settings, router, api.traffic.clone(), stop);
     tokio::join!(public, private);
 }
 

@@ -284,11 +284,12 @@ fn read(body: &[u8]) -> Result<(Spec, Cron), Problem> {
     if cron.next_after(clock::now()).is_none() {
         return Err(field("#/cron", "it is never due".into()));
     }
-    let NewTask { task_type, input, priority, limits, labels, retry, unique_key, .. } =
+    let NewTask { task_type, input, priority, limits, labels, retry, unique_key, concurrency_key, .. } =
         task.scheduled().map_err(|problem| problem.under("#/task"))?;
     let input = RawValue::from_string(String::from(&*input)).map_err(|error| Problem::internal(&error.into()))?;
     let unique_key = unique_key.map(|key| String::from(&*key));
-    let task = ScheduledTask { task_type, input, labels, priority, unique_key, limits, retry };
+    let concurrency_key = concurrency_key.map(|key| String::from(&*key));
+    let task = ScheduledTask { task_type, input, labels, priority, unique_key, concurrency_key, limits, retry };
     Ok((Spec { cron: pattern, time_zone, task, overlap, catch_up, paused }, cron))
 }
 

@@ -34,6 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Sleep, sleep, timeout};
 use tower::Service;
 
+use super::ServerSettings;
 use super::access::Peer;
 use super::problem::{Kind, Problem};
 
@@ -144,11 +145,12 @@ impl AsRef<[u8]> for Held {
 /// Serves `router` until `stop` turns true. Returns once every connection has ended.
 pub(super) async fn serve(
     listener: TcpListener,
-    client_timeout: Duration,
+    settings: ServerSettings,
     router: Router,
     traffic: Arc<Traffic>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let ServerSettings { client_timeout, tls, .. } = settings;
     let places = traffic.places.clone();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -163,9 +165,18 @@ pub(super) async fn serve(
             () = stopped(&mut stop) => break,
         };
         let (http, router, traffic, stop) = (http.clone(), router.clone(), traffic.clone(), stop.clone());
-        let io = WriteDeadline::new(stream, client_timeout);
+        let (peer, acceptor) = (Peer::Network(peer), tls.as_ref().map(|tls| tls.acceptor()));
         tokio::spawn(async move {
-            connection(&http, io, Peer::Network(peer), router, traffic, stop).await;
+            // Under TLS, so that what is read slowly there is noticed, too.
+            let io = WriteDeadline::new(stream, client_timeout);
+            match acceptor {
+                None => connection(&http, io, peer, router, traffic, stop).await,
+                Some(acceptor) => match timeout(client_timeout, acceptor.accept(io)).await {
+                    Ok(Ok(io)) => connection(&http, io, peer, router, traffic, stop).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "a client does not speak TLS"),
+                    Err(_) => tracing::debug!("a client was too slow with TLS"),
+                },
+            }
             drop(place);
         });
     }
@@ -439,7 +450,9 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let traffic = Arc::new(Traffic::new(max_connections));
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(serve(listener, client_timeout, router, traffic.clone(), stopped));
+        let settings =
+            ServerSettings { max_connections, max_event_streams: 1, max_tenants: 2, tls: None, client_timeout };
+        let task = tokio::spawn(serve(listener, settings, router, traffic.clone(), stopped));
         Server { address, traffic, stop, task }
     }
 

@@ -23,6 +23,7 @@ use crate::limits::{LimitOverrides, Limits};
 use crate::manager::{FieldError, SettingsPatch};
 use crate::registry::{self, Version};
 use crate::sandbox;
+use crate::schedule::Concurrency;
 use crate::task::{Digest, RetryOverrides, RetryPolicy};
 
 /// What a patch of a type's settings is written in (RFC 7396).
@@ -92,6 +93,8 @@ pub(super) struct TaskType {
     retention_ms: Option<u64>,
     /// Whether its tasks are held back.
     paused: bool,
+    /// How many of its tasks run at once.
+    concurrency: Concurrency,
     /// What its tasks may touch.
     #[schema(value_type = Grants)]
     grants: Arc<Grants>,
@@ -120,6 +123,9 @@ pub(super) struct TaskTypePatch<'a> {
     #[serde(default)]
     #[schema(value_type = Option<Grants>)]
     grants: Option<serde_json::Map<String, serde_json::Value>>,
+    /// How many of its tasks run at once. Those that run go on.
+    #[serde(default, deserialize_with = "extract::object_or_null")]
+    concurrency: Option<Concurrency>,
     /// The version that new tasks get: one that the type has, by its digest. Null: the newest.
     #[schema(value_type = Option<String>)]
     version: Option<String>,
@@ -244,7 +250,7 @@ pub(super) async fn patch(
         }
     };
     let body = api.uploads.read(request, PATCH_BYTES).await?;
-    let TaskTypePatch { limits, retry, retention_ms, paused: _, grants: _, version, input_schema } =
+    let TaskTypePatch { limits, retry, retention_ms, paused: _, grants: _, concurrency, version, input_schema } =
         extract::from_json::<TaskTypePatch<'_>>(&body.bytes)?;
     // Read before as what it may be, but for the schema.
     let patch: serde_json::Value = serde_json::from_slice(&body.bytes).map_err(|error| {
@@ -268,6 +274,7 @@ pub(super) async fn patch(
         version,
         limits: limits.unwrap_or_default(),
         retry: retry.unwrap_or_default(),
+        concurrency: concurrency.unwrap_or_default(),
         retention_ms,
         seen,
         may_change_shared: caller.is_operator,
@@ -372,6 +379,7 @@ fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
         retry: task_type.retry(),
         retention_ms: task_type.retention_ms,
         paused: task_type.paused,
+        concurrency: task_type.concurrency,
         grants: task_type.grants.clone(),
         grants_missing,
     }

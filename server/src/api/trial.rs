@@ -105,6 +105,7 @@ pub(super) async fn test(
         due_at: None,
         expires_at: None,
         unique_key: None,
+        concurrency_key: None,
         idempotency: None,
     };
     drop(body);

@@ -10,7 +10,7 @@ use crate::limits::Limits;
 use crate::sandbox::RunEnd;
 use crate::schedule::rank;
 use crate::store::{KeyUse, StoreError};
-use crate::task::{AttemptRecord, ErrorKind, Event, Outcome, Rejected, Status, Task, TaskId, Timestamp};
+use crate::task::{AttemptRecord, ErrorKind, Event, Hold, Outcome, Rejected, Status, Task, TaskId, Timestamp};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -115,7 +115,11 @@ impl Core {
         }
         if self.must_wait(&task) {
             // Where it is not ready yet, that is seen when it is.
-            let _ = task.apply(Event::Hold, now);
+            let _ = task.apply(Event::Hold(Hold::Paused), now);
+        } else if task.is_ready()
+            && let Some(why) = self.too_many(&task)
+        {
+            let _ = task.apply(Event::Hold(why), now);
         }
         // One that has expired already is Pending for the moment until that is seen.
         let is_ready = task.is_ready() && task.expires_at.is_none_or(|expires| expires > now);
@@ -132,6 +136,7 @@ impl Core {
             && task.apply(Event::Start { server: self.server }, now).is_ok()
         {
             self.store.insert_task(&task)?;
+            self.at_once.begins(&task);
             self.store.append_begun(&task, now)?;
             self.changed.push((task.tenant.clone(), task.id));
             return Ok(Ok(Created { task, replayed: false, start: Some((place, program, item.limits)) }));
@@ -226,6 +231,15 @@ impl Core {
         if let Some(record) = over {
             self.store.insert_attempt(task.id, &record)?;
         }
+        if was != Status::Running && task.status == Status::Running {
+            self.at_once.begins(task);
+        }
+        if was == Status::Running && task.status != Status::Running {
+            self.at_once.ends(task);
+        }
+        if was == Status::Pending && task.status.is_ended() {
+            self.at_once.frees(task);
+        }
         if was_ready {
             self.ready.remove(&task.tenant, place, task.id);
         }
@@ -272,6 +286,7 @@ impl Core {
             self.timers.queued.earlier(now);
         }
         if task.status == Status::Pending {
+            self.at_once.frees(task);
             self.backlog.left(&task.tenant);
             self.ready.remove(&task.tenant, rank(task.ready_at, task.priority), task.id);
         }
@@ -282,7 +297,7 @@ impl Core {
     /// A task is Pending: it has its place in the queue, or its time.
     fn waits(&mut self, task: &Task) {
         match task.due_at {
-            None if task.held => {}
+            None if task.held.is_some() => {}
             None => self.ready.push(&task.tenant, rank(task.ready_at, task.priority), task.id),
             Some(due) => self.timers.due.earlier(due),
         }

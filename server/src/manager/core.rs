@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::backlog::{Backlog, BacklogLimits};
 use super::bulk::BulkDone;
 use super::changes::Changes;
+use super::concurrency::AtOnce;
 use super::held::Held;
 use super::settings::SettingsDone;
 use super::tenants::TenantDone;
@@ -109,6 +110,7 @@ pub struct Core {
     /// Which start of a server this is.
     pub(super) server: i64,
     pub(super) backlog: Backlog,
+    pub(super) at_once: AtOnce,
     pub(super) timers: Timers,
     pub(super) changes: Arc<Changes>,
     /// What the open transaction changed, for those who listen.
@@ -216,6 +218,7 @@ impl Core {
             settings,
             server,
             backlog,
+            at_once: AtOnce::default(),
             timers: Timers::all_at_once(),
             changes,
             changed: Vec::new(),
@@ -249,6 +252,7 @@ impl Core {
                 let _ = self.change(&mut task, Event::Interrupt { max_interruptions }, now)?;
             }
             self.store.commit()?;
+            self.at_once.committed();
             self.backlog.committed(now);
         }
         if found > 0 {
@@ -305,6 +309,7 @@ impl Core {
         let commands = self.with_held(commands, now);
         match self.transaction(&commands, now) {
             Ok((done, Started { starts, ended, full })) => {
+                let full = full || !self.at_once.committed();
                 self.backlog.committed(now);
                 self.tell(commands, done, now, kept);
                 starts.into_iter().for_each(|start| self.start(start));
@@ -333,6 +338,7 @@ impl Core {
             Err(error) => {
                 self.store.rollback();
                 self.backlog.rolled_back();
+                self.at_once.rolled_back();
                 self.changed.clear();
                 self.gone.clear();
                 self.ready.reset(self.backlog.tenants());

@@ -6,6 +6,7 @@ mod backlog;
 mod bulk;
 mod changes;
 mod check;
+mod concurrency;
 mod core;
 mod held;
 mod logs;
@@ -53,7 +54,7 @@ use crate::limits::{LimitOverrides, Limits};
 use crate::registry::{Registry, TaskType, Version};
 use crate::schedules::{Cron, Schedule, Spec};
 use crate::store::{ListFilter, LoggedLine, ObjectWrite, Page, Precondition, Readers, StoreError, ToldEvents};
-use crate::task::{AttemptRecord, Digest, Labels, RetryOverrides, Status, Task, TaskId, Timestamp};
+use crate::task::{AttemptRecord, Digest, Hold, Labels, RetryOverrides, Status, Task, TaskId, Timestamp};
 
 /// Requests that may wait for the manager's thread. More are refused: they would only wait longer.
 const MAX_WAITING: usize = 8192;
@@ -228,6 +229,8 @@ pub struct NewTask {
     pub expires_at: Option<Timestamp>,
     /// At most one task that has not ended has it.
     pub unique_key: Option<Arc<str>>,
+    /// So many that have it run at once as the type says.
+    pub concurrency_key: Option<Arc<str>>,
     /// What makes a repeated create lead to the same task.
     pub idempotency: Option<Idempotency>,
 }
@@ -524,7 +527,8 @@ impl Manager {
         }
         // Whether or not that was written down of the task yet.
         if task.status == Status::Pending && task.due_at.is_none() {
-            task.held = self.0.registry.is_paused(&task.tenant, &task.task_type);
+            let is_paused = self.0.registry.is_paused(&task.tenant, &task.task_type);
+            task.held = task.held.filter(|why| *why != Hold::Paused).or(is_paused.then_some(Hold::Paused));
         }
     }
 

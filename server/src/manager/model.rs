@@ -1,6 +1,7 @@
 //! Random operations on the manager over a real store, with a clock of the test's own, against a model
 //! of what must be true. `SEED` repeats a run, `STEPS` makes it longer.
 
+mod at_once;
 mod bounds;
 mod refusals;
 mod waited;
@@ -28,9 +29,11 @@ use crate::objects::{ObjectLimits, Objects};
 use crate::registry::{Registry, TaskType, Version};
 use crate::room::{Memory, Room};
 use crate::sandbox::{CodeCache, Cores, EngineSettings, RunEnd, Sandbox};
+use crate::schedule::Concurrency;
 use crate::store::{self, Quota, Readers, StoredType};
 use crate::task::{
-    AttemptEnd, Digest, ErrorKind, Labels, Outcome, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp, Usage,
+    AttemptEnd, Digest, ErrorKind, Hold, Labels, Outcome, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp,
+    Usage,
 };
 
 /// Attempts at once.
@@ -96,7 +99,7 @@ impl World {
         let registry = Arc::new(Registry::default());
         let program = Version::Ready(Arc::new(program(directory.path(), &runtime)));
         registry.put_version(COMPONENT, program.clone());
-        put_type(&registry, false);
+        put_type(&registry, false, Concurrency::default());
         let mut world = World {
             directory,
             runtime,
@@ -145,7 +148,7 @@ impl World {
     /// Somebody pauses the type, or no longer.
     fn pause(&mut self) {
         let paused = self.is_paused();
-        put_type(&self.registry, !paused);
+        put_type(&self.registry, !paused, self.most_at_once());
         self.core.as_mut().unwrap().timers.look_at_held();
         self.step(Vec::new());
     }
@@ -198,7 +201,8 @@ impl World {
             expires_at: (random.below(6) == 0).then(|| later(random, 15_000)),
             unique_key: (random.below(5) == 0).then(|| random.below(3).to_string().into()),
             schedule: None,
-            held: false,
+            concurrency_key: (random.below(4) == 0).then(|| random.below(2).to_string().into()),
+            held: None,
             status: Status::Pending,
             attempt: 0,
             failures: 0,
@@ -399,15 +403,17 @@ impl World {
             all.iter().filter(|task| task.status == Status::Running).map(|task| task.id).collect();
         assert_eq!(running, self.running.keys().copied().collect::<Vec<_>>(), "what runs is what is Running");
         assert!(running.len() <= SLOTS);
+        self.check_at_once(&all);
         let mut unique = HashSet::new();
         for task in &all {
             assert!(task.failures <= MAX_ATTEMPTS && task.interruptions <= MAX_INTERRUPTIONS + 1, "{task:?}");
             if task.status == Status::Pending {
                 assert!(task.due_at.is_none_or(|due| due > now), "due and not ready: {task:?}");
                 assert!(task.expires_at.is_none_or(|expires| expires > now), "expired and waits: {task:?}");
-                let waits = task.due_at.is_some() || running.len() == SLOTS || self.is_held();
+                let for_others = matches!(task.held, Some(Hold::Type | Hold::Key));
+                let waits = task.due_at.is_some() || for_others || running.len() == SLOTS || self.is_held();
                 assert!(waits || self.is_paused(), "ready, and there is room: {task:?}");
-                assert!(!task.held || self.is_paused(), "held back for nothing: {task:?}");
+                assert!(task.held != Some(Hold::Paused) || self.is_paused(), "held back for nothing: {task:?}");
             }
             if let Some(key) = task.unique_key.as_ref().filter(|_| !task.status.is_ended()) {
                 assert!(unique.insert(key.clone()), "two tasks with one key");
@@ -441,10 +447,10 @@ impl World {
     }
 }
 
-fn put_type(registry: &Registry, paused: bool) {
+fn put_type(registry: &Registry, paused: bool, concurrency: Concurrency) {
     let stored = StoredType::new(crate::registry::SHARED.into(), "t".into());
-    registry
-        .put_type(stored.tenant.clone(), TaskType::of(&StoredType { component: Some(COMPONENT), paused, ..stored }));
+    let stored = StoredType { component: Some(COMPONENT), paused, concurrency, ..stored };
+    registry.put_type(stored.tenant.clone(), TaskType::of(&stored));
 }
 
 /// The smallest program there is; it is never run here.
@@ -491,7 +497,8 @@ fn whatever_happens_the_invariants_hold() {
             82..85 => world.late_report(&mut random),
             85 => world.give_up(&mut random),
             86 => world.pause(),
-            87..98 => {
+            87 => world.bound_at_once(),
+            88..98 => {
                 world.now = world.now.plus_millis(if random.below(3) == 0 { 10 } else { random.below(8_000) });
                 world.step(Vec::new());
             }

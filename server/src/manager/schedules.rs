@@ -300,6 +300,7 @@ fn new_task(task: &ScheduledTask) -> NewTask {
         due_at: None,
         expires_at: None,
         unique_key: task.unique_key.as_deref().map(Into::into),
+        concurrency_key: task.concurrency_key.as_deref().map(Into::into),
         idempotency: None,
     }
 }

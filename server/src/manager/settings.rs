@@ -11,6 +11,7 @@ use crate::grants::{BadGrant, Grants};
 use crate::input_schema::InputSchema;
 use crate::limits::LimitOverrides;
 use crate::registry::{SHARED, TaskType, Version};
+use crate::schedule::Concurrency;
 use crate::store::{StoreError, StoredType};
 use crate::task::{Digest, RetryOverrides, RetryPolicy};
 
@@ -26,6 +27,8 @@ pub struct SettingsPatch {
     pub limits: LimitOverrides,
     /// The same of the retry policy.
     pub retry: RetryOverrides,
+    /// And of how many run at once.
+    pub concurrency: Concurrency,
     /// And of how long ended tasks are kept.
     pub retention_ms: Option<u64>,
     /// The version that is to be current; `Some(None)`: the newest.
@@ -86,6 +89,11 @@ impl Manager {
         if patch.retention_ms.is_some_and(|ms| ms == 0 || ms > LONGEST_RETENTION_MS) {
             wrong("#/retention_ms".into(), LONGEST_RETENTION_MS);
         }
+        for (name, most) in [("running", patch.concurrency.running), ("per_key", patch.concurrency.per_key)] {
+            if most == Some(0) {
+                wrong(format!("#/concurrency/{name}"), u32::MAX.into());
+            }
+        }
         if errors.is_empty() { Ok(()) } else { Err(Refused::Invalid(errors)) }
     }
 
@@ -126,8 +134,9 @@ impl Core {
             return Ok(Err(Refused::PreconditionFailed));
         }
         match patched(&stored, &patch.patch) {
-            Ok(Settings { limits, retry, retention_ms, paused, grants: Ok(grants) }) => {
-                stored = StoredType { limits, retry, retention_ms, paused, grants: Arc::new(grants), ..stored };
+            Ok(Settings { limits, retry, retention_ms, paused, concurrency, grants: Ok(grants) }) => {
+                let grants = Arc::new(grants);
+                stored = StoredType { limits, retry, retention_ms, paused, concurrency, grants, ..stored };
             }
             Ok(Settings { grants: Err(bad), .. }) => {
                 let at = |BadGrant { path, detail }| {
@@ -166,6 +175,10 @@ impl Core {
     pub(super) fn tell_settings(&mut self, command: SettingsCommand, done: SettingsDone) {
         let told = done.map(|stored| {
             let task_type = TaskType::of(&stored);
+            let before = self.registry.own(&stored.tenant, &stored.name).map(|before| before.concurrency);
+            if before.is_some_and(|before| before != task_type.concurrency) {
+                self.look_again_at(&stored);
+            }
             self.registry.put_type(stored.tenant, task_type.clone());
             self.timers.look_at_held();
             task_type
@@ -181,6 +194,7 @@ struct Settings {
     retry: RetryOverrides,
     retention_ms: Option<u64>,
     paused: bool,
+    concurrency: Concurrency,
     grants: Result<Grants, Vec<BadGrant>>,
 }
 
@@ -191,6 +205,7 @@ fn patched(stored: &StoredType, patch: &Value) -> serde_json::Result<Settings> {
         "retry": stored.retry,
         "retention_ms": stored.retention_ms,
         "paused": stored.paused,
+        "concurrency": stored.concurrency,
         "grants": *stored.grants,
     });
     merge(&mut settings, patch);
@@ -201,6 +216,7 @@ fn patched(stored: &StoredType, patch: &Value) -> serde_json::Result<Settings> {
         retry: serde_json::from_value(some(take("retry")))?,
         retention_ms: serde_json::from_value(take("retention_ms"))?,
         paused: take("paused").as_bool().unwrap_or(false),
+        concurrency: serde_json::from_value(some(take("concurrency")))?,
         grants: Grants::read(some(take("grants"))),
     })
 }
@@ -258,20 +274,29 @@ mod tests {
     fn settings() {
         let limits = LimitOverrides { fuel: Some(5), cpu_ms: Some(7), ..Default::default() };
         let retry = RetryOverrides { max_attempts: Some(3), ..Default::default() };
+        let concurrency = Concurrency { running: Some(2), per_key: None };
         let fresh = StoredType::new(Arc::from(SHARED), Arc::from("a"));
-        let stored = StoredType { limits, retry, retention_ms: Some(9), paused: true, ..fresh };
+        let stored = StoredType { limits, retry, retention_ms: Some(9), paused: true, concurrency, ..fresh };
         let of = |patch: Value| patched(&stored, &patch).unwrap();
         assert_eq!(
             of(json!({})),
-            Settings { limits, retry, retention_ms: Some(9), paused: true, grants: Ok(Grants::default()) }
+            Settings { limits, retry, retention_ms: Some(9), paused: true, concurrency, grants: Ok(Grants::default()) }
         );
         assert_eq!(of(json!({"limits": {"fuel": null}})).limits, LimitOverrides { fuel: None, ..limits });
         assert_eq!(of(json!({"limits": {"timeout_ms": 1}})).limits, LimitOverrides { timeout_ms: Some(1), ..limits });
-        let nothing = of(json!({"limits": null, "retry": null, "retention_ms": null, "paused": null}));
+        let nothing =
+            of(json!({"limits": null, "retry": null, "retention_ms": null, "paused": null, "concurrency": null}));
         let (limits, retry) = (LimitOverrides::default(), RetryOverrides::default());
         assert_eq!(
             nothing,
-            Settings { limits, retry, retention_ms: None, paused: false, grants: Ok(Grants::default()) }
+            Settings {
+                limits,
+                retry,
+                retention_ms: None,
+                paused: false,
+                concurrency: Concurrency::default(),
+                grants: Ok(Grants::default())
+            }
         );
     }
 }

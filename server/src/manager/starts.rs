@@ -15,7 +15,7 @@ use crate::room::{Claim, NoRoom, Place};
 use crate::sandbox::{Control, Program};
 use crate::schedule::{claim, part};
 use crate::store::StoreError;
-use crate::task::{AttemptEnd, Event, Task, Timestamp};
+use crate::task::{AttemptEnd, Event, Hold, Task, Timestamp};
 use crate::tenants::DEFAULT_WEIGHT;
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -99,7 +99,15 @@ impl Core {
             return Ok(());
         }
         if self.must_wait(&task) {
-            let _ = self.change(&mut task, Event::Hold, now)?;
+            let _ = self.change(&mut task, Event::Hold(Hold::Paused), now)?;
+            return Ok(());
+        }
+        if let Some(why) = self.too_many(&task) {
+            let _ = self.change(&mut task, Event::Hold(why), now)?;
+            // It waits for its key, and others of its type need not.
+            if why == Hold::Key {
+                self.at_once.frees_type(&task);
+            }
             return Ok(());
         }
         match self.registry.version(task.component) {

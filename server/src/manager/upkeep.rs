@@ -151,6 +151,7 @@ impl Core {
         if let Some(after) = self.timers.held.take() {
             self.timers.held = self.release_held(&after, now)?;
         }
+        self.release_freed(now)?;
         self.keep_schedules(now, &mut done.starts)?;
         if self.timers.keys.has_come(now) {
             self.note_used_keys(self.timers.keys_noted)?;

@@ -77,6 +77,10 @@ pub struct ScheduledTask {
     /// At most one task with it is Pending or Running.
     #[schema(required)]
     pub unique_key: Option<String>,
+    /// So many tasks of the type that have it run at once as the type says.
+    #[serde(default)]
+    #[schema(required)]
+    pub concurrency_key: Option<String>,
     /// Limits of its attempts.
     pub limits: LimitOverrides,
     /// How it is attempted again.

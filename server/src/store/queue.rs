@@ -90,6 +90,38 @@ impl Writer {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
+    /// The first task of a tenant's type that is held back because as many of the type run as may, or as many that
+    /// have `key`; without its input.
+    pub fn first_held(&mut self, tenant: &str, task_type: &str, key: Option<&str>) -> Result<Option<Task>> {
+        // Each has an index of its own.
+        let place = match key {
+            None => "held = 2 AND tenant = ?1 AND task_type = ?2 AND ?3 IS NULL",
+            Some(_) => "held = 3 AND tenant = ?1 AND task_type = ?2 AND concurrency_key = ?3",
+        };
+        let sql = format!("SELECT {} FROM task WHERE {place} ORDER BY rank, id LIMIT 1", rows::without_data());
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        Ok(statement.query_row(params![tenant, task_type, key], rows::task).optional()?)
+    }
+
+    /// Tasks of a tenant's type that are held back for either, in the order of their ids, after `after`; without
+    /// their input.
+    pub fn held_at_once(
+        &mut self,
+        tenant: &str,
+        task_type: &str,
+        after: Option<TaskId>,
+        limit: usize,
+    ) -> Result<Vec<Task>> {
+        let sql = format!(
+            "SELECT {} FROM task WHERE held >= 2 AND tenant = ?1 AND task_type = ?2 AND id > ?3 ORDER BY id LIMIT ?4",
+            rows::without_data()
+        );
+        let after = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        let rows = statement.query_map(params![tenant, task_type, after, limit as i64], rows::task)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// When the next of them comes.
     pub fn next(&mut self, time: Time) -> Result<Option<Timestamp>> {
         let column = time.column();

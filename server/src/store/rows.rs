@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 use crate::grants::Grants;
 use crate::history::{Event, Happened};
 use crate::limits::LimitOverrides;
-use crate::schedule;
+use crate::schedule::{self, Concurrency};
 use crate::task::{
-    AttemptRecord, Digest, ErrorKind, RetryOverrides, RetryPolicy, Status, Task, TaskId, Timestamp, Usage,
+    AttemptRecord, Digest, ErrorKind, Hold, RetryOverrides, RetryPolicy, Status, Task, TaskId, Timestamp, Usage,
 };
 
 /// A task type as it is stored.
@@ -38,6 +38,8 @@ pub struct StoredType {
     pub grants: Arc<Grants>,
     /// A JSON Schema that its inputs have to meet.
     pub input_schema: Option<Arc<str>>,
+    /// How many of its tasks run at once.
+    pub concurrency: Concurrency,
 }
 
 impl StoredType {
@@ -55,6 +57,7 @@ impl StoredType {
             paused: false,
             grants: Arc::default(),
             input_schema: None,
+            concurrency: Concurrency::default(),
         }
     }
 }
@@ -124,6 +127,27 @@ impl FromSql for ErrorKind {
     }
 }
 
+/// Why a task is held back, as a number; 0: it is not.
+struct Held(Option<Hold>);
+
+impl ToSql for Held {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.0.map_or(0, |why| why as i64).into())
+    }
+}
+
+impl FromSql for Held {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        Ok(Held(match i64::column_result(value)? {
+            0 => None,
+            1 => Some(Hold::Paused),
+            2 => Some(Hold::Type),
+            3 => Some(Hold::Key),
+            other => return Err(FromSqlError::OutOfRange(other)),
+        }))
+    }
+}
+
 /// A column that holds a value as JSON.
 pub(super) struct Json<T>(pub(super) T);
 
@@ -144,14 +168,15 @@ impl<T: DeserializeOwned> FromSql for Json<T> {
 /// The columns of a whole task, in the order of [`task`] and [`insert`].
 pub(super) const TASK_COLUMNS: &str = "id, tenant, task_type, component, status, rank, priority, created_at, \
      started_at, finished_at, attempt, interruptions, limits, input, output, progress, error_kind, error, usage, \
-     usage_total, labels, retry, due_at, expires_at, unique_key, failures, server, schedule, held";
+     usage_total, labels, retry, due_at, expires_at, unique_key, failures, server, schedule, held, concurrency_key";
 
 /// How a task is inserted.
 pub(super) const INSERT_TASK: &str = "INSERT INTO task (id, tenant, task_type, component, status, rank, priority, \
      created_at, started_at, finished_at, attempt, interruptions, limits, input, output, progress, error_kind, error, \
-     usage, usage_total, labels, retry, due_at, expires_at, unique_key, failures, server, schedule, held) \
+     usage, usage_total, labels, retry, due_at, expires_at, unique_key, failures, server, schedule, held, \
+     concurrency_key) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, \
-     ?23, ?24, ?25, ?26, ?27, ?28, ?29)";
+     ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30)";
 
 /// How the columns that change are written.
 pub(super) const UPDATE_TASK: &str = "UPDATE task SET status = ?2, started_at = ?3, finished_at = ?4, attempt = ?5, \
@@ -200,7 +225,8 @@ pub(super) fn insert(statement: &mut rusqlite::CachedStatement<'_>, task: &Task)
         task.failures,
         task.server,
         task.schedule.as_deref(),
-        task.held,
+        Held(task.held),
+        task.concurrency_key.as_deref(),
     ])
 }
 
@@ -223,7 +249,7 @@ pub(super) fn update(statement: &mut rusqlite::CachedStatement<'_>, task: &Task)
         task.expires_at,
         task.failures,
         task.server,
-        task.held,
+        Held(task.held),
     ])
 }
 
@@ -272,13 +298,14 @@ pub(super) fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
         failures: row.get(25)?,
         server: row.get(26)?,
         schedule: optional_text(27)?,
-        held: row.get(28)?,
+        held: row.get::<_, Held>(28)?.0,
+        concurrency_key: optional_text(29)?,
     })
 }
 
 /// The columns of a task type, in the order of [`task_type`].
 pub(super) const TYPE_COLUMNS: &str =
-    "tenant, name, component, next, limits, retry, retention_ms, paused, grants, input_schema";
+    "tenant, name, component, next, limits, retry, retention_ms, paused, grants, input_schema, concurrency";
 
 /// A task type from a row of [`TYPE_COLUMNS`].
 pub(super) fn task_type(row: &Row<'_>) -> rusqlite::Result<StoredType> {
@@ -293,6 +320,7 @@ pub(super) fn task_type(row: &Row<'_>) -> rusqlite::Result<StoredType> {
         paused: row.get(7)?,
         grants: Arc::new(json(row, 8)?.unwrap_or_default()),
         input_schema: row.get::<_, Option<String>>(9)?.map(Into::into),
+        concurrency: json(row, 10)?.unwrap_or_default(),
     })
 }
 

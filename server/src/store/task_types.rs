@@ -106,14 +106,25 @@ impl Writer {
 
     /// Writes a task type, in place of the one of that tenant and name.
     pub fn put_task_type(&mut self, task_type: &StoredType) -> Result<()> {
-        let StoredType { tenant, name, component, next, limits, retry, retention_ms, paused, grants, input_schema } =
-            task_type;
+        let StoredType {
+            tenant,
+            name,
+            component,
+            next,
+            limits,
+            retry,
+            retention_ms,
+            paused,
+            grants,
+            input_schema,
+            concurrency,
+        } = task_type;
         let retention_ms = retention_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX));
         let sql = format!(
-            "INSERT INTO task_type ({}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+            "INSERT INTO task_type ({}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
              ON CONFLICT (tenant, name) DO UPDATE
              SET component = ?3, next = ?4, limits = ?5, retry = ?6, retention_ms = ?7, paused = ?8, grants = ?9,
-                 input_schema = ?10",
+                 input_schema = ?10, concurrency = ?11",
             rows::TYPE_COLUMNS
         );
         self.conn.prepare_cached(&sql)?.execute(params![
@@ -126,7 +137,8 @@ impl Writer {
             retention_ms,
             paused,
             Json(&**grants),
-            input_schema.as_deref()
+            input_schema.as_deref(),
+            Json(concurrency),
         ])?;
         Ok(())
     }

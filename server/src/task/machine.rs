@@ -1,6 +1,6 @@
 //! The state machine: which change may follow which. A rejected event changes nothing.
 
-use super::{AttemptRecord, ErrorKind, Outcome, Progress, Status, Task, TaskError, Timestamp, Usage};
+use super::{AttemptRecord, ErrorKind, Hold, Outcome, Progress, Status, Task, TaskError, Timestamp, Usage};
 
 /// The end of an attempt, as the executor reports it.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,7 +61,7 @@ pub enum Event {
     /// Somebody wants a task that has ended attempted afresh.
     Retry,
     /// It must not be started at the moment, though it is ready.
-    Hold,
+    Hold(Hold),
     /// It is held back no longer.
     Release,
 }
@@ -118,18 +118,15 @@ impl Task {
                 self.ready_at = self.due_at.take().ok_or(Rejected::NotDue)?;
                 Ok(None)
             }
-            (Status::Pending, Event::Hold) => {
+            (Status::Pending, Event::Hold(why)) => {
                 if !self.is_ready() {
                     return Err(Rejected::NotDue);
                 }
-                self.held = true;
+                self.held = Some(why);
                 Ok(None)
             }
             (Status::Pending, Event::Release) => {
-                if !self.held {
-                    return Err(Rejected::NotDue);
-                }
-                self.held = false;
+                self.held.take().ok_or(Rejected::NotDue)?;
                 Ok(None)
             }
             (Status::Pending, Event::Expire) => {
@@ -149,7 +146,7 @@ impl Task {
 
             (
                 Status::Running,
-                Event::Start { .. } | Event::Due | Event::Expire | Event::Cancel | Event::Hold | Event::Release,
+                Event::Start { .. } | Event::Due | Event::Expire | Event::Cancel | Event::Hold(_) | Event::Release,
             ) => Err(Rejected::Running),
             (Status::Running, Event::End { attempt, end, random }) => {
                 self.fence(attempt)?;
@@ -233,14 +230,14 @@ impl Task {
         self.progress = None;
         self.ready_at = ready_at;
         self.due_at = (ready_at > now).then_some(ready_at);
-        self.held = false;
+        self.held = None;
     }
 
     fn end(&mut self, outcome: Outcome, now: Timestamp) {
         self.finished_at = Some(now);
         self.server = None;
         self.due_at = None;
-        self.held = false;
+        self.held = None;
         match outcome {
             Outcome::Completed(output) => {
                 self.status = Status::Completed;
@@ -299,7 +296,8 @@ mod tests {
             expires_at: None,
             unique_key: None,
             schedule: None,
-            held: from == From::Held,
+            concurrency_key: None,
+            held: (from == From::Held).then_some(Hold::Paused),
             status,
             attempt: if status == Status::Pending { 1 } else { 2 },
             failures: 0,
@@ -347,7 +345,7 @@ mod tests {
             ("expire", Event::Expire),
             ("cancel", Event::Cancel),
             ("retry", Event::Retry),
-            ("hold", Event::Hold),
+            ("hold", Event::Hold(Hold::Type)),
             ("release", Event::Release),
         ]
     }
@@ -394,9 +392,9 @@ mod tests {
                 assert_eq!(after.status.is_ended(), after.finished_at.is_some(), "{from:?}, {name}");
                 assert_eq!(after.status == Running, after.server.is_some(), "{from:?}, {name}");
                 assert!(after.due_at.is_none() || after.status == Pending, "{from:?}, {name}");
-                assert!(!after.held || after.status == Pending && after.due_at.is_none(), "{from:?}, {name}");
+                assert!(after.held.is_none() || after.status == Pending && after.due_at.is_none(), "{from:?}, {name}");
                 if result.is_ok() {
-                    assert_eq!(after.held, matches!(event, Event::Hold), "{from:?}, {name}");
+                    assert_eq!(after.held.is_some(), matches!(event, Event::Hold(_)), "{from:?}, {name}");
                 }
                 // An attempt that is over is in the task's own fields or in the record, never in neither.
                 let over = matches!(before.status, Running | Completed | Failed) && after.attempt == before.attempt;

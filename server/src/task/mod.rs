@@ -271,6 +271,20 @@ pub enum Waiting {
     Queue,
     /// Its type is paused.
     Paused,
+    /// As many tasks of its type, or of its concurrency key, run as may at once.
+    Concurrency,
+}
+
+/// Why a task that is ready is held back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Hold {
+    /// Its type is paused, or its version is not loaded yet.
+    Paused = 1,
+    /// As many tasks of its type run as may at once.
+    Type = 2,
+    /// As many that have its concurrency key.
+    Key = 3,
 }
 
 /// A task as the store keeps it.
@@ -307,8 +321,10 @@ pub struct Task {
     pub unique_key: Option<Arc<str>>,
     /// The schedule that created it.
     pub schedule: Option<Arc<str>>,
-    /// While Pending: held back, because its type is paused or its version is not loaded yet.
-    pub held: bool,
+    /// So many tasks of the tenant's type that have it run at once as the type says.
+    pub concurrency_key: Option<Arc<str>>,
+    /// While Pending: why it is held back, though it is ready.
+    pub held: Option<Hold>,
     /// Where it is.
     pub status: Status,
     /// Attempts started so far and not given back; while Running the number of the current one.
@@ -338,7 +354,7 @@ pub struct Task {
 impl Task {
     /// Whether it can be started.
     pub fn is_ready(&self) -> bool {
-        self.status == Status::Pending && self.due_at.is_none() && !self.held
+        self.status == Status::Pending && self.due_at.is_none() && self.held.is_none()
     }
 
     /// Why it is Pending; `None` where it is not.
@@ -346,11 +362,12 @@ impl Task {
         if self.status != Status::Pending {
             return None;
         }
-        Some(match self.due_at {
-            None if self.held => Waiting::Paused,
-            None => Waiting::Queue,
-            Some(_) if self.failures > 0 => Waiting::Backoff,
-            Some(_) => Waiting::Schedule,
+        Some(match (self.due_at, self.held) {
+            (None, Some(Hold::Paused)) => Waiting::Paused,
+            (None, Some(Hold::Type | Hold::Key)) => Waiting::Concurrency,
+            (None, None) => Waiting::Queue,
+            (Some(_), _) if self.failures > 0 => Waiting::Backoff,
+            (Some(_), _) => Waiting::Schedule,
         })
     }
 

@@ -326,7 +326,11 @@ impl Process {
     fn address(&self) -> String {
         let line =
             self.first_line.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(START).unwrap_or_default();
-        let address = line.strip_prefix("taskcell listening on http://").and_then(|rest| rest.strip_suffix('\n'));
+        let address = line
+            .strip_prefix("taskcell listening on ")
+            .and_then(|rest| rest.split_once("://"))
+            .map(|(_, rest)| rest)
+            .and_then(|rest| rest.strip_suffix('\n'));
         address.unwrap_or_else(|| panic!("the first line on stdout is {line:?}")).to_owned()
     }
 

@@ -15,7 +15,7 @@ impl World {
     /// A task that is ready.
     pub(super) fn plain_task(&self) -> Task {
         let task = self.new_task(&mut Random(1));
-        Task { due_at: None, ready_at: self.now, expires_at: None, unique_key: None, ..task }
+        Task { due_at: None, ready_at: self.now, expires_at: None, unique_key: None, concurrency_key: None, ..task }
     }
 
     /// A handle beside the manager's thread, which the test is itself.
@@ -132,6 +132,7 @@ fn a_batch_is_bounded_by_the_tasks_in_it() {
 pub(super) fn schedule(now: Timestamp, name: &str, overlap: Overlap, queued: u32) -> Schedule {
     let input = serde_json::value::RawValue::from_string("null".to_owned()).unwrap();
     let task = ScheduledTask {
+        concurrency_key: None,
         task_type: "t".to_owned(),
         input,
         labels: Default::default(),

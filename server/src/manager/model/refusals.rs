@@ -68,6 +68,7 @@ fn new_task(key: Option<&str>) -> NewTask {
         due_at: None,
         expires_at: None,
         unique_key: None,
+        concurrency_key: None,
         idempotency: key.map(|key| Idempotency { key: key.into(), item: -1, fingerprint: Digest([1; 32]) }),
     }
 }

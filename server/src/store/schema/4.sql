@@ -76,6 +76,15 @@ CREATE TRIGGER audit_unchanged BEFORE UPDATE ON audit BEGIN
     SELECT RAISE(ABORT, 'the audit log is not changed');
 END;
 
+-- How many tasks of a type run at once.
+ALTER TABLE task_type ADD COLUMN concurrency TEXT NOT NULL DEFAULT '{}';
+-- So many tasks of the tenant's type that have it run at once.
+ALTER TABLE task ADD COLUMN concurrency_key TEXT;
+-- `held` is 2: as many tasks of the type run as may; 3: as many that have the key.
+CREATE INDEX task_type_queue ON task (tenant, task_type, rank, id) WHERE held = 2;
+CREATE INDEX task_key_queue ON task (tenant, task_type, concurrency_key, rank, id) WHERE held = 3;
+CREATE INDEX task_at_once ON task (tenant, task_type, id) WHERE held >= 2;
+
 -- The queue, by tenant.
 DROP INDEX task_ready;
 CREATE INDEX task_ready ON task (tenant, rank, id) WHERE status = 0 AND due_at IS NULL AND held = 0;

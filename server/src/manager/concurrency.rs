@@ -1,0 +1,165 @@
+//! How many tasks of a type, and of a concurrency key, run at once.
+//!
+//! A task that finds as many at work as may is held back, in the store, where an index keeps its place; whatever ends
+//! or goes away makes room for the first of those. So one that is held back for its type or its key has others before
+//! it that run or are ready, also after a restart.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::core::Core;
+use crate::registry::SHARED;
+use crate::store::{StoreError, StoredType};
+use crate::task::{Event, Hold, Task, TaskId, Timestamp};
+
+/// Tasks that one transaction releases for each place that became free, looks at after a change of settings, and places
+/// that it looks at.
+const STEP: usize = 200;
+
+/// A tenant's type, and one of its keys; `None`: all of the type.
+type Lane = (Arc<str>, Arc<str>, Option<Arc<str>>);
+
+/// What runs, counted in step with the store.
+#[derive(Default)]
+pub(super) struct AtOnce {
+    running: HashMap<Lane, u32>,
+    /// What the open transaction changed, to be undone with it.
+    changes: Vec<(Lane, bool)>,
+    /// Lanes in which there may be room now.
+    freed: Vec<Lane>,
+    /// Types whose settings changed, and how far that was looked at.
+    again: Vec<(Arc<str>, Arc<str>, Option<TaskId>)>,
+}
+
+fn lanes(task: &Task) -> impl Iterator<Item = Lane> + use<> {
+    let lane = |key| (task.tenant.clone(), task.task_type.clone(), key);
+    let of_key = task.concurrency_key.clone().map(|key| lane(Some(key)));
+    [Some(lane(None)), of_key].into_iter().flatten()
+}
+
+impl AtOnce {
+    /// An attempt of the task begins.
+    pub(super) fn begins(&mut self, task: &Task) {
+        for lane in lanes(task) {
+            self.count(&lane, true);
+            self.changes.push((lane, true));
+        }
+    }
+
+    /// It is over.
+    pub(super) fn ends(&mut self, task: &Task) {
+        for lane in lanes(task) {
+            self.count(&lane, false);
+            self.changes.push((lane, false));
+        }
+        // One that is to be attempted again at once is still before the others.
+        if !task.is_ready() {
+            self.frees(task);
+        }
+    }
+
+    /// The task is no longer before those that are held back.
+    pub(super) fn frees(&mut self, task: &Task) {
+        self.freed.extend(lanes(task));
+    }
+
+    /// The task makes room for others of its type.
+    pub(super) fn frees_type(&mut self, task: &Task) {
+        self.freed.push((task.tenant.clone(), task.task_type.clone(), None));
+    }
+
+    /// The settings of a type changed.
+    pub(super) fn look_again(&mut self, tenant: &Arc<str>, name: &str) {
+        self.again.push((tenant.clone(), name.into(), None));
+    }
+
+    fn count(&mut self, lane: &Lane, begins: bool) {
+        if begins {
+            *self.running.entry(lane.clone()).or_default() += 1;
+        } else if let Some(count) = self.running.get_mut(lane) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.running.remove(lane);
+            }
+        }
+    }
+
+    fn of(&self, lane: &Lane) -> u32 {
+        self.running.get(lane).copied().unwrap_or(0)
+    }
+
+    /// The transaction was committed. False: there is more to be looked at.
+    pub(super) fn committed(&mut self) -> bool {
+        self.changes.clear();
+        self.freed.is_empty() && self.again.is_empty()
+    }
+
+    /// The transaction was rolled back.
+    pub(super) fn rolled_back(&mut self) {
+        for (lane, began) in std::mem::take(&mut self.changes).into_iter().rev() {
+            self.count(&lane, !began);
+        }
+    }
+}
+
+impl Core {
+    /// Why a task that is ready has to wait for others of its type or its key, if it has to.
+    pub(super) fn too_many(&self, task: &Task) -> Option<Hold> {
+        let most = self.registry.concurrency(&task.tenant, &task.task_type);
+        let lane = |key| (task.tenant.clone(), task.task_type.clone(), key);
+        if let Some(key) = &task.concurrency_key
+            && self.at_once.of(&lane(Some(key.clone()))) >= most.per_key.unwrap_or(1)
+        {
+            return Some(Hold::Key);
+        }
+        let most = most.running?;
+        (self.at_once.of(&lane(None)) >= most).then_some(Hold::Type)
+    }
+
+    /// How many tasks of a type run at once has changed: those of its tenant, or of all where it is shared.
+    pub(super) fn look_again_at(&mut self, stored: &StoredType) {
+        if *stored.tenant != *SHARED {
+            return self.at_once.look_again(&stored.tenant, &stored.name);
+        }
+        for tenant in self.tenants.all() {
+            self.at_once.look_again(&tenant.name, &stored.name);
+        }
+    }
+
+    /// Releases tasks for which there is room now.
+    pub(super) fn release_freed(&mut self, now: Timestamp) -> Result<(), StoreError> {
+        for (tenant, name, after) in std::mem::take(&mut self.at_once.again) {
+            let tasks = self.store.held_at_once(&tenant, &name, after, STEP)?;
+            let last = tasks.last().filter(|_| tasks.len() == STEP).map(|task| task.id);
+            for mut task in tasks {
+                // One that has to wait all the same is held back again when its turn comes.
+                let _ = self.change(&mut task, Event::Release, now)?;
+            }
+            if last.is_some() {
+                self.at_once.again.push((tenant, name, last));
+            }
+        }
+        let mut freed = std::mem::take(&mut self.at_once.freed);
+        freed.sort_unstable();
+        freed.dedup();
+        let left = freed.split_off(freed.len().min(STEP));
+        self.at_once.freed = left;
+        for lane @ (tenant, name, key) in &freed {
+            let most = self.registry.concurrency(tenant, name);
+            let most = match key {
+                Some(_) => most.per_key.unwrap_or(1),
+                // Nobody is held back for a type without a bound.
+                None => match most.running {
+                    Some(most) => most,
+                    None => continue,
+                },
+            };
+            let room = most.saturating_sub(self.at_once.of(lane)) as usize;
+            for _ in 0..room.min(STEP) {
+                let Some(mut task) = self.store.first_held(tenant, name, key.as_deref())? else { break };
+                let _ = self.change(&mut task, Event::Release, now)?;
+            }
+        }
+        Ok(())
+    }
+}
