@@ -93,6 +93,7 @@ fn fill(server: &Server, task_type: &str, finished: u64, random: &mut Random) ->
             connections: 4,
             kind: Kind::Batch,
             task_type,
+            key: None,
             delay,
             warm_up: Duration::ZERO,
             measured: FILL_LIMIT,

@@ -60,6 +60,7 @@ fn measure(setup: &Setup, random: &mut Random, server: &mut Server, connections:
         connections,
         kind: Kind::Batch,
         task_type: &setup.task_type,
+        key: None,
         delay: Duration::ZERO,
         warm_up: Duration::ZERO,
         measured: FILL_LIMIT,

@@ -72,6 +72,7 @@ fn measure(setup: &Setup, random: &mut Random, kind: Kind, what: &str, connectio
             connections,
             kind: Kind::Waited,
             task_type: &setup.task_type,
+            key: None,
             delay: Duration::ZERO,
             warm_up: setup.warm_up,
             measured: Duration::ZERO,

@@ -32,6 +32,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) kind: Kind,
     /// The type of the tasks; it must answer with its input.
     pub(crate) task_type: &'a str,
+    /// What the requests authenticate with.
+    pub(crate) key: Option<&'a str>,
     /// How long after its creation a task is due.
     pub(crate) delay: Duration,
     /// Load before the measurement. It is checked like the rest and not counted.
@@ -125,7 +127,7 @@ impl<'a> Load<'a> {
         Ok(Self {
             plan,
             random,
-            template: Template::new(plan.address, plan.task_type, plan.kind, plan.delay),
+            template: Template::new(plan.address, plan.task_type, plan.kind, plan.key, plan.delay),
             request: Vec::with_capacity(4096),
             events: Vec::with_capacity(plan.connections.min(1024)),
             connections,

@@ -22,6 +22,7 @@ mod rounds;
 mod sandbox;
 mod server;
 mod start;
+mod tenants;
 mod waited;
 
 use std::ffi::OsString;
@@ -68,6 +69,8 @@ enum Command {
     Latency,
     /// The server's start: from its process to its taking tasks
     Start,
+    /// Tenants beside each other: latency beside another's backlog, shares of CPU time, what keys cost
+    Tenants,
     /// The sandbox alone, in this process: instantiate, run `echo` and drop
     Sandbox,
     /// Guests that compute: with all limits, without any, and the same code native
@@ -209,6 +212,9 @@ fn run(cli: Cli) -> Result<bool> {
     }
     if matches!(cli.command, None | Some(Command::Start)) {
         good &= start::run(&setup)?;
+    }
+    if matches!(cli.command, None | Some(Command::Tenants)) {
+        good &= tenants::run(&setup, &mut random)?;
     }
     let in_process = setup.program.dir.join("in-process");
     if matches!(cli.command, None | Some(Command::Sandbox)) {

@@ -69,7 +69,7 @@ struct Out {
 
 /// Drives the load. Every answer must be the accepted task; the first fault ends the run.
 pub(crate) fn run(plan: &Plan<'_>, random: &mut Random) -> Result<Found> {
-    let template = Template::new(plan.address, plan.task_type, Kind::Enqueued, Duration::ZERO);
+    let template = Template::new(plan.address, plan.task_type, Kind::Enqueued, None, Duration::ZERO);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     // The time that epoll itself takes is in whole milliseconds.
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;

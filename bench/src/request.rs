@@ -77,17 +77,18 @@ pub(crate) struct Template {
 
 impl Template {
     /// The requests for one task type. Their tasks are due `delay` after their creation.
-    pub(crate) fn new(address: SocketAddr, task_type: &str, kind: Kind, delay: Duration) -> Self {
+    pub(crate) fn new(address: SocketAddr, task_type: &str, kind: Kind, key: Option<&str>, delay: Duration) -> Self {
         let prefer = match kind {
             Kind::Waited => "Prefer: wait=60\r\n",
             Kind::Enqueued | Kind::Batch => "",
         };
+        let key = key.map(|key| format!("Authorization: Bearer {key}\r\n")).unwrap_or_default();
         let path = if kind == Kind::Batch { "/tasks" } else { "/task" };
         let name = serde_json::Value::from(task_type);
         let delay = if delay.is_zero() { String::new() } else { format!("\"delay_ms\":{},", delay.as_millis()) };
         Self {
             head: format!(
-                "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{prefer}Content-Length: "
+                "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{prefer}{key}Content-Length: "
             ),
             body_start: format!("{{\"task_type\":{name},{delay}\"input\":"),
             kind,
@@ -166,7 +167,7 @@ mod tests {
     fn a_request_is_whole_and_says_its_length() {
         let address = SocketAddr::from(([127, 0, 0, 1], 80));
         let mut out = b"left over".to_vec();
-        Template::new(address, "echo", Kind::Waited, Duration::ZERO).write(b"\"x\"", &mut out);
+        Template::new(address, "echo", Kind::Waited, None, Duration::ZERO).write(b"\"x\"", &mut out);
         assert_eq!(
             String::from_utf8(out).expect("UTF-8"),
             "POST /task HTTP/1.1\r\nHost: 127.0.0.1:80\r\nContent-Type: application/json\r\n\

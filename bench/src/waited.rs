@@ -40,6 +40,7 @@ pub(crate) fn run(setup: &Setup, random: &mut Random) -> anyhow::Result<bool> {
             connections,
             kind: Kind::Waited,
             task_type: &setup.task_type,
+            key: None,
             delay: Duration::ZERO,
             warm_up: setup.warm_up,
             measured: setup.measured,
