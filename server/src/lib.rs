@@ -24,6 +24,7 @@ pub mod room;
 pub mod sandbox;
 pub mod schedule;
 pub mod schedules;
+pub mod secrets;
 pub mod serve;
 pub mod store;
 pub mod task;

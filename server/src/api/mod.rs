@@ -17,6 +17,7 @@ mod operations;
 mod prefer;
 mod problem;
 mod schedules;
+mod secrets;
 mod server;
 mod task_list;
 mod task_types;
@@ -40,6 +41,7 @@ use crate::limits::LimitOverrides;
 use crate::manager::Manager;
 use crate::objects::Objects;
 use crate::room::Room;
+use crate::secrets::Secrets;
 
 /// Who everything belongs to as long as there are no keys.
 const DEFAULT_TENANT: &str = "default";
@@ -50,6 +52,8 @@ pub struct App {
     pub manager: Manager,
     /// Objects.
     pub objects: Objects,
+    /// Secrets.
+    pub secrets: Secrets,
     /// Where attempts run; for the metrics.
     pub room: Arc<Room>,
     /// The largest input that any task can have.
@@ -78,6 +82,7 @@ pub async fn serve(listener: TcpListener, settings: ServerSettings, app: App, st
 struct Api {
     manager: Manager,
     objects: Objects,
+    secrets: Secrets,
     room: Arc<Room>,
     tenant: Arc<str>,
     max_input_bytes: u64,
@@ -114,6 +119,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(objects::get, objects::head, objects::put, objects::remove))
         .routes(routes!(schedules::list))
         .routes(routes!(schedules::get, schedules::put, schedules::remove))
+        .routes(routes!(secrets::list))
+        .routes(routes!(secrets::put, secrets::remove))
         .routes(routes!(task_types::list))
         .routes(routes!(task_types::get, task_types::patch, uploads::put, uploads::remove))
         .routes(routes!(uploads::bytes))
@@ -146,6 +153,7 @@ const DESCRIPTION: &str = "Runs WASM components as background tasks, sandboxed a
         (name = "events", description = "What happens to tasks, as it happens"),
         (name = "objects", description = "The tenant's named bytes, the same that its tasks see"),
         (name = "schedules", description = "Tasks that are created again and again, at their times"),
+        (name = "secrets", description = "Values that the host puts into requests of tasks, and that nobody reads back"),
         (name = "task types", description = "What can be run"),
         (name = "operations", description = "Health, metrics and reference"),
     )
@@ -154,7 +162,7 @@ struct Document;
 
 impl Api {
     fn new(app: App, settings: &ServerSettings) -> Api {
-        let App { manager, objects, room, max_input_bytes, max_component_bytes } = app;
+        let App { manager, objects, secrets, room, max_input_bytes, max_component_bytes } = app;
         let largest = objects.max_bytes().max(max_input_bytes).max(max_component_bytes);
         Api {
             tenant: DEFAULT_TENANT.into(),
@@ -169,6 +177,7 @@ impl Api {
             docs: Arc::new(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none")),
             manager,
             objects,
+            secrets,
             room,
         }
     }

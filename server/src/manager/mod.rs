@@ -14,6 +14,7 @@ mod model;
 mod objects;
 mod refused;
 mod schedules;
+mod secrets;
 mod settings;
 mod tell;
 mod trial;
@@ -31,6 +32,7 @@ pub use self::core::{Core, CoreSettings, Workers};
 pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
 pub use refused::{FieldError, Refused};
+pub use secrets::SecretWritten;
 pub use settings::SettingsPatch;
 pub use trial::LONGEST as LONGEST_TRIAL;
 pub(crate) use types::promoted;
@@ -38,6 +40,7 @@ pub use types::{Seen, Uploaded};
 
 use bulk::BulkCommand;
 use objects::PutObject;
+use secrets::SecretCommand;
 use settings::SettingsCommand;
 use trial::TrialCommand;
 use types::TypeCommand;
@@ -164,6 +167,7 @@ enum Command {
         precondition: Precondition,
         reply: Reply<()>,
     },
+    Secret(Box<SecretCommand>),
     Bulk(BulkCommand),
     Settings(Box<SettingsCommand>),
     Type(Box<TypeCommand>),
