@@ -325,17 +325,9 @@ impl From<objects::Refused> for Problem {
                 let policy =
                     format!("\"object-bytes\";q={};qu=\"content-bytes\", \"objects\";q={}", quota.bytes, quota.objects);
                 let detail = format!("{} objects with {} bytes in all are allowed", quota.objects, quota.bytes);
-                let mut problem = Problem::new(Kind::QuotaExceeded, detail);
-                problem.headers = Vec::from([(
-                    HeaderName::from_static("ratelimit"),
-                    HeaderValue::from_static("\"object-bytes\";r=0, \"objects\";r=0"),
-                )]);
-                problem.headers.extend(
-                    HeaderValue::try_from(policy)
-                        .ok()
-                        .map(|policy| (HeaderName::from_static("ratelimit-policy"), policy)),
-                );
-                problem
+                Problem::new(Kind::QuotaExceeded, detail)
+                    .with(HeaderName::from_static("ratelimit"), "\"object-bytes\";r=0, \"objects\";r=0".to_owned())
+                    .with(HeaderName::from_static("ratelimit-policy"), policy)
             }
             Refused::PreconditionFailed => Problem::of(Kind::PreconditionFailed),
             Refused::Undone(refused) => refused.into(),
