@@ -16,6 +16,7 @@ use taskcell_server::objects::{ObjectLimits, Objects};
 use taskcell_server::registry::Registry;
 use taskcell_server::room::{Memory, Room};
 use taskcell_server::sandbox::{Attempt, CodeCache, Control, EngineSettings, Program, RunEnd, Sandbox};
+use taskcell_server::secrets::Secrets;
 use taskcell_server::store::{self, Quota};
 use taskcell_server::task::{Digest, Outcome, TaskId};
 use tokio::runtime::Handle;
@@ -46,9 +47,10 @@ impl InProcess {
         let (manager, _inbox) =
             Manager::new(readers.clone(), registry, live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
         let quota = Quota { objects: 0, bytes: 0 };
+        let secrets = Secrets::new(readers.clone(), None);
         let objects = Objects::new(manager, readers, ObjectLimits { max_bytes: 0, quota });
         let outbound = Arc::new(Outbound::new(HttpSettings::default(), timers.clone())?);
-        let services = Services { objects, timers, outbound, live };
+        let services = Services { objects, secrets, timers, outbound, live };
         let settings = EngineSettings { slots: 1000, max_memory_bytes: Limits::CEILING.memory_bytes };
         let cache = CodeCache::open(dir.join("compiled"))?;
         let sandbox = Sandbox::new(&settings, cache, room.clone(), services.clone())?;

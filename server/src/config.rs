@@ -182,6 +182,9 @@ pub struct Config {
     /// How many schedules a tenant may have.
     #[arg(long, env = "TASKCELL_MAX_SCHEDULES", default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub max_schedules: u64,
+    /// How many secrets a tenant may have.
+    #[arg(long, env = "TASKCELL_MAX_SECRETS", default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=100_000))]
+    pub max_secrets: u64,
     /// How many task types a tenant may have.
     #[arg(long, env = "TASKCELL_MAX_TASK_TYPES", default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=100_000))]
     pub max_task_types: u64,
@@ -215,6 +218,9 @@ pub struct Config {
     /// A PEM file of authorities that tasks' HTTPS trusts beside the public ones.
     #[arg(long, env = "TASKCELL_HTTP_CA", value_name = "FILE")]
     pub http_ca: Option<PathBuf>,
+    /// A file with the key that secrets are sealed with: 32 random bytes, as base64 or 64 hexadecimal digits. Outside of the data directory, and its owner's alone.
+    #[arg(long, env = "TASKCELL_SECRET_KEY_FILE", value_name = "FILE")]
+    pub secret_key_file: Option<PathBuf>,
     /// HTTP requests that an attempt may make.
     #[arg(long, env = "TASKCELL_HTTP_REQUESTS", default_value_t = 1000, value_name = "COUNT")]
     pub http_requests: u64,

@@ -13,6 +13,9 @@ const MOST_DESTINATIONS: usize = 64;
 /// Most methods that a destination lists.
 const MOST_METHODS: usize = 16;
 
+/// Most secrets that a destination lists, and that one request has in it.
+pub const MOST_SECRETS: usize = 16;
+
 /// Most values of `env`, and of `config`.
 const MOST_VALUES: usize = 64;
 
@@ -58,6 +61,10 @@ pub struct Destination {
     /// The methods; all but CONNECT and TRACE, which nobody gets, where they are not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub methods: Option<Vec<String>>,
+    /// The secrets that may be put into the headers of requests there; with `https` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 16, example = json!(["api-token"]))]
+    pub secrets: Vec<String>,
 }
 
 /// The scheme of a destination.
@@ -150,6 +157,15 @@ impl Grants {
                 ),
                 _ => {}
             }
+            let secrets = &destination.secrets;
+            if !secrets.is_empty() && destination.scheme != Scheme::Https {
+                bad(&["http", &index, "secrets"], "must be of a destination with the scheme https".into());
+            } else if secrets.len() > MOST_SECRETS {
+                bad(&["http", &index, "secrets"], format!("must have at most {MOST_SECRETS} items"));
+            } else if !secrets.iter().all(|name| is_secret_name(name)) {
+                let rule = "each must be a secret's name: 1 to 63 letters a-z, digits and '-', not beginning with '-'";
+                bad(&["http", &index, "secrets"], rule.into());
+            }
         }
         // An environment variable's name ends at its '=', and its value at a NUL.
         check_values("env", &self.env, |name| !name.contains('='), bad);
@@ -161,6 +177,13 @@ impl Grants {
     /// The destination that a request of this host, port, scheme and method may go to.
     pub fn allows(&self, scheme: Scheme, host: &str, port: u16, method: &str) -> bool {
         self.http.iter().any(|destination| destination.allows(scheme, host, port, method))
+    }
+
+    /// Whether such a request may have that secret in it.
+    pub fn allows_secret(&self, scheme: Scheme, host: &str, port: u16, method: &str, secret: &str) -> bool {
+        let lists = |destination: &Destination| destination.secrets.iter().any(|listed| listed == secret);
+        scheme == Scheme::Https
+            && self.http.iter().any(|listed| lists(listed) && listed.allows(scheme, host, port, method))
     }
 }
 
@@ -211,6 +234,13 @@ fn is_host(host: &str) -> bool {
     let last = host.rsplit('.').next().unwrap_or_default();
     let is_number = last.bytes().next().is_some_and(|byte| byte.is_ascii_digit());
     host.len() <= 253 && host.split('.').all(is_label) && !is_number
+}
+
+/// Whether that can be a secret's name: `[a-z0-9][a-z0-9-]{0,62}`, as a task type's.
+pub fn is_secret_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    let allowed = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    bytes.len() <= 63 && bytes.first().is_some_and(allowed) && bytes.iter().all(|byte| allowed(byte) || *byte == b'-')
 }
 
 fn is_method(method: &str) -> bool {
@@ -275,7 +305,10 @@ mod tests {
     #[test]
     fn what_is_read_is_written() {
         let text = json!({
-            "http": [{"host": "a.example", "scheme": "http", "port": 8080, "methods": ["GET"]}],
+            "http": [
+                {"host": "a.example", "scheme": "http", "port": 8080, "methods": ["GET"]},
+                {"host": "a.example", "scheme": "https", "secrets": ["api-token"]},
+            ],
             "env": {"A": "b"}, "config": {"c": "d"}, "deterministic": true
         });
         assert_eq!(serde_json::to_value(Grants::read(text.clone()).unwrap()).unwrap(), text);
@@ -305,6 +338,28 @@ mod tests {
         assert!(!any.allows(Http, "a", 80, "CONNECT") && !any.allows(Http, "a", 80, "TRACE"));
         let six = destination(json!({"host": "2001:db8::1"}));
         assert!(six.allows(Https, "2001:DB8:0:0::1", 443, "GET") && !six.allows(Https, "2001:db8::2", 443, "GET"));
+    }
+
+    #[test]
+    fn a_secret_is_for_the_destinations_that_list_it() {
+        use Scheme::{Http, Https};
+        let grants = Grants::read(json!({"http": [
+            {"host": "a.example", "methods": ["GET"], "secrets": ["x"]},
+            {"host": "a.example", "secrets": ["y"]},
+            {"host": "b.example"},
+        ]}));
+        let mut grants = grants.unwrap();
+        let allows = |grants: &Grants, scheme, host, method, secret| {
+            assert!(grants.allows(scheme, host, scheme.default_port(), method) || scheme == Http, "{host} {method}");
+            grants.allows_secret(scheme, host, scheme.default_port(), method, secret)
+        };
+        assert!(allows(&grants, Https, "a.example", "GET", "x") && allows(&grants, Https, "a.example", "GET", "y"));
+        assert!(allows(&grants, Https, "A.Example", "PUT", "y") && !allows(&grants, Https, "a.example", "PUT", "x"));
+        assert!(!allows(&grants, Https, "b.example", "GET", "x") && !allows(&grants, Https, "a.example", "GET", "z"));
+        assert!(!grants.allows_secret(Https, "a.example", 8443, "GET", "x"));
+        // Nor if it were stored so.
+        grants.http[1].scheme = Http;
+        assert!(grants.allows(Http, "a.example", 80, "GET") && !allows(&grants, Http, "a.example", "GET", "y"));
     }
 
     #[test]
@@ -354,6 +409,13 @@ mod tests {
             assert_eq!(bad(json!({"http": [{"host": "a", "methods": methods}]})), ["http/0/methods"]);
         }
         assert_eq!(bad(json!({"http": vec![json!({"host": "a"}); 65]})), ["http"]);
+        let long = "a".repeat(64);
+        for secrets in [json!([""]), json!(["A"]), json!(["-a"]), json!(["a_b"]), json!([long]), json!(vec!["a"; 17])] {
+            assert_eq!(bad(json!({"http": [{"host": "a", "secrets": secrets}]})), ["http/0/secrets"], "{secrets}");
+        }
+        assert_eq!(bad(json!({"http": [{"host": "a", "scheme": "http", "secrets": ["a"]}]})), ["http/0/secrets"]);
+        assert_eq!(bad(json!({"http": [{"host": "a", "secrets": "a"}]})), ["http/0/secrets"]);
+        destination(json!({"host": "a", "secrets": vec!["a".repeat(63); 16]}));
         assert_eq!(bad(json!({"env": {"A=B": "c", "": "d", "E": "f\0"}})), ["env/", "env/A=B", "env/E"]);
         assert_eq!(bad(json!({"env": {"A": 1}})), ["env/A"]);
         assert_eq!(bad(json!({"config": {"a": "x".repeat(VALUES_BYTES)}})), ["config"]);

@@ -27,6 +27,7 @@ pub mod room;
 pub mod sandbox;
 pub mod schedule;
 pub mod schedules;
+pub mod secrets;
 pub mod serve;
 pub mod share;
 pub mod store;

@@ -86,10 +86,10 @@ impl Objects {
     }
 
     /// The same for guests, who all together leave readers and places with the manager to the API,
-    /// whatever they do.
-    pub fn for_guests(&self) -> Objects {
+    /// whatever they do: `readers` are those that guests have.
+    pub fn for_guests(&self, readers: Readers) -> Objects {
         let writes = Some(Arc::new(Semaphore::new(GUEST_WRITES)));
-        Objects { readers: self.readers.half(), writes, ..self.clone() }
+        Objects { readers, writes, ..self.clone() }
     }
 
     async fn turn_to_write(&self) -> Option<SemaphorePermit<'_>> {

@@ -24,6 +24,7 @@ use crate::objects::{ObjectLimits, Objects};
 use crate::registry::Registry;
 use crate::room::{self, Memory, Room};
 use crate::sandbox::{CodeCache, CompileLimits, Cores, EngineSettings, MAPS_PER_SLOT, Sandbox};
+use crate::secrets::{Key, Secrets};
 use crate::store::{self, DataDir, Quota};
 use crate::tenants::Tenants;
 use crate::types_at_start;
@@ -41,6 +42,8 @@ const READERS: usize = 4;
 /// Serves until a signal ends it.
 pub fn serve(config: Config) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let file = config.secret_key_file.as_deref();
+    let key = file.map(|file| Key::read(file, &config.data_dir)).transpose()?.map(Arc::new);
     let data_dir = DataDir::open(&config.data_dir)?;
     let (mut writer, readers) = store::open(&data_dir.path, READERS)?;
     let (defaults, ceiling) = (config.defaults.limits(), config.ceilings.limits());
@@ -91,10 +94,14 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         Manager::new(readers.clone(), registry.clone(), live.clone(), changes.clone(), defaults, ceiling);
     let quota = Quota { objects: config.object_quota_count, bytes: config.object_quota_bytes };
     let compile_readers = readers.clone();
+    let guest_readers = readers.half();
+    let secrets = Secrets::new(readers.clone(), key.clone());
+    let guest_secrets = Secrets::new(guest_readers.clone(), key);
     let objects = Objects::new(manager.clone(), readers, ObjectLimits { max_bytes: config.max_object_bytes, quota });
     let outbound = Arc::new(Outbound::new(config.http(), api_threads.handle().clone())?);
     let timers = api_threads.handle().clone();
-    let services = Services { objects: objects.for_guests(), timers, outbound, live };
+    let services =
+        Services { objects: objects.for_guests(guest_readers), secrets: guest_secrets, timers, outbound, live };
 
     let settings = EngineSettings { slots, max_memory_bytes: ceiling.memory_bytes };
     let cache = CodeCache::open(data_dir.path.join("compiled"))?;
@@ -134,6 +141,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         max_interruptions: config.max_interruptions,
         backlog: BacklogLimits { total: config.max_pending, tenant: config.max_tenant_pending },
         max_schedules: config.max_schedules,
+        max_secrets: config.max_secrets,
         max_task_types: config.max_task_types,
         retention_ms: config.retention,
     };
@@ -150,6 +158,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         manager: manager.clone(),
         objects,
         tenants,
+        secrets,
         room,
         max_input_bytes: config.ceilings.max_input_bytes,
         max_component_bytes: config.max_component_bytes,

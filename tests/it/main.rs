@@ -26,6 +26,7 @@ mod retention;
 mod retries;
 mod sandbox;
 mod schedules;
+mod secrets;
 mod slow_clients;
 mod support;
 mod task_types;

@@ -4,6 +4,7 @@
 mod addresses;
 mod limits;
 mod peers;
+mod secrets;
 
 use std::sync::mpsc;
 
@@ -315,6 +316,9 @@ fn grants_that_cannot_be() {
         (json!({"http": [{"host": "a"}, {"host": "a", "port": 0}]}), "#/grants/http/1/port"),
         (json!({"http": {"host": "a"}}), "#/grants/http"),
         (json!({"http": [{"host": "a", "methods": ["CONNECT"]}]}), "#/grants/http/0/methods"),
+        (json!({"http": [{"host": "a", "scheme": "http", "secrets": ["a"]}]}), "#/grants/http/0/secrets"),
+        (json!({"http": [{"host": "a", "secrets": ["A"]}]}), "#/grants/http/0/secrets"),
+        (json!({"http": [{"host": "a", "secrets": vec!["a"; 17]}]}), "#/grants/http/0/secrets"),
         (json!({"env": {"A=/": "b"}}), "#/grants/env/A%3D~1"),
         (json!({"config": {"a": 1}}), "#/grants/config/a"),
     ] {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -41,23 +41,29 @@ fn blocks() -> Vec<Block> {
 }
 
 /// Every command is run in its order against a real server, and its answer compared with the block
-/// that follows it. The two commands that build are known by their words: the one is what runs this
+/// that follows it. What makes the key is run before the server starts. The two commands that build are known by their words: the one is what runs this
 /// test, the other is run by the test below.
 #[test]
 fn every_command_answers_what_the_readme_shows() {
-    let server = Setup::new(&[]).with_components(None).start();
-    // The component that its reader has built.
     let here = crate::support::temp_dir();
+    let blocks = blocks();
+    // What makes the key comes first: the server reads it when it starts.
+    let key = blocks.iter().find(|block| block.language == "sh" && block.text.contains("/dev/urandom")).unwrap();
+    assert!(run_with(&key.text, here.path(), "").status.success(), "{}", key.text);
+    let file = here.path().join("taskcell.key");
+    let server = Setup::new(&["--secret-key-file", file.to_str().unwrap()]).with_components(None).start();
+    // What its reader has: a component that was built, and a secret.
+    std::fs::write(here.path().join("token.txt"), "a reader's own token\n").unwrap();
     let echo = server.client.get("/task-types/echo").expect(200).json();
     let path = format!("/task-types/echo/versions/{}", echo["version"].as_str().unwrap());
     std::fs::write(here.path().join("echo.wasm"), server.client.get(&path).expect(200).body).unwrap();
     let mut id = String::new();
     let mut seen = BTreeMap::<&str, u32>::new();
-    let blocks = blocks();
     for (index, block) in blocks.iter().enumerate().filter(|(_, block)| block.language == "sh") {
         let command = block.text.trim();
         match command {
             "cargo run --release -- serve" => *seen.entry("serve").or_default() += 1,
+            command if command == key.text.trim() => *seen.entry("key").or_default() += 1,
             "cargo test --release --workspace" => *seen.entry("test").or_default() += 1,
             _ => {
                 assert!(command.starts_with("curl -s "), "nothing runs this command of the README: {command}");
@@ -76,7 +82,7 @@ fn every_command_answers_what_the_readme_shows() {
             }
         }
     }
-    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [("curl", 11), ("serve", 1), ("test", 1)]);
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [("curl", 13), ("key", 1), ("serve", 1), ("test", 1)]);
 }
 
 /// The first command of a newcomer: cargo starts the server, and it serves.
@@ -130,9 +136,13 @@ fn the_example_is_the_real_one() {
 
 fn shell(command: &str, server: &Server, id: &str, here: &Path) -> Value {
     let command = command.replace("127.0.0.1:8080", &server.address);
-    let output = Command::new("sh").arg("-ec").arg(&command).env("ID", id).current_dir(here).output().unwrap();
+    let output = run_with(&command, here, id);
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn run_with(command: &str, here: &Path, id: &str) -> Output {
+    Command::new("sh").arg("-ec").arg(command).env("ID", id).current_dir(here).output().unwrap()
 }
 
 /// A value with what differs from run to run left out: numbers, times and ids.

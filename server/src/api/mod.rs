@@ -18,6 +18,7 @@ mod operations;
 mod prefer;
 mod problem;
 mod schedules;
+mod secrets;
 mod server;
 mod task_list;
 mod task_types;
@@ -45,6 +46,7 @@ use crate::limits::LimitOverrides;
 use crate::manager::Manager;
 use crate::objects::Objects;
 use crate::room::Room;
+use crate::secrets::Secrets;
 use crate::tenants::Tenants;
 
 /// What the API needs of the rest.
@@ -55,6 +57,8 @@ pub struct App {
     pub objects: Objects,
     /// Tenants and keys.
     pub tenants: Arc<Tenants>,
+    /// Secrets.
+    pub secrets: Secrets,
     /// Where attempts run; for the metrics.
     pub room: Arc<Room>,
     /// The largest input that any task can have.
@@ -96,6 +100,7 @@ pub async fn serve(
 struct Api {
     manager: Manager,
     objects: Objects,
+    secrets: Secrets,
     room: Arc<Room>,
     tenants: Arc<Tenants>,
     max_tenants: u64,
@@ -133,6 +138,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(objects::get, objects::head, objects::put, objects::remove))
         .routes(routes!(schedules::list))
         .routes(routes!(schedules::get, schedules::put, schedules::remove))
+        .routes(routes!(secrets::list))
+        .routes(routes!(secrets::put, secrets::remove))
         .routes(routes!(task_types::list))
         .routes(routes!(task_types::get, task_types::patch, uploads::put, uploads::remove))
         .routes(routes!(uploads::bytes))
@@ -171,6 +178,7 @@ const DESCRIPTION: &str = "Runs WASM components as background tasks, sandboxed a
         (name = "events", description = "What happens to tasks, as it happens"),
         (name = "objects", description = "The tenant's named bytes, the same that its tasks see"),
         (name = "schedules", description = "Tasks that are created again and again, at their times"),
+        (name = "secrets", description = "Values that the host puts into requests of tasks, and that nobody reads back"),
         (name = "task types", description = "What can be run"),
         (name = "keys", description = "What clients authenticate with"),
         (name = "tenants", description = "Those who share the server; for its operator"),
@@ -181,7 +189,7 @@ struct Document;
 
 impl Api {
     fn new(app: App, settings: &ServerSettings) -> Api {
-        let App { manager, objects, tenants, room, max_input_bytes, max_component_bytes } = app;
+        let App { manager, objects, tenants, secrets, room, max_input_bytes, max_component_bytes } = app;
         let largest = objects.max_bytes().max(max_input_bytes).max(max_component_bytes);
         Api {
             tenants,
@@ -197,6 +205,7 @@ impl Api {
             docs: Arc::new(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none")),
             manager,
             objects,
+            secrets,
             room,
         }
     }

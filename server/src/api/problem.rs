@@ -114,6 +114,10 @@ kinds! {
         "The tenant listens on as many streams of events as it may. Close one.";
     TooManySchedules = "too-many-schedules", TOO_MANY_REQUESTS, "There are too many schedules",
         "The tenant has as many schedules as it may (--max-schedules). Remove some.";
+    TooManySecrets = "too-many-secrets", TOO_MANY_REQUESTS, "There are too many secrets",
+        "The tenant has as many secrets as it may (--max-secrets). Remove some.";
+    NoSecretKey = "no-secret-key", CONFLICT, "The server has no key for secrets",
+        "Secrets are sealed with a key that the operator gives to the server with --secret-key-file. Without one none is taken.";
     TooManyOperations = "too-many-operations", TOO_MANY_REQUESTS, "Too many operations are running",
         "As many bulk operations of the tenant are open as may be. GET /operations lists them; send the request again when one is Completed.";
     QueueFull = "queue-full", SERVICE_UNAVAILABLE, "The queue is full",
@@ -138,6 +142,7 @@ impl Kind {
             Kind::TypeNotReady => Some("30"),
             Kind::QuotaExceeded
             | Kind::TooManySchedules
+            | Kind::TooManySecrets
             | Kind::TooManyTaskTypes
             | Kind::TooManyTenants
             | Kind::TooManyKeys => Some("60"),
@@ -277,6 +282,13 @@ fn shortened(mut text: String) -> String {
     text
 }
 
+/// There are as many of something as there may be.
+fn used_up(kind: Kind, what: &str, limit: u64) -> Problem {
+    Problem::of(kind)
+        .with(HeaderName::from_static("ratelimit"), format!("\"{what}\";r=0"))
+        .with(HeaderName::from_static("ratelimit-policy"), format!("\"{what}\";q={limit}"))
+}
+
 /// The way from what the manager refuses to HTTP: the only one.
 impl From<manager::Refused> for Problem {
     fn from(refused: manager::Refused) -> Problem {
@@ -289,15 +301,9 @@ impl From<manager::Refused> for Problem {
             }
             Refused::TypeInUse => Problem::of(Kind::TypeInUse),
             Refused::SharedType => Problem::of(Kind::SharedType),
-            Refused::TooManyTaskTypes { limit } => Problem::of(Kind::TooManyTaskTypes)
-                .with(HeaderName::from_static("ratelimit"), "\"task-types\";r=0".to_owned())
-                .with(HeaderName::from_static("ratelimit-policy"), format!("\"task-types\";q={limit}")),
-            Refused::TooManyTenants { limit } => Problem::of(Kind::TooManyTenants)
-                .with(HeaderName::from_static("ratelimit"), "\"tenants\";r=0".to_owned())
-                .with(HeaderName::from_static("ratelimit-policy"), format!("\"tenants\";q={limit}")),
-            Refused::TooManyKeys { limit } => Problem::of(Kind::TooManyKeys)
-                .with(HeaderName::from_static("ratelimit"), "\"keys\";r=0".to_owned())
-                .with(HeaderName::from_static("ratelimit-policy"), format!("\"keys\";q={limit}")),
+            Refused::TooManyTaskTypes { limit } => used_up(Kind::TooManyTaskTypes, "task-types", limit),
+            Refused::TooManyTenants { limit } => used_up(Kind::TooManyTenants, "tenants", limit),
+            Refused::TooManyKeys { limit } => used_up(Kind::TooManyKeys, "keys", limit),
             Refused::TypeNotReady => Problem::of(Kind::TypeNotReady),
             Refused::Invalid(errors) => Problem::fields(errors),
             Refused::InputTooLarge { .. } => Problem::new(Kind::TooLarge, refused.to_string()),
@@ -306,20 +312,16 @@ impl From<manager::Refused> for Problem {
             Refused::UniqueKey { holder } => Problem::of(Kind::UniqueKey).with(LOCATION, format!("/task/{holder}")),
             Refused::KeyReused => Problem::of(Kind::KeyReused),
             Refused::Gone => Problem::of(Kind::KeyGone),
-            Refused::TooManyPending { limit, retry_after } => Problem::of(Kind::TooManyPending)
-                .with(RETRY_AFTER, retry_after.to_string())
-                .with(HeaderName::from_static("ratelimit"), "\"pending-tasks\";r=0".to_owned())
-                .with(HeaderName::from_static("ratelimit-policy"), format!("\"pending-tasks\";q={limit}")),
+            Refused::TooManyPending { limit, retry_after } => {
+                used_up(Kind::TooManyPending, "pending-tasks", limit).with(RETRY_AFTER, retry_after.to_string())
+            }
             Refused::QueueFull { retry_after } => {
                 Problem::of(Kind::QueueFull).with(RETRY_AFTER, retry_after.to_string())
             }
             Refused::PreconditionFailed => Problem::of(Kind::PreconditionFailed),
-            Refused::TooManySchedules { limit } => Problem::of(Kind::TooManySchedules)
-                .with(HeaderName::from_static("ratelimit"), "\"schedules\";r=0".to_owned())
-                .with(HeaderName::from_static("ratelimit-policy"), format!("\"schedules\";q={limit}")),
-            Refused::TooManyOperations { limit } => Problem::of(Kind::TooManyOperations)
-                .with(HeaderName::from_static("ratelimit"), "\"open-operations\";r=0".to_owned())
-                .with(HeaderName::from_static("ratelimit-policy"), format!("\"open-operations\";q={limit}")),
+            Refused::TooManySchedules { limit } => used_up(Kind::TooManySchedules, "schedules", limit),
+            Refused::TooManySecrets { limit } => used_up(Kind::TooManySecrets, "secrets", limit),
+            Refused::TooManyOperations { limit } => used_up(Kind::TooManyOperations, "open-operations", limit),
             Refused::NoRoom => Problem::of(Kind::StorageUnavailable),
             Refused::Busy | Refused::TooSlow => {
                 tracing::warn!("a request was refused: {refused}");
@@ -343,17 +345,9 @@ impl From<objects::Refused> for Problem {
                 let policy =
                     format!("\"object-bytes\";q={};qu=\"content-bytes\", \"objects\";q={}", quota.bytes, quota.objects);
                 let detail = format!("{} objects with {} bytes in all are allowed", quota.objects, quota.bytes);
-                let mut problem = Problem::new(Kind::QuotaExceeded, detail);
-                problem.headers = Vec::from([(
-                    HeaderName::from_static("ratelimit"),
-                    HeaderValue::from_static("\"object-bytes\";r=0, \"objects\";r=0"),
-                )]);
-                problem.headers.extend(
-                    HeaderValue::try_from(policy)
-                        .ok()
-                        .map(|policy| (HeaderName::from_static("ratelimit-policy"), policy)),
-                );
-                problem
+                Problem::new(Kind::QuotaExceeded, detail)
+                    .with(HeaderName::from_static("ratelimit"), "\"object-bytes\";r=0, \"objects\";r=0".to_owned())
+                    .with(HeaderName::from_static("ratelimit-policy"), policy)
             }
             Refused::PreconditionFailed => Problem::of(Kind::PreconditionFailed),
             Refused::Undone(refused) => refused.into(),

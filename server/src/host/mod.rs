@@ -36,6 +36,7 @@ use crate::host::log::LogBuffer;
 use crate::limits::Limits;
 use crate::objects::Objects;
 use crate::room::Room;
+use crate::secrets::Secrets;
 use crate::task::{Progress, TaskId};
 
 /// Bindings of world `task`.
@@ -69,6 +70,8 @@ pub mod blocking_world {
 pub struct Services {
     /// The tenants' objects.
     pub objects: Objects,
+    /// The tenants' secrets, for their requests.
+    pub secrets: Secrets,
     /// Where timers run: not on the guests' threads, which a guest may keep busy.
     pub timers: Handle,
     /// Where their requests go out.
@@ -138,7 +141,14 @@ impl Host {
         table.set_max_capacity(host_memory.max_handles());
         let (wasi, time) = wasi::context(&log, &grants, of.id);
         let config = grants.config.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let http = http::Http::new(services.outbound.clone(), grants.clone(), host_memory.clone(), log.clone());
+        let allowed = http::Allowed {
+            grants: grants.clone(),
+            secrets: services.secrets.clone(),
+            tenant: of.tenant.clone(),
+            memory: host_memory.clone(),
+            log: log.clone(),
+        };
+        let http = http::Http::new(services.outbound.clone(), allowed);
         Host {
             wasi,
             time,

@@ -76,6 +76,7 @@ impl Core {
             Command::DeleteSchedule { tenant, name, precondition, .. } => {
                 self.delete_schedule(tenant, name, precondition)
             }
+            Command::Secret(command) => Ok(Done::Secret(self.apply_secret(command, now)?)),
             Command::Bulk(command) => Ok(Done::Bulk(self.apply_bulk(command, now)?)),
             Command::Settings(command) => Ok(Done::Settings(self.apply_settings(command)?)),
             Command::Type(command) => Ok(Done::Type(Box::new(self.apply_type(command, now)?))),

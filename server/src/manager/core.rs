@@ -24,7 +24,7 @@ use super::tenants::TenantDone;
 use super::types::{GoneTypes, TypeDone};
 use super::upkeep::Timers;
 use super::waiters::EndWaiters;
-use super::{Command, Inbox, Refused};
+use super::{Command, Inbox, Refused, SecretWritten};
 use crate::clock;
 use crate::compiler::Compiler;
 use crate::executor::Job;
@@ -83,6 +83,8 @@ pub struct CoreSettings {
     pub backlog: BacklogLimits,
     /// How many schedules a tenant may have.
     pub max_schedules: u64,
+    /// How many secrets a tenant may have.
+    pub max_secrets: u64,
     /// How many task types a tenant may have.
     pub max_task_types: u64,
     /// How long ended tasks are kept where their type does not say, in milliseconds.
@@ -156,6 +158,7 @@ pub(super) enum Done {
     Object(ObjectWrite),
     /// The schedule as it is now, and whether there was none before.
     Schedule(Box<(Schedule, bool)>),
+    Secret(Result<SecretWritten, Refused>),
     Bulk(BulkDone),
     Settings(SettingsDone),
     Type(Box<TypeDone>),

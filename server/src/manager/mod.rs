@@ -15,6 +15,7 @@ mod model;
 mod objects;
 mod refused;
 mod schedules;
+mod secrets;
 mod settings;
 mod starts;
 mod tell;
@@ -34,6 +35,7 @@ pub use self::core::{Core, CoreSettings, Workers};
 pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
 pub use refused::{FieldError, Refused};
+pub use secrets::SecretWritten;
 pub use settings::SettingsPatch;
 pub use tenants::{Change, Changed, NewKey, administer};
 pub use trial::LONGEST as LONGEST_TRIAL;
@@ -42,6 +44,7 @@ pub use types::{Seen, Uploaded};
 
 use bulk::BulkCommand;
 use objects::PutObject;
+use secrets::SecretCommand;
 use settings::SettingsCommand;
 use tenants::TenantCommand;
 use trial::TrialCommand;
@@ -169,6 +172,7 @@ enum Command {
         precondition: Precondition,
         reply: Reply<()>,
     },
+    Secret(Box<SecretCommand>),
     Bulk(BulkCommand),
     Settings(Box<SettingsCommand>),
     Type(Box<TypeCommand>),

@@ -30,6 +30,7 @@ use crate::registry::{Registry, TaskType, Version};
 use crate::room::{Memory, Room};
 use crate::sandbox::{CodeCache, Cores, EngineSettings, RunEnd, Sandbox};
 use crate::schedule::Concurrency;
+use crate::secrets::Secrets;
 use crate::store::{self, Quota, Readers, StoredType};
 use crate::task::{
     AttemptEnd, Digest, ErrorKind, Hold, Labels, Outcome, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp,
@@ -134,6 +135,7 @@ impl World {
             backlog: BacklogLimits { total: self.max_pending, tenant: self.max_pending },
             retention_ms: RETENTION_MS,
             max_schedules: 1,
+            max_secrets: 1,
             max_task_types: 1,
         };
         let run = Box::new(move |job| drop(send.send(job)));
@@ -465,10 +467,11 @@ fn program(directory: &Path, runtime: &Runtime) -> crate::sandbox::Program {
     let (manager, _) =
         Manager::new(readers.clone(), Arc::default(), live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
     let limits = ObjectLimits { max_bytes: 0, quota: Quota { objects: 0, bytes: 0 } };
+    let secrets = Secrets::new(readers.clone(), None);
     let objects = Objects::new(manager, readers, limits);
     let timers = runtime.handle().clone();
     let outbound = Arc::new(Outbound::new(HttpSettings::default(), timers.clone()).unwrap());
-    let services = Services { objects, timers, outbound, live };
+    let services = Services { objects, secrets, timers, outbound, live };
     let room = Arc::new(Room::new(1, 1, Memory::new(0)));
     let cache = CodeCache::open(directory.join("compiled")).unwrap();
     let settings = EngineSettings { slots: 1, max_memory_bytes: 1 << 20 };

@@ -109,6 +109,12 @@ pub enum Refused {
         /// How many that is.
         limit: u64,
     },
+    /// The tenant has as many secrets as it may.
+    #[error("there are {limit} secrets already")]
+    TooManySecrets {
+        /// How many that is.
+        limit: u64,
+    },
     /// The tenant has as many bulk operations open as it may.
     #[error("{limit} operations are running")]
     TooManyOperations {

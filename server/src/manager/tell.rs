@@ -60,6 +60,7 @@ impl Core {
                 (Command::DeleteSchedule { reply, .. } | Command::IsStored { reply, .. }, Done::Refused(why)) => {
                     answer(reply, Err(why));
                 }
+                (Command::Secret(command), Done::Secret(done)) => command.answer(done),
                 (Command::Bulk(command), Done::Bulk(done)) => self.tell_bulk(command, done),
                 (Command::Settings(command), Done::Settings(done)) => self.tell_settings(*command, done),
                 (Command::Trial(command), Done::Trial(place)) => self.tell_trial(*command, place, now),
@@ -149,6 +150,7 @@ impl Core {
                 Command::PutSchedule { reply, .. } => answer(reply, Err(refusal())),
                 Command::Flush { reply } | Command::DeleteSchedule { reply, .. } => answer(reply, Err(refusal())),
                 Command::Bulk(command) => kept.extend(command.refuse(refusal()).map(Command::Bulk)),
+                Command::Secret(command) => command.answer(Err(refusal())),
                 Command::Settings(command) => command.refuse(refusal()),
                 Command::Trial(command) => command.refuse(refusal()),
                 Command::Tenant(command) => command.refuse(refusal()),

@@ -13,6 +13,7 @@ mod queue;
 mod read;
 mod rows;
 mod schedules;
+mod secrets;
 mod task_types;
 mod tenants;
 mod write;
@@ -32,6 +33,7 @@ pub use operations::{Action, Operation, OperationId};
 pub use queue::{KEY_AGE_MS, KeyUse, Time};
 pub use read::{ListFilter, ObjectMeta, Page, Readers, TaskSummary};
 pub use rows::StoredType;
+pub use secrets::SecretMeta;
 pub use task_types::StoredComponent;
 pub use write::{ObjectWrite, Precondition, Quota, Writer};
 

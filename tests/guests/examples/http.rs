@@ -1,10 +1,11 @@
 //! Makes HTTP requests by `wasi:http`, in the blocking world.
 //!
-//! Input: `{"requests": […], "at_once": false, "fields": 0}`. A request has `method`, `scheme`, `authority`,
+//! Input: `{"requests": […], "at_once": false, "fields": 0, "fail": false}`. A request has `method`, `scheme`, `authority`,
 //! `path`, `headers`, `body`, `body_bytes` (so many bytes instead, without a length), and timeouts in
 //! milliseconds: `connect_ms`, `first_byte_ms`, `between_bytes_ms`. With `follow` it goes where a response says.
 //! `heads` leaves the body out. `at_once` sends all of them before it waits for the first response, and keeps
 //! all responses until the last is there. `fields` makes so many of the host's `fields` first and keeps them.
+//! With `fail` it prints the output and fails with it instead.
 //!
 //! Output: for each request `{"status", "headers", "body"}`, or `{"error"}`, with the body's length where it is
 //! over 1000 bytes.
@@ -36,6 +37,7 @@ struct Input {
     requests: Vec<Ask>,
     at_once: bool,
     fields: usize,
+    fail: bool,
 }
 
 #[derive(Clone, Deserialize)]
@@ -78,7 +80,7 @@ struct Http;
 
 impl Guest for Http {
     fn run(input: String) -> Result<String, Failure> {
-        let Input { requests, at_once, fields } = parse(&input)?;
+        let Input { requests, at_once, fields, fail } = parse(&input)?;
         let _kept: Vec<Fields> = (0..fields).map(|_| Fields::new()).collect();
         let answers: Vec<Value> = if at_once {
             let sent: Vec<_> = requests.iter().map(send).collect();
@@ -89,7 +91,12 @@ impl Guest for Http {
         } else {
             requests.iter().map(|ask| told(fetch(ask))).collect()
         };
-        Ok(Value::from(answers).to_string())
+        let output = Value::from(answers).to_string();
+        if fail {
+            println!("{output}");
+            return Err(Failure::Permanent(output));
+        }
+        Ok(output)
     }
 }
 

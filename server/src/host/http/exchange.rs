@@ -22,6 +22,8 @@ use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::connect::{Outbound, Stream, Target};
+use super::mask::Masked;
+use super::secrets::PutIn;
 use crate::host::memory::HostMemory;
 
 /// Most bytes of a response's head, and of what a connection reads ahead.
@@ -32,6 +34,9 @@ const MOST_FIELDS: usize = 100;
 
 /// What a connection costs the host: its buffers in both directions and those of TLS.
 const CONNECTION_BYTES: u64 = 192 << 10;
+
+/// What secrets in a request cost beside: themselves, and what of a response is copied and held back for them.
+const SECRETS_BYTES: u64 = 96 << 10;
 
 /// How long each step may take.
 #[derive(Clone, Copy)]
@@ -51,6 +56,8 @@ pub(super) struct Exchange {
     /// The attempt's turns for connections, and its host memory.
     pub(super) turns: Arc<Semaphore>,
     pub(super) memory: HostMemory,
+    /// The secrets that its headers name.
+    pub(super) put_in: Option<PutIn>,
 }
 
 /// The response, and the task that drives its connection.
@@ -58,7 +65,7 @@ pub(super) type Answer = (Response<WasiBody>, AbortOnDropJoinHandle<()>);
 
 impl Outbound {
     pub(super) async fn exchange(&self, exchange: Exchange) -> Result<Answer, Error> {
-        let Exchange { target, request, timeouts, bytes, turns, memory } = exchange;
+        let Exchange { target, mut request, timeouts, bytes, turns, memory, put_in } = exchange;
         let most = self.limits.body_bytes;
         if request.body().size_hint().lower() > most {
             return Err(Error::HttpRequestBodySize(Some(most)));
@@ -68,9 +75,13 @@ impl Outbound {
         let connect = async {
             let held = (turns.acquire_owned().await, self.connections.clone().acquire_owned().await);
             has_turn.store(true, Ordering::Relaxed);
-            let buffers = memory.take(CONNECTION_BYTES);
+            let buffers = memory.take(CONNECTION_BYTES + if put_in.is_some() { SECRETS_BYTES } else { 0 });
             let buffers = buffers.map_err(|refused| Error::InternalError(Some(refused.to_string())))?;
             let held = (held, buffers);
+            let mask = match put_in {
+                Some(put_in) => Some(put_in.put_into(request.headers_mut()).await?),
+                None => None,
+            };
             let stream = Counted { stream: self.connect(&target).await?, bytes };
             let (sender, connection) = http1::Builder::new()
                 .max_buf_size(BUFFER_BYTES)
@@ -78,9 +89,9 @@ impl Outbound {
                 .handshake(TokioIo::new(stream))
                 .await
                 .map_err(|error| of_hyper(&error))?;
-            Ok::<_, Error>((held, sender, connection))
+            Ok::<_, Error>((held, mask, sender, connection))
         };
-        let (held, mut sender, connection) = match timeout(timeouts.connect, connect).await {
+        let (held, mask, mut sender, connection) = match timeout(timeouts.connect, connect).await {
             Ok(connected) => connected?,
             Err(_) if has_turn.load(Ordering::Relaxed) => return Err(Error::ConnectionTimeout),
             Err(_) => return Err(Error::ConnectionLimitReached),
@@ -102,18 +113,23 @@ impl Outbound {
         if response.body().size_hint().lower() > most {
             return Err(Error::HttpResponseBodySize(Some(most)));
         }
-        let response = response.map(|body| {
-            let body = ResponseBody {
-                body: Some(body),
-                most,
-                left: most,
-                pause: timeouts.between_bytes,
-                timer: None,
-                runtime: self.runtime.clone(),
-            };
-            body.boxed_unsync()
-        });
-        Ok((response, driver))
+        let (mut head, body) = response.into_parts();
+        let body = ResponseBody {
+            body: Some(body),
+            most,
+            left: most,
+            pause: timeouts.between_bytes,
+            timer: None,
+            runtime: self.runtime.clone(),
+        };
+        let body = match mask {
+            Some(mut mask) => {
+                mask.fields(&mut head.headers);
+                Masked::new(body, mask).boxed_unsync()
+            }
+            None => body.boxed_unsync(),
+        };
+        Ok((Response::from_parts(head, body), driver))
     }
 }
 

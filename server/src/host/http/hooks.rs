@@ -14,10 +14,10 @@ use wasmtime_wasi_http::{
 
 use super::connect::{HttpLimits, Outbound, Target};
 use super::exchange::{Answer, Exchange, Timeouts};
-use super::{BODY_CHUNK_BYTES, BODY_CHUNKS};
-use crate::grants::{Grants, Scheme};
-use crate::host::log::{LogBuffer, LogLevel};
-use crate::host::memory::HostMemory;
+use super::secrets::{self, PutIn};
+use super::{Allowed, BODY_CHUNK_BYTES, BODY_CHUNKS};
+use crate::grants::{MOST_SECRETS, Scheme};
+use crate::host::log::LogLevel;
 
 type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Sent = Box<dyn Future<Output = Result<(Response<WasiBody>, Io), Error>> + Send>;
@@ -25,18 +25,16 @@ type Sent = Box<dyn Future<Output = Result<(Response<WasiBody>, Io), Error>> + S
 /// One attempt's requests.
 pub(super) struct Hooks {
     outbound: Arc<Outbound>,
-    grants: Arc<Grants>,
+    allowed: Allowed,
     turns: Arc<Semaphore>,
-    memory: HostMemory,
-    log: LogBuffer,
     requests: u64,
     bytes: Arc<AtomicU64>,
 }
 
 impl Hooks {
-    pub(super) fn new(outbound: Arc<Outbound>, grants: Arc<Grants>, memory: HostMemory, log: LogBuffer) -> Hooks {
+    pub(super) fn new(outbound: Arc<Outbound>, allowed: Allowed) -> Hooks {
         let turns = Arc::new(Semaphore::new(outbound.limits.connections));
-        Hooks { outbound, grants, turns, memory, log, requests: 0, bytes: Arc::default() }
+        Hooks { outbound, allowed, turns, requests: 0, bytes: Arc::default() }
     }
 
     pub(super) fn requests(&self) -> u64 {
@@ -56,11 +54,11 @@ impl Hooks {
         }
         let target = target(request.uri())?;
         let method = request.method().as_str();
-        if !self.grants.allows(target.scheme, &target.host, target.port, method) {
-            let Target { scheme, host, port } = &target;
-            let what = format!("{} {}://{host}:{port}: it is not granted", cut(method), scheme.name());
+        if !self.allowed.grants.allows(target.scheme, &target.host, target.port, method) {
+            let what = format!("{}: it is not granted", named(method, &target));
             return Err(self.refuse(&what, Error::HttpRequestDenied));
         }
+        let put_in = self.put_in(&request, &target)?;
         let request = origin_form(request, &target)?;
         let options = options.unwrap_or_default();
         let capped = |asked: Option<Duration>| asked.map_or(timeout, |asked| asked.min(timeout));
@@ -74,13 +72,41 @@ impl Hooks {
             },
             bytes: self.bytes.clone(),
             turns: self.turns.clone(),
-            memory: self.memory.clone(),
+            memory: self.allowed.memory.clone(),
+            put_in,
         })
+    }
+
+    /// What is to be put into the request, where all of it may be.
+    fn put_in(&self, request: &Request<WasiBody>, target: &Target) -> Result<Option<PutIn>, Error> {
+        let method = request.method().as_str();
+        let refuse =
+            |why: &str| Err(self.refuse(&format!("{}: {why}", named(method, target)), Error::HttpRequestDenied));
+        let names = match secrets::names(request.headers()) {
+            Ok(names) if names.is_empty() => return Ok(None),
+            Ok(names) => names,
+            Err(malformed) => return refuse(&malformed.to_string()),
+        };
+        if names.len() > MOST_SECRETS {
+            return refuse(&format!("only {MOST_SECRETS} secrets are allowed in a request"));
+        }
+        let Allowed { grants, secrets, tenant, log, .. } = &self.allowed;
+        let Target { scheme, host, port } = target;
+        match names.iter().find(|name| !grants.allows_secret(*scheme, host, *port, method, name)) {
+            Some(name) => refuse(&format!("the secret {name} is not granted there")),
+            None => Ok(Some(PutIn {
+                names,
+                secrets: secrets.clone(),
+                tenant: tenant.clone(),
+                log: log.clone(),
+                what: named(method, target),
+            })),
+        }
     }
 
     /// Tells the task's author why, who sees no more than the error's name otherwise.
     fn refuse(&self, what: &str, error: Error) -> Error {
-        self.log.push(LogLevel::Warn, format!("refused {what}"));
+        self.allowed.log.push(LogLevel::Warn, format!("refused {what}"));
         error
     }
 }
@@ -177,8 +203,9 @@ fn origin_form(mut request: Request<WasiBody>, target: &Target) -> Result<Reques
     Ok(request)
 }
 
-fn cut(method: &str) -> &str {
-    method.get(..32).unwrap_or(method)
+/// The request, as the log names it.
+fn named(method: &str, Target { scheme, host, port }: &Target) -> String {
+    format!("{} {}://{host}:{port}", method.get(..32).unwrap_or(method), scheme.name())
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ mod addresses;
 mod connect;
 mod exchange;
 mod hooks;
+mod mask;
+mod secrets;
 
 use std::sync::Arc;
 
@@ -23,6 +25,7 @@ use super::Host;
 use super::log::LogBuffer;
 use super::memory::HostMemory;
 use crate::grants::Grants;
+use crate::secrets::Secrets;
 
 /// Most bytes of a request's fields, of a response's, and of trailers.
 const FIELD_BYTES: usize = 16 << 10;
@@ -38,6 +41,20 @@ const BODY_CHUNK_BYTES: usize = 16 << 10;
 /// What one handle may cost the host where some are of `wasi:http`: fields, a head, or a body's chunks.
 pub(super) const HANDLE_BYTES: u64 = 32 << 10;
 
+/// What one attempt's requests may have.
+pub(super) struct Allowed {
+    /// Where they may go.
+    pub(super) grants: Arc<Grants>,
+    /// What may be put into them.
+    pub(super) secrets: Secrets,
+    /// Whose secrets.
+    pub(super) tenant: Arc<str>,
+    /// What the host may hold for them.
+    pub(super) memory: HostMemory,
+    /// Where their author is told what was refused.
+    pub(super) log: LogBuffer,
+}
+
 /// One attempt's part of it.
 pub(super) struct Http {
     ctx: WasiHttpCtx,
@@ -45,10 +62,10 @@ pub(super) struct Http {
 }
 
 impl Http {
-    pub(super) fn new(outbound: Arc<Outbound>, grants: Arc<Grants>, memory: HostMemory, log: LogBuffer) -> Http {
+    pub(super) fn new(outbound: Arc<Outbound>, allowed: Allowed) -> Http {
         let mut ctx = WasiHttpCtx::new();
         ctx.set_field_size_limit(FIELD_BYTES);
-        Http { ctx, hooks: hooks::Hooks::new(outbound, grants, memory, log) }
+        Http { ctx, hooks: hooks::Hooks::new(outbound, allowed) }
     }
 
     /// Requests so far, refused ones as well.
@@ -56,7 +73,8 @@ impl Http {
         self.hooks.requests()
     }
 
-    /// Bytes of requests and responses so far, their heads as well, without what TLS adds.
+    /// Bytes of requests and responses so far, their heads as well, without what TLS adds. What was put in counts,
+    /// so a receipt tells how long a secret is.
     pub(super) fn bytes(&self) -> u64 {
         self.hooks.bytes()
     }

@@ -4,7 +4,7 @@
 CREATE TABLE secret (
     tenant     TEXT NOT NULL,
     name       TEXT NOT NULL,
-    -- The nonce and what was sealed.
+    -- The nonce, and the value with its tag: ChaCha20-Poly1305, for this tenant and this name.
     sealed     BLOB NOT NULL,
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,

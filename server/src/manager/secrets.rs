@@ -1,0 +1,100 @@
+//! Writing secrets, which come here sealed: by the manager's thread, as every change.
+
+use std::sync::Arc;
+
+use super::core::Core;
+use super::{Command, Manager, Refused, Reply, answer};
+use crate::store::{Precondition, StoreError};
+use crate::task::Timestamp;
+
+/// The manager's thread is asked to write a secret, or to remove it.
+pub(super) struct SecretCommand {
+    tenant: Arc<str>,
+    name: String,
+    /// What is to be stored; `None` to remove it.
+    sealed: Option<Vec<u8>>,
+    precondition: Precondition,
+    reply: Reply<SecretWritten>,
+}
+
+/// A secret that was written or removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SecretWritten {
+    /// There was none of that name.
+    pub created: bool,
+    /// When it was written first.
+    pub created_at: Timestamp,
+    /// When it was written last.
+    pub updated_at: Timestamp,
+}
+
+impl SecretCommand {
+    pub(super) fn answer(self, done: Result<SecretWritten, Refused>) {
+        answer(self.reply, done);
+    }
+}
+
+impl Manager {
+    /// Stores a sealed secret in place of the one of that name, if there is one; durable when it returns.
+    pub async fn put_secret(
+        &self,
+        tenant: &Arc<str>,
+        name: &str,
+        sealed: Vec<u8>,
+        precondition: Precondition,
+    ) -> Result<SecretWritten, Refused> {
+        self.write_secret(tenant, name, Some(sealed), precondition).await
+    }
+
+    /// Removes a secret.
+    pub async fn delete_secret(
+        &self,
+        tenant: &Arc<str>,
+        name: &str,
+        precondition: Precondition,
+    ) -> Result<SecretWritten, Refused> {
+        self.write_secret(tenant, name, None, precondition).await
+    }
+
+    async fn write_secret(
+        &self,
+        tenant: &Arc<str>,
+        name: &str,
+        sealed: Option<Vec<u8>>,
+        precondition: Precondition,
+    ) -> Result<SecretWritten, Refused> {
+        let (tenant, name) = (tenant.clone(), name.to_owned());
+        self.ask(|reply| Command::Secret(Box::new(SecretCommand { tenant, name, sealed, precondition, reply }))).await
+    }
+}
+
+impl Core {
+    pub(super) fn apply_secret(
+        &mut self,
+        command: &SecretCommand,
+        now: Timestamp,
+    ) -> Result<Result<SecretWritten, Refused>, StoreError> {
+        let SecretCommand { tenant, name, sealed, precondition, .. } = command;
+        let before = self.store.secret_times(tenant, name)?;
+        // A secret has no entity tag, which would tell whether it is still the same: so none matches.
+        let holds = match precondition {
+            Precondition::Match(_) => false,
+            other => other.holds(before.map(|_| "")),
+        };
+        if !holds {
+            return Ok(Err(Refused::PreconditionFailed));
+        }
+        let Some(sealed) = sealed else {
+            let Some((created_at, updated_at)) = before else { return Ok(Err(Refused::NotFound)) };
+            self.store.delete_secret(tenant, name)?;
+            return Ok(Ok(SecretWritten { created: false, created_at, updated_at }));
+        };
+        let limit = self.settings.max_secrets;
+        if before.is_none() && self.store.count_secrets(tenant)? >= limit {
+            return Ok(Err(Refused::TooManySecrets { limit }));
+        }
+        let created_at = before.map_or(now, |(created_at, _)| created_at);
+        self.store.put_secret(tenant, name, sealed, created_at, now)?;
+        Ok(Ok(SecretWritten { created: before.is_none(), created_at, updated_at: now }))
+    }
+}
