@@ -10,13 +10,15 @@ use taskcell_server::host::http::{HttpSettings, Outbound};
 use taskcell_server::host::live::LiveAttempts;
 use taskcell_server::host::log::LogBuffer;
 use taskcell_server::host::{AttemptOf, Services};
+use taskcell_server::key_value::{KeyValueLimits, KeyValues};
 use taskcell_server::limits::Limits;
 use taskcell_server::manager::Manager;
 use taskcell_server::objects::{ObjectLimits, Objects};
 use taskcell_server::registry::Registry;
 use taskcell_server::room::{Memory, Room};
 use taskcell_server::sandbox::{Attempt, CodeCache, Control, EngineSettings, Program, RunEnd, Sandbox};
-use taskcell_server::store::{self, Quota};
+use taskcell_server::storage::Storage;
+use taskcell_server::store::{self, KeyValueQuota, Quota};
 use taskcell_server::task::{Digest, Outcome, TaskId};
 use tokio::runtime::Handle;
 
@@ -46,9 +48,12 @@ impl InProcess {
         let (manager, _inbox) =
             Manager::new(readers.clone(), registry, live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
         let quota = Quota { objects: 0, bytes: 0 };
-        let objects = Objects::new(manager, readers, ObjectLimits { max_bytes: 0, quota });
+        let storage = Storage::new(manager, readers);
+        let objects = Objects::new(storage.clone(), ObjectLimits { max_bytes: 0, quota });
+        let quota = KeyValueQuota { entries: 0, bytes: 0 };
+        let key_values = KeyValues::new(storage, KeyValueLimits { max_bytes: 0, quota });
         let outbound = Arc::new(Outbound::new(HttpSettings::default(), timers.clone())?);
-        let services = Services { objects, timers, outbound, live };
+        let services = Services { objects, key_values, timers, outbound, live };
         let settings = EngineSettings { slots: 1000, max_memory_bytes: Limits::CEILING.memory_bytes };
         let cache = CodeCache::open(dir.join("compiled"))?;
         let sandbox = Sandbox::new(&settings, cache, room.clone(), services.clone())?;

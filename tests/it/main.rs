@@ -12,6 +12,7 @@ mod durable;
 mod events;
 mod granted;
 mod keys;
+mod keyvalue;
 mod labels;
 mod lifecycle;
 mod many;

@@ -8,6 +8,7 @@ mod changes;
 mod check;
 mod core;
 mod held;
+mod key_value;
 mod logs;
 #[cfg(test)]
 mod model;
@@ -37,6 +38,7 @@ pub(crate) use types::promoted;
 pub use types::{Seen, Uploaded};
 
 use bulk::BulkCommand;
+use key_value::KeyValueCommand;
 use objects::PutObject;
 use settings::SettingsCommand;
 use trial::TrialCommand;
@@ -164,6 +166,7 @@ enum Command {
         precondition: Precondition,
         reply: Reply<()>,
     },
+    KeyValue(Box<KeyValueCommand>),
     Bulk(BulkCommand),
     Settings(Box<SettingsCommand>),
     Type(Box<TypeCommand>),
