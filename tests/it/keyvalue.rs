@@ -331,12 +331,12 @@ fn a_batch_is_one_change() {
         acts(client, "a", json!([{"op": "delete-many", "keys": keys}]));
         let id = client.create(&task(2, "a", &json!([{"op": "set-rounds", "keys": keys}])));
         wait_for("some rounds", || round(client).filter(|round| *round > 2));
-        client.post(&format!("/task/{id}/cancel")).expect(200);
+        client.post(&format!("/task/{id}/cancel")).expect(202);
         assert_eq!(round(client), round(client), "after its end nothing of it comes");
     }
     let id = client.create(&task(2, "a", &json!([{"op": "set-rounds", "keys": keys}])));
     wait_for("some rounds", || round(client).filter(|round| *round > 2));
     let server = server.crash().start();
     assert!(round(&server.client).is_some());
-    server.client.post(&format!("/task/{id}/cancel")).expect(200);
+    server.client.post(&format!("/task/{id}/cancel")).expect(202);
 }

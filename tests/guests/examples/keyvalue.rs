@@ -59,7 +59,7 @@ enum Act {
     },
     Increment {
         key: String,
-        delta: i128,
+        delta: serde_json::Number,
     },
     List {
         cursor: Option<String>,
@@ -185,7 +185,7 @@ macro_rules! draft {
                     Act::Delete { key } => bucket.delete(key)?.into_json(),
                     Act::Exists { key } => bucket.exists(key)?.into(),
                     Act::Increment { key, delta } => {
-                        increment(bucket, key, (*delta).try_into().map_err(no_number)?)?.into()
+                        increment(bucket, key, delta.to_string().parse().map_err(no_number)?)?.into()
                     }
                     Act::List { cursor } => {
                         let (keys, cursor) = list(bucket, cursor.as_deref())?;
