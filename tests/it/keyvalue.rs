@@ -235,6 +235,10 @@ fn compare_and_swap() {
         let failed = swap(delete.clone(), look, json!([set("first")]));
         assert_eq!(failed, json!({"seen": null, "failed": value("first"), "again": true}));
     }
+    // What the guest looked at last is what counts.
+    let swap = json!({"op": "swap", "key": "k", "value": "new", "look": true, "meanwhile": [set("later")],
+        "look_again": true, "again": false});
+    assert_eq!(acts(client, "a", json!([set("old"), swap])), json!([{"ok": null}, {"ok": {"seen": value("old")}}]));
 }
 
 #[test]

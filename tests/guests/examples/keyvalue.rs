@@ -102,6 +102,9 @@ enum Act {
         value: String,
         look: bool,
         meanwhile: Vec<Act>,
+        /// Looks once more before it swaps.
+        #[serde(default)]
+        look_again: bool,
         again: bool,
     },
     /// Makes so many, and gives none back.
@@ -296,10 +299,13 @@ mod swaps {
                 }
                 Ok(failed.into())
             }
-            Act::Swap { key, value, look, meanwhile, again } => {
+            Act::Swap { key, value, look, meanwhile, look_again, again } => {
                 let cas = Cas::new(bucket, key)?;
                 let seen = if *look { shown(cas.current()?) } else { Value::Null };
                 all(bucket, name, meanwhile);
+                if *look_again {
+                    cas.current()?;
+                }
                 match swap(cas, value.as_bytes()) {
                     Ok(()) => Ok(json!({ "seen": seen })),
                     Err(CasError::StoreError(error)) => Err(error),
