@@ -11,7 +11,7 @@ fn main() -> ExitCode {
 }
 
 fn table() -> Result<(), Error> {
-    let used = ["../wit", "../guest-tasks/Cargo.toml", "../guest-tasks/src", "guests/kernels"];
+    let used = ["../wit", "../server/wit", "../guest-tasks/Cargo.toml", "../guest-tasks/src", "guests/kernels"];
     let mut components = guest_build::build(Path::new("guests"), &used.map(Path::new))?;
     components.extend(guest_build::build_modules(Path::new("guests"), &["cat", "program"])?);
     components.extend(text_components(Path::new("guests/wat"))?);

@@ -10,14 +10,16 @@ use taskcell_server::host::http::{HttpSettings, Outbound};
 use taskcell_server::host::live::LiveAttempts;
 use taskcell_server::host::log::LogBuffer;
 use taskcell_server::host::{AttemptOf, Services};
+use taskcell_server::key_value::{KeyValueLimits, KeyValues};
 use taskcell_server::limits::Limits;
 use taskcell_server::manager::Manager;
 use taskcell_server::objects::{ObjectLimits, Objects};
 use taskcell_server::registry::Registry;
-use taskcell_server::room::{Memory, Room};
-use taskcell_server::sandbox::{Attempt, CodeCache, Control, EngineSettings, Program, RunEnd, Sandbox};
+use taskcell_server::room::{Claim, Memory, Room};
+use taskcell_server::sandbox::{Attempt, CodeCache, Control, Cores, EngineSettings, Program, RunEnd, Sandbox};
 use taskcell_server::secrets::Secrets;
-use taskcell_server::store::{self, Quota};
+use taskcell_server::storage::Storage;
+use taskcell_server::store::{self, KeyValueQuota, Quota};
 use taskcell_server::task::{Digest, Outcome, TaskId};
 use tokio::runtime::Handle;
 
@@ -33,6 +35,7 @@ pub(crate) fn guest(name: &str) -> Result<&'static [u8]> {
 pub(crate) struct InProcess {
     sandbox: Sandbox,
     room: Arc<Room>,
+    cores: Arc<Cores>,
     services: Services,
 }
 
@@ -48,13 +51,18 @@ impl InProcess {
             Manager::new(readers.clone(), registry, live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
         let quota = Quota { objects: 0, bytes: 0 };
         let secrets = Secrets::new(readers.clone(), None);
-        let objects = Objects::new(manager, readers, ObjectLimits { max_bytes: 0, quota });
+        let storage = Storage::new(manager, readers);
+        let objects = Objects::new(storage.clone(), ObjectLimits { max_bytes: 0, quota });
+        let quota = KeyValueQuota { entries: 0, bytes: 0 };
+        let key_values = KeyValues::new(storage, KeyValueLimits { max_bytes: 0, quota });
         let outbound = Arc::new(Outbound::new(HttpSettings::default(), timers.clone())?);
-        let services = Services { objects, secrets, timers, outbound, live };
+        let services = Services { objects, secrets, key_values, timers, outbound, live };
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let cores = Arc::new(Cores::new(threads));
         let settings = EngineSettings { slots: 1000, max_memory_bytes: Limits::CEILING.memory_bytes };
         let cache = CodeCache::open(dir.join("compiled"))?;
-        let sandbox = Sandbox::new(&settings, cache, room.clone(), services.clone())?;
-        Ok(InProcess { sandbox, room, services })
+        let sandbox = Sandbox::new(&settings, cache, room.clone(), cores.clone(), services.clone())?;
+        Ok(InProcess { sandbox, room, cores, services })
     }
 
     pub(crate) fn services(&self) -> Services {
@@ -72,8 +80,10 @@ impl InProcess {
 
     /// Runs one attempt in a store of its own with all limits on, and returns its output.
     pub(crate) async fn run(&self, program: &Program, input: &str) -> Result<Arc<str>> {
-        let Ok(place) = self.room.take() else { bail!("there is no room for an attempt") };
-        let control = Control::new(place);
+        let tenant = "bench".into();
+        let claim = Claim { part: 0, no_more: false, kept: 0 };
+        let Ok(place) = self.room.take(&tenant, claim) else { bail!("there is no room for an attempt") };
+        let control = Control::new(place, &self.cores, &tenant, 100);
         let id = TaskId(uuid::Uuid::nil());
         let attempt = Attempt {
             of: AttemptOf { id, attempt: 1, tenant: "bench".into() },

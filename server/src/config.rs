@@ -10,8 +10,10 @@ use anyhow::{Context, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::host::http::{HttpLimits, HttpSettings, Network};
+use crate::key_value::KeyValueLimits;
 use crate::keys::{KeyId, Role};
 use crate::limits::Limits;
+use crate::store::KeyValueQuota;
 
 /// taskcell runs other people's code as background tasks, sandboxed and durable.
 #[derive(Debug, Parser)]
@@ -209,6 +211,15 @@ pub struct Config {
     /// How many objects a tenant may keep.
     #[arg(long, env = "TASKCELL_OBJECT_QUOTA_COUNT", default_value_t = 100_000, value_name = "COUNT")]
     pub object_quota_count: u64,
+    /// Bytes of the largest value that a task may keep with `wasi:keyvalue`.
+    #[arg(long, env = "TASKCELL_MAX_VALUE_BYTES", default_value_t = 1 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 29))]
+    pub max_value_bytes: u64,
+    /// Bytes of all keys and values of a tenant.
+    #[arg(long, env = "TASKCELL_KEYVALUE_QUOTA_BYTES", default_value_t = 1 << 30, value_name = "BYTES")]
+    pub keyvalue_quota_bytes: u64,
+    /// How many keys a tenant may keep.
+    #[arg(long, env = "TASKCELL_KEYVALUE_QUOTA_COUNT", default_value_t = 1_000_000, value_name = "COUNT")]
+    pub keyvalue_quota_count: u64,
     /// Networks that tasks may be granted to reach beside the public internet, such as 10.1.0.0/16: a list with commas.
     #[arg(long, env = "TASKCELL_ALLOW_NETWORK", value_name = "NETWORKS", value_delimiter = ',')]
     pub allow_network: Vec<Network>,
@@ -340,6 +351,12 @@ impl Config {
                 timeout: std::time::Duration::from_millis(self.http_timeout),
             },
         }
+    }
+
+    /// How much tasks may keep with `wasi:keyvalue`.
+    pub fn key_values(&self) -> KeyValueLimits {
+        let quota = KeyValueQuota { entries: self.keyvalue_quota_count, bytes: self.keyvalue_quota_bytes };
+        KeyValueLimits { max_bytes: self.max_value_bytes, quota }
     }
 
     fn check(&self) -> anyhow::Result<()> {

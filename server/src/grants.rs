@@ -15,6 +15,9 @@ const MOST_METHODS: usize = 16;
 
 /// Most secrets that a destination lists, and that one request has in it.
 pub const MOST_SECRETS: usize = 16;
+/// Most buckets of one type, and the longest name of one, in bytes.
+const MOST_BUCKETS: usize = 64;
+const BUCKET_BYTES: usize = 64;
 
 /// Most values of `env`, and of `config`.
 const MOST_VALUES: usize = 64;
@@ -39,6 +42,10 @@ pub struct Grants {
     /// What `wasi:config` answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config: Option<BTreeMap<String, String>>,
+    /// The tenant's buckets that `wasi:keyvalue` opens.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 64)]
+    pub keyvalue: Vec<String>,
     /// Clocks and random numbers that are the same in every attempt of a task.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub deterministic: bool,
@@ -172,6 +179,15 @@ impl Grants {
         if let Some(config) = &self.config {
             check_values("config", config, |_| true, bad);
         }
+        if self.keyvalue.len() > MOST_BUCKETS {
+            bad(&["keyvalue"], format!("must have at most {MOST_BUCKETS} items"));
+        }
+        for (index, bucket) in self.keyvalue.iter().enumerate().take(MOST_BUCKETS) {
+            if !is_bucket(bucket) {
+                let detail = format!("must be 1 to {BUCKET_BYTES} ASCII letters, digits, '.', '_' and '-'");
+                bad(&["keyvalue", &index.to_string()], detail);
+            }
+        }
     }
 
     /// The destination that a request of this host, port, scheme and method may go to.
@@ -207,6 +223,9 @@ pub fn missing(imports: &[String], grants: &Grants) -> Vec<&'static str> {
     if needs("wasi:config/") && grants.config.is_none() {
         missing.push("config");
     }
+    if needs("wasi:keyvalue/") && grants.keyvalue.is_empty() {
+        missing.push("keyvalue");
+    }
     missing
 }
 
@@ -241,6 +260,11 @@ pub fn is_secret_name(name: &str) -> bool {
     let bytes = name.as_bytes();
     let allowed = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     bytes.len() <= 63 && bytes.first().is_some_and(allowed) && bytes.iter().all(|byte| allowed(byte) || *byte == b'-')
+}
+
+fn is_bucket(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=BUCKET_BYTES).contains(&name.len()) && name.bytes().all(is_plain)
 }
 
 fn is_method(method: &str) -> bool {
@@ -293,11 +317,15 @@ mod tests {
         assert_eq!(none, Grants::default());
         assert_eq!(serde_json::to_value(&none).unwrap(), json!({}));
         assert!(!none.allows(Scheme::Https, "example.com", 443, "GET"));
-        let imports =
-            ["wasi:http/outgoing-handler@0.2.12", "wasi:config/store@0.2.0-rc.1", "wasi:cli/environment@0.2.0"];
+        let imports = [
+            "wasi:http/outgoing-handler@0.2.12",
+            "wasi:config/store@0.2.0-rc.1",
+            "wasi:keyvalue/store@0.2.0-draft",
+            "wasi:cli/environment@0.2.0",
+        ];
         let imports = imports.map(str::to_owned);
-        assert_eq!(missing(&imports, &none), ["http", "config"]);
-        let some = Grants::read(json!({"http": [{"host": "a"}], "config": {}})).unwrap();
+        assert_eq!(missing(&imports, &none), ["http", "config", "keyvalue"]);
+        let some = Grants::read(json!({"http": [{"host": "a"}], "config": {}, "keyvalue": ["a"]})).unwrap();
         assert!(missing(&imports, &some).is_empty());
         assert!(missing(&["taskcell:task/objects@0.1.0".to_owned()], &none).is_empty());
     }
@@ -309,7 +337,7 @@ mod tests {
                 {"host": "a.example", "scheme": "http", "port": 8080, "methods": ["GET"]},
                 {"host": "a.example", "scheme": "https", "secrets": ["api-token"]},
             ],
-            "env": {"A": "b"}, "config": {"c": "d"}, "deterministic": true
+            "env": {"A": "b"}, "config": {"c": "d"}, "keyvalue": ["e", "f"], "deterministic": true
         });
         assert_eq!(serde_json::to_value(Grants::read(text.clone()).unwrap()).unwrap(), text);
     }
@@ -421,5 +449,10 @@ mod tests {
         assert_eq!(bad(json!({"config": {"a": "x".repeat(VALUES_BYTES)}})), ["config"]);
         let many: BTreeMap<String, String> = (0..65).map(|n| (n.to_string(), String::new())).collect();
         assert_eq!(bad(json!({ "env": many })), ["env"]);
+        let names = json!(["a", "", "A.b_c-1", "a/b", "a b", "ä", "x".repeat(64), "x".repeat(65)]);
+        let wrong = [1, 3, 4, 5, 7].map(|index| format!("keyvalue/{index}"));
+        assert_eq!(bad(json!({ "keyvalue": names })), wrong);
+        assert_eq!(bad(json!({"keyvalue": vec!["a"; 65]})), ["keyvalue"]);
+        assert_eq!(bad(json!({"keyvalue": "a"})), ["keyvalue"]);
     }
 }

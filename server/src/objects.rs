@@ -4,18 +4,14 @@
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use unicode_normalization::is_nfc;
 
-use crate::manager::{self, Manager};
-use crate::store::{ObjectMeta, ObjectWrite, Precondition, Quota, Readers, StoreError};
+use crate::manager;
+use crate::storage::Storage;
+use crate::store::{ObjectMeta, ObjectWrite, Precondition, Quota, StoreError};
 
 /// Most bytes of a name.
 pub const NAME_BYTES: usize = 512;
-
-/// Changes by guests that may wait for the manager at once, all guests together: enough to fill a
-/// transaction, and few of those that the API may have waiting.
-const GUEST_WRITES: usize = 64;
 
 /// Why an object was not read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -53,11 +49,8 @@ pub struct ObjectLimits {
 /// All tenants' objects.
 #[derive(Clone)]
 pub struct Objects {
-    manager: Manager,
-    readers: Readers,
+    storage: Storage,
     limits: ObjectLimits,
-    /// How many changes may wait for the manager at once, where there is a bound of its own.
-    writes: Option<Arc<Semaphore>>,
 }
 
 /// A name that is allowed: 1 to 512 bytes of UTF-8 in NFC, `/`-separated segments, none empty, `.`
@@ -80,21 +73,9 @@ pub fn check_name(name: &str) -> Result<(), Refused> {
 }
 
 impl Objects {
-    /// The objects that `manager` writes and `readers` read.
-    pub fn new(manager: Manager, readers: Readers, limits: ObjectLimits) -> Objects {
-        Objects { manager, readers, limits, writes: None }
-    }
-
-    /// The same for guests, who all together leave readers and places with the manager to the API,
-    /// whatever they do: `readers` are those that guests have.
-    pub fn for_guests(&self, readers: Readers) -> Objects {
-        let writes = Some(Arc::new(Semaphore::new(GUEST_WRITES)));
-        Objects { readers, writes, ..self.clone() }
-    }
-
-    async fn turn_to_write(&self) -> Option<SemaphorePermit<'_>> {
-        // Nobody closes the semaphore.
-        self.writes.as_ref()?.acquire().await.ok()
+    /// The objects in that storage.
+    pub fn new(storage: Storage, limits: ObjectLimits) -> Objects {
+        Objects { storage, limits }
     }
 
     /// Bytes of the largest object.
@@ -105,7 +86,7 @@ impl Objects {
     /// An object's data. At most `max_bytes`: a larger one is refused.
     pub async fn get(&self, tenant: &Arc<str>, name: String, max_bytes: u64) -> Result<(ObjectMeta, Vec<u8>), Refused> {
         check_name(&name)?;
-        match self.readers.object(tenant.clone(), name, max_bytes).await {
+        match self.storage.readers.object(tenant.clone(), name, max_bytes).await {
             Ok(Some(Ok(found))) => Ok(found),
             Ok(Some(Err(_size))) => Err(Refused::TooLarge(max_bytes)),
             Ok(None) => Err(Refused::NotFound),
@@ -116,7 +97,7 @@ impl Objects {
     /// What is known of an object.
     pub async fn head(&self, tenant: &Arc<str>, name: String) -> Result<ObjectMeta, Refused> {
         check_name(&name)?;
-        match self.readers.object_meta(tenant.clone(), name).await {
+        match self.storage.readers.object_meta(tenant.clone(), name).await {
             Ok(found) => found.ok_or(Refused::NotFound),
             Err(error) => Err(undone(error)),
         }
@@ -147,8 +128,9 @@ impl Objects {
         }
         // The same bytes have the same tag: strong in the sense of RFC 9110, section 8.8.1.
         let etag = crate::task::Digest(Sha256::digest(&data).into()).hex();
-        let _turn = self.turn_to_write().await;
-        let written = self.manager.put_object(tenant, name, etag.clone(), data, precondition, self.limits.quota).await;
+        let _turn = self.storage.turn_to_write().await;
+        let written =
+            self.storage.manager.put_object(tenant, name, etag.clone(), data, precondition, self.limits.quota).await;
         match written {
             Ok(ObjectWrite::Created) => Ok((etag, true)),
             Ok(ObjectWrite::Replaced) => Ok((etag, false)),
@@ -165,8 +147,8 @@ impl Objects {
     /// Removes an object where the precondition holds.
     pub async fn remove_if(&self, tenant: &Arc<str>, name: String, precondition: Precondition) -> Result<(), Refused> {
         check_name(&name)?;
-        let _turn = self.turn_to_write().await;
-        match self.manager.remove_object(tenant, name, precondition).await {
+        let _turn = self.storage.turn_to_write().await;
+        match self.storage.manager.remove_object(tenant, name, precondition).await {
             Ok(ObjectWrite::Removed) => Ok(()),
             Ok(other) => Err(refused(other)),
             Err(why) => Err(why.into()),
@@ -181,7 +163,7 @@ impl Objects {
         after: Option<String>,
         limit: usize,
     ) -> Result<Vec<ObjectMeta>, Refused> {
-        self.readers.objects(tenant.clone(), prefix, after, limit).await.map_err(undone)
+        self.storage.readers.objects(tenant.clone(), prefix, after, limit).await.map_err(undone)
     }
 }
 

@@ -19,12 +19,14 @@ use crate::executor::Executor;
 use crate::host::Services;
 use crate::host::http::Outbound;
 use crate::host::live::LiveAttempts;
+use crate::key_value::KeyValues;
 use crate::manager::{BacklogLimits, Changes, Core, CoreSettings, Manager, Workers};
 use crate::objects::{ObjectLimits, Objects};
 use crate::registry::Registry;
 use crate::room::{self, Memory, Room};
 use crate::sandbox::{CodeCache, CompileLimits, Cores, EngineSettings, MAPS_PER_SLOT, Sandbox};
 use crate::secrets::{Key, Secrets};
+use crate::storage::Storage;
 use crate::store::{self, DataDir, Quota};
 use crate::tenants::Tenants;
 use crate::types_at_start;
@@ -97,11 +99,20 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let guest_readers = readers.half();
     let secrets = Secrets::new(readers.clone(), key.clone());
     let guest_secrets = Secrets::new(guest_readers.clone(), key);
-    let objects = Objects::new(manager.clone(), readers, ObjectLimits { max_bytes: config.max_object_bytes, quota });
+    let object_limits = ObjectLimits { max_bytes: config.max_object_bytes, quota };
+    let storage = Storage::new(manager.clone(), readers);
+    let for_guests = storage.for_guests(guest_readers);
+    let objects = Objects::new(storage, object_limits);
     let outbound = Arc::new(Outbound::new(config.http(), api_threads.handle().clone())?);
     let timers = api_threads.handle().clone();
-    let services =
-        Services { objects: objects.for_guests(guest_readers), secrets: guest_secrets, timers, outbound, live };
+    let services = Services {
+        objects: Objects::new(for_guests.clone(), object_limits),
+        secrets: guest_secrets,
+        key_values: KeyValues::new(for_guests, config.key_values()),
+        timers,
+        outbound,
+        live,
+    };
 
     let settings = EngineSettings { slots, max_memory_bytes: ceiling.memory_bytes };
     let cache = CodeCache::open(data_dir.path.join("compiled"))?;

@@ -14,6 +14,7 @@ mod durable;
 mod events;
 mod granted;
 mod keys;
+mod keyvalue;
 mod labels;
 mod lifecycle;
 mod many;

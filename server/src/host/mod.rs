@@ -6,6 +6,7 @@
 
 mod context;
 pub mod http;
+mod keyvalue;
 pub mod live;
 pub mod log;
 mod memory;
@@ -33,6 +34,7 @@ pub use stdio::{BadStdout, Stdout};
 use crate::grants::Grants;
 use crate::host::live::LiveAttempts;
 use crate::host::log::LogBuffer;
+use crate::key_value::KeyValues;
 use crate::limits::Limits;
 use crate::objects::Objects;
 use crate::room::Room;
@@ -72,6 +74,8 @@ pub struct Services {
     pub objects: Objects,
     /// The tenants' secrets, for their requests.
     pub secrets: Secrets,
+    /// The tenants' keys and values.
+    pub key_values: KeyValues,
     /// Where timers run: not on the guests' threads, which a guest may keep busy.
     pub timers: Handle,
     /// Where their requests go out.
@@ -209,7 +213,7 @@ impl Host {
         self.calls + self.http.requests()
     }
 
-    /// Bytes of objects read and written so far, and of requests and their responses.
+    /// Bytes of objects and values read and written so far, and of requests and their responses.
     pub fn io_bytes(&self) -> u64 {
         self.io_bytes + self.http.bytes()
     }
@@ -240,6 +244,7 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         WasiConfig::from(&host.config)
     })?;
     http::add_to_linker(linker)?;
+    keyvalue::add_to_linker(linker)?;
     repeatable::add_to_linker(linker)?;
     task::types::add_to_linker::<_, HasSelf<_>>(linker, |host: &mut Host| host)?;
     task::context::add_to_linker::<_, HasSelf<_>>(linker, |host: &mut Host| host)?;

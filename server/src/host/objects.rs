@@ -121,14 +121,14 @@ fn too_large(limit: u64) -> ObjectError {
 
 /// What a guest is told of it. It may try again as often as it likes, so that only a fault of the host's
 /// own is logged, and that now and then: the disk that is full says so elsewhere.
-fn undone(why: manager::Refused) -> String {
+pub(super) fn undone(why: manager::Refused) -> String {
     match why {
         manager::Refused::Internal(error) => {
             static LOGGED: Mutex<Option<Instant>> = Mutex::new(None);
             let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
             if logged.is_none_or(|logged| logged.elapsed() >= LOG_EVERY) {
                 *logged = Some(Instant::now());
-                tracing::error!(error = format!("{error:#}"), "an object was not read or written for a task");
+                tracing::error!(error = format!("{error:#}"), "what a task keeps was not read or written");
             }
             "the host's storage failed".into()
         }

@@ -72,6 +72,7 @@ impl Core {
             Command::RemoveObject { tenant, name, precondition, .. } => {
                 Ok(Done::Object(self.store.remove_object(tenant, name, precondition)?))
             }
+            Command::KeyValue(command) => Ok(Done::KeyValue(self.apply_key_value(command)?)),
             Command::PutSchedule { tenant, put, .. } => self.put_schedule(tenant, put, now),
             Command::DeleteSchedule { tenant, name, precondition, .. } => {
                 self.delete_schedule(tenant, name, precondition)

@@ -34,7 +34,7 @@ use crate::room::{Place, Room};
 use crate::sandbox::{Control, Cores, Program, Stop};
 use crate::schedule::Queues;
 use crate::schedules::Schedule;
-use crate::store::{ObjectWrite, StoreError, Writer};
+use crate::store::{KeyValueWrite, ObjectWrite, StoreError, Writer};
 use crate::task::{Event, Task, TaskId, Timestamp};
 use crate::tenants::Tenants;
 
@@ -42,8 +42,8 @@ use crate::tenants::Tenants;
 /// first of them waits for its answer.
 const MAX_BATCH: usize = 1024;
 
-/// Tasks that the commands of one transaction are about, or a few more: a command may be about many.
-const MAX_TASKS: usize = 2_048;
+/// Tasks and keys that the commands of one transaction are about, or a few more: a command may be about many.
+const MAX_THINGS: usize = 2_048;
 
 /// Queued tasks that one transaction looks at, to start them.
 pub(super) const MAX_STARTS: usize = 256;
@@ -156,6 +156,7 @@ pub(super) enum Done {
     Waiting,
     Removed(TaskId),
     Object(ObjectWrite),
+    KeyValue(KeyValueWrite),
     /// The schedule as it is now, and whether there was none before.
     Schedule(Box<(Schedule, bool)>),
     Secret(Result<SecretWritten, Refused>),
@@ -373,11 +374,11 @@ impl Core {
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return false,
         };
-        let mut tasks = 0;
+        let mut things = 0;
         for command in first.into_iter().chain(inbox.commands.try_iter()) {
-            tasks += command.tasks();
+            things += command.things();
             batch.push(command);
-            if batch.len() >= MAX_BATCH || tasks >= MAX_TASKS {
+            if batch.len() >= MAX_BATCH || things >= MAX_THINGS {
                 break;
             }
         }

@@ -9,6 +9,7 @@ mod check;
 mod concurrency;
 mod core;
 mod held;
+mod key_value;
 mod logs;
 #[cfg(test)]
 mod model;
@@ -43,6 +44,7 @@ pub(crate) use types::promoted;
 pub use types::{Seen, Uploaded};
 
 use bulk::BulkCommand;
+use key_value::KeyValueCommand;
 use objects::PutObject;
 use secrets::SecretCommand;
 use settings::SettingsCommand;
@@ -173,6 +175,7 @@ enum Command {
         reply: Reply<()>,
     },
     Secret(Box<SecretCommand>),
+    KeyValue(Box<KeyValueCommand>),
     Bulk(BulkCommand),
     Settings(Box<SettingsCommand>),
     Type(Box<TypeCommand>),

@@ -24,6 +24,7 @@ use crate::host::Services;
 use crate::host::http::{HttpSettings, Outbound};
 use crate::host::live::LiveAttempts;
 use crate::host::log::{LogLevel, LogLine, News};
+use crate::key_value::{KeyValueLimits, KeyValues};
 use crate::limits::{LimitOverrides, Limits};
 use crate::objects::{ObjectLimits, Objects};
 use crate::registry::{Registry, TaskType, Version};
@@ -31,7 +32,8 @@ use crate::room::{Memory, Room};
 use crate::sandbox::{CodeCache, Cores, EngineSettings, RunEnd, Sandbox};
 use crate::schedule::Concurrency;
 use crate::secrets::Secrets;
-use crate::store::{self, Quota, Readers, StoredType};
+use crate::storage::Storage;
+use crate::store::{self, KeyValueQuota, Quota, Readers, StoredType};
 use crate::task::{
     AttemptEnd, Digest, ErrorKind, Hold, Labels, Outcome, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp,
     Usage,
@@ -468,10 +470,13 @@ fn program(directory: &Path, runtime: &Runtime) -> crate::sandbox::Program {
         Manager::new(readers.clone(), Arc::default(), live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
     let limits = ObjectLimits { max_bytes: 0, quota: Quota { objects: 0, bytes: 0 } };
     let secrets = Secrets::new(readers.clone(), None);
-    let objects = Objects::new(manager, readers, limits);
+    let storage = Storage::new(manager, readers);
+    let objects = Objects::new(storage.clone(), limits);
+    let quota = KeyValueQuota { entries: 0, bytes: 0 };
+    let key_values = KeyValues::new(storage, KeyValueLimits { max_bytes: 0, quota });
     let timers = runtime.handle().clone();
     let outbound = Arc::new(Outbound::new(HttpSettings::default(), timers.clone()).unwrap());
-    let services = Services { objects, secrets, timers, outbound, live };
+    let services = Services { objects, secrets, key_values, timers, outbound, live };
     let room = Arc::new(Room::new(1, 1, Memory::new(0)));
     let cache = CodeCache::open(directory.join("compiled")).unwrap();
     let settings = EngineSettings { slots: 1, max_memory_bytes: 1 << 20 };

@@ -52,6 +52,7 @@ impl Core {
                 (Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. }, Done::Object(write)) => {
                     answer(reply, Ok(write));
                 }
+                (Command::KeyValue(command), Done::KeyValue(write)) => answer(command.reply, Ok(write)),
                 (Command::PutSchedule { reply, .. }, Done::Schedule(put)) => answer(reply, Ok(*put)),
                 (Command::PutSchedule { reply, .. }, Done::Refused(why)) => answer(reply, Err(why)),
                 (Command::DeleteSchedule { reply, .. } | Command::IsStored { reply, .. }, Done::Nothing) => {
@@ -158,6 +159,7 @@ impl Core {
                     kept.extend(command.refuse(refusal()).map(|kept| Command::Type(Box::new(kept))))
                 }
                 Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. } => answer(reply, Err(refusal())),
+                Command::KeyValue(command) => answer(command.reply, Err(refusal())),
                 Command::Report(ref report) => {
                     // Who waits for this end hears that it cannot be stored now; it is stopped all the same.
                     let then = self.running.get_mut(&report.id).map(|running| std::mem::take(&mut running.then));
@@ -174,11 +176,12 @@ impl Core {
 }
 
 impl Command {
-    /// How many tasks it is about.
-    pub(super) fn tasks(&self) -> usize {
+    /// How many tasks or keys it is about.
+    pub(super) fn things(&self) -> usize {
         match self {
             Command::CreateMany { items, .. } => items.len(),
             Command::Bulk(command) => command.tasks(),
+            Command::KeyValue(command) => command.keys(),
             _ => 1,
         }
     }

@@ -7,6 +7,7 @@
 mod backup;
 mod error;
 mod history;
+mod key_value;
 mod list;
 mod operations;
 mod queue;
@@ -28,6 +29,7 @@ use rusqlite::{Connection, OpenFlags};
 pub use backup::{back_up, restore};
 pub use error::StoreError;
 pub use history::{LoggedLine, Told, ToldEvents};
+pub use key_value::{KeyValueChange, KeyValueQuota, KeyValueWrite, KeyWithValue, Versioned};
 pub use list::Found;
 pub use operations::{Action, Operation, OperationId};
 pub use queue::{KEY_AGE_MS, KeyUse, Time};

@@ -1,0 +1,44 @@
+//! Changes of what tasks keep through `wasi:keyvalue`: by the manager's thread, as every change.
+
+use std::sync::Arc;
+
+use super::core::Core;
+use super::{Command, Manager, Refused, Reply};
+use crate::store::{KeyValueChange, KeyValueQuota, KeyValueWrite, StoreError};
+
+/// A change in a tenant's bucket.
+pub(super) struct KeyValueCommand {
+    tenant: Arc<str>,
+    bucket: Arc<str>,
+    change: KeyValueChange,
+    quota: KeyValueQuota,
+    pub(super) reply: Reply<KeyValueWrite>,
+}
+
+impl KeyValueCommand {
+    /// How many keys it is about.
+    pub(super) fn keys(&self) -> usize {
+        self.change.keys()
+    }
+}
+
+impl Manager {
+    /// Makes a change in a tenant's bucket; durable when it returns.
+    pub(crate) async fn change_key_values(
+        &self,
+        tenant: &Arc<str>,
+        bucket: &Arc<str>,
+        change: KeyValueChange,
+        quota: KeyValueQuota,
+    ) -> Result<KeyValueWrite, Refused> {
+        let (tenant, bucket) = (tenant.clone(), bucket.clone());
+        self.ask(|reply| Command::KeyValue(Box::new(KeyValueCommand { tenant, bucket, change, quota, reply }))).await
+    }
+}
+
+impl Core {
+    pub(super) fn apply_key_value(&mut self, command: &KeyValueCommand) -> Result<KeyValueWrite, StoreError> {
+        let KeyValueCommand { tenant, bucket, change, quota, .. } = command;
+        self.store.change_key_values(tenant, bucket, change, *quota)
+    }
+}
