@@ -18,6 +18,7 @@ pub mod history;
 pub mod host;
 pub mod input_schema;
 pub mod keys;
+pub mod ledger;
 pub mod limits;
 pub mod manager;
 pub mod objects;

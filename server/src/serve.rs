@@ -123,6 +123,8 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         max_schedules: config.max_schedules,
         max_task_types: config.max_task_types,
         retention_ms: config.retention,
+        usage_retention_days: config.usage_retention,
+        audit_retention_days: config.audit_retention,
     };
     let workers = Workers { run: Box::new(move |job| executor.start(job)), compiler };
     let operations = writer.open_operations()?;

@@ -220,7 +220,9 @@ fn the_first_key_ends_the_time_without_keys() {
     let (_, _, mut events) = client.stream("/events", &[]);
     // A tenant that there is not, and then one of the two that there are.
     let mut command = taskcell();
-    command.args(["key", "create", "--tenant", "nobody", "--role", "read", "--data-dir"]).arg(server.setup().data_dir());
+    command
+        .args(["key", "create", "--tenant", "nobody", "--role", "read", "--data-dir"])
+        .arg(server.setup().data_dir());
     assert!(refused(&mut command).contains("no such tenant"));
     let key = server.setup().make_key("default", "operate", &[]);
     client.get("/tasks").expect(401);
