@@ -4,6 +4,7 @@
 
 mod access;
 mod architecture;
+mod audit;
 mod backup;
 mod bad_input;
 mod bulk;
@@ -31,4 +32,5 @@ mod task_types;
 mod times;
 mod typed;
 mod uploads;
+mod usage;
 mod ways;

@@ -76,7 +76,7 @@ fn every_command_answers_what_the_readme_shows() {
             }
         }
     }
-    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [("curl", 11), ("serve", 1), ("test", 1)]);
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [("curl", 13), ("serve", 1), ("test", 1)]);
 }
 
 /// The first command of a newcomer: cargo starts the server, and it serves.
@@ -139,11 +139,14 @@ fn shell(command: &str, server: &Server, id: &str, here: &Path) -> Value {
 fn shape(name: &str, value: &Value) -> Value {
     match value {
         Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), shape(name, value))).collect(),
+        // At midnight there may be two.
+        Value::Array(days) if name == "days" => days.iter().rev().take(1).map(|day| shape("day", day)).collect(),
         Value::Array(items) => items.iter().map(|item| shape(name, item)).collect(),
         Value::Number(_) if name != "status" => "a number".into(),
         Value::String(_)
             if name.ends_with("_at")
-                || matches!(name, "id" | "component" | "object" | "next_times" | "until" | "version") =>
+                || matches!(name, "id" | "component" | "object" | "next_times" | "until" | "version")
+                || matches!(name, "at" | "from" | "to" | "day") =>
         {
             "a text".into()
         }
