@@ -39,7 +39,7 @@ impl Call {
     /// Sends it, about things that there are not: nothing is done by it.
     pub(crate) fn send(&self, client: &Client, tenant: &str) -> u16 {
         let path = self.path.replace("{tenant}", tenant).replace("{id}", "0199e0f4-0000-7000-8000-000000000000");
-        let path = path.replace("{name}", "not-there").replace("{digest}", &format!("sha256:{}", "0".repeat(64)));
+        let path = path.replace("{name}", "not-there").replace("{version}", &format!("sha256:{}", "0".repeat(64)));
         let body = (!matches!(&*self.method, "GET" | "HEAD" | "DELETE")).then_some(&b"{"[..]);
         // A stream would go on.
         client.send(&self.method, &path, &[JSON, ("last-event-id", "x")], body).status

@@ -388,7 +388,6 @@ impl World {
     /// What must be true after every step.
     fn check(&mut self) {
         self.check_waited();
-        self.check_ledger();
         let now = self.now;
         let all = self.all();
         let by_id: HashMap<TaskId, &Task> = all.iter().map(|task| (task.id, task)).collect();
@@ -511,5 +510,6 @@ fn whatever_happens_the_invariants_hold() {
             _ => world.crash(),
         }
         world.check();
+        world.check_ledger();
     }
 }

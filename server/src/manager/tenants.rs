@@ -106,16 +106,6 @@ impl Manager {
     pub async fn administer(&self, change: Change, by: Actor) -> Result<Changed, Refused> {
         self.ask(|reply| Command::Tenant(Box::new(TenantCommand { change, by, reply }))).await
     }
-
-    /// What a tenant used from one day to another, both included.
-    pub async fn usage(&self, tenant: &Arc<str>, from: Day, to: Day) -> Result<Vec<(Day, CameTo, Sums)>, Refused> {
-        Ok(self.0.readers.usage(tenant.clone(), from, to).await?)
-    }
-
-    /// Lines of the audit log, newest first.
-    pub async fn audit(&self, filter: AuditFilter, limit: usize) -> Result<Vec<Line>, Refused> {
-        Ok(self.0.readers.audit(filter, limit).await?)
-    }
 }
 
 /// Makes a change inside a transaction, with its line in the audit log.
@@ -213,6 +203,18 @@ impl Core {
             self.store.key_used(id, used)?;
         }
         Ok(())
+    }
+}
+
+impl Manager {
+    /// What a tenant used from one day to another, both included.
+    pub async fn usage(&self, tenant: &Arc<str>, from: Day, to: Day) -> Result<Vec<(Day, CameTo, Sums)>, Refused> {
+        Ok(self.0.readers.usage(tenant.clone(), from, to).await?)
+    }
+
+    /// Lines of the audit log, newest first.
+    pub async fn audit(&self, filter: AuditFilter, limit: usize) -> Result<Vec<Line>, Refused> {
+        Ok(self.0.readers.audit(filter, limit).await?)
     }
 }
 
