@@ -102,7 +102,7 @@ impl InProcess {
                 }
                 Outcome::Failed(error) => bail!("an attempt failed: {}", error.message),
             },
-            RunEnd::GiveBack => bail!("there was no room for an attempt"),
+            RunEnd::GiveBack(_) => bail!("there was no room for an attempt"),
         }
     }
 }

@@ -202,6 +202,12 @@ pub struct Config {
     /// How long tasks that have ended are kept with their results, in milliseconds.
     #[arg(long, env = "TASKCELL_RETENTION", default_value_t = 7 * 24 * 60 * 60 * 1000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=100 * 366 * 24 * 60 * 60 * 1000))]
     pub retention: u64,
+    /// How many days it is kept what each tenant used.
+    #[arg(long, env = "TASKCELL_USAGE_RETENTION", default_value_t = 400, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub usage_retention: u32,
+    /// How many days lines of the audit log are kept.
+    #[arg(long, env = "TASKCELL_AUDIT_RETENTION", default_value_t = 400, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub audit_retention: u32,
     /// Bytes of the largest object.
     #[arg(long, env = "TASKCELL_MAX_OBJECT_BYTES", default_value_t = 16 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 29))]
     pub max_object_bytes: u64,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 use crate::clock;
 use crate::grants::Grants;
@@ -29,8 +29,11 @@ pub struct Job {
     /// Its handle, with its place.
     pub control: Arc<Control>,
     /// Who is told of its end, where it is of no task that is stored. Its lines come with its end.
-    pub told: Option<oneshot::Sender<Report>>,
+    pub told: Option<Told>,
 }
+
+/// Is told how an attempt ended.
+pub type Told = Box<dyn FnOnce(Report) + Send>;
 
 /// How an attempt ended.
 pub struct Report {
@@ -116,8 +119,7 @@ impl Executor {
             log.drain(|news| {
                 let ended = Report { id, attempt, end, ended_at, news };
                 match told {
-                    // Whoever asked may have gone away.
-                    Some(told) => drop(told.send(ended)),
+                    Some(told) => told(ended),
                     None => report(ended),
                 }
             });

@@ -19,6 +19,7 @@ pub mod host;
 pub mod input_schema;
 pub mod key_value;
 pub mod keys;
+pub mod ledger;
 pub mod limits;
 pub mod manager;
 pub mod objects;

@@ -155,6 +155,8 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         max_secrets: config.max_secrets,
         max_task_types: config.max_task_types,
         retention_ms: config.retention,
+        usage_retention_days: config.usage_retention,
+        audit_retention_days: config.audit_retention,
     };
     let workers = Workers { run: Box::new(move |job| executor.start(job)), turns, compiler };
     let operations = writer.open_operations()?;

@@ -5,23 +5,17 @@ use std::io::Read;
 
 use serde_json::{Value, json};
 
-use crate::support::guests::GUESTS;
+use crate::support::guests::component;
 use crate::support::server::{Setup, refused, taskcell};
 use crate::support::{Client, Server, guest, wait_for};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const ROLES: [&str; 5] = ["read", "submit", "operate", "deploy", "admin"];
 
-/// A component.
-fn component() -> Vec<u8> {
-    let name = guest("echo-blocking");
-    GUESTS.iter().find(|(known, _)| *known == name).unwrap().1.to_vec()
-}
-
 /// A call of the OpenAPI document.
-struct Call {
-    method: String,
-    path: String,
+pub(crate) struct Call {
+    pub(crate) method: String,
+    pub(crate) path: String,
     operation: Value,
 }
 
@@ -43,7 +37,7 @@ impl Call {
     }
 
     /// Sends it, about things that there are not: nothing is done by it.
-    fn send(&self, client: &Client, tenant: &str) -> u16 {
+    pub(crate) fn send(&self, client: &Client, tenant: &str) -> u16 {
         let path = self.path.replace("{tenant}", tenant).replace("{id}", "0199e0f4-0000-7000-8000-000000000000");
         let path = path.replace("{name}", "not-there").replace("{version}", &format!("sha256:{}", "0".repeat(64)));
         let body = (!matches!(&*self.method, "GET" | "HEAD" | "DELETE")).then_some(&b"{"[..]);
@@ -52,7 +46,7 @@ impl Call {
     }
 }
 
-fn calls(client: &Client) -> Vec<Call> {
+pub(crate) fn calls(client: &Client) -> Vec<Call> {
     let document = client.get("/openapi.json").expect(200).json();
     let mut calls = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -192,9 +186,9 @@ fn nothing_of_another_tenant_is_there() {
     let of_a = a.send("POST", "/task", &[JSON, ("idempotency-key", "k")], Some(br#"{"task_type":"echo","input":1}"#));
     let of_b = b.send("POST", "/task", &[JSON, ("idempotency-key", "k")], Some(br#"{"task_type":"echo","input":2}"#));
     assert_ne!(of_a.expect(202).json()["id"], of_b.expect(202).json()["id"]);
-    let component = component();
+    let component = component(guest("echo-blocking"));
     let wasm = [("content-type", "application/wasm"), ("prefer", "wait=60")];
-    a.send("PUT", "/task-types/only-here", &wasm, Some(&component)).expect(201);
+    a.send("PUT", "/task-types/only-here", &wasm, Some(component)).expect(201);
     b.get("/task-types/only-here").expect(404);
     b.post_task(r#"{"task_type":"only-here"}"#).expect(422);
     // A cursor of one is none of the other.
@@ -310,16 +304,16 @@ fn a_key_for_some_types_is_for_no_others() {
     let test = |name: &str| client.send("POST", &format!("/task-types/{name}/test"), &[JSON], Some(b"{}"));
     test("echo").expect(200);
     test("primes").expect(403);
-    let component = component();
+    let component = component(guest("echo-blocking"));
     let wasm = [("content-type", "application/wasm"), ("prefer", "wait=60")];
-    client.send("PUT", "/task-types/mine", &wasm, Some(&component)).expect(201);
-    client.send("PUT", "/task-types/other", &wasm, Some(&component)).expect(403);
+    client.send("PUT", "/task-types/mine", &wasm, Some(component)).expect(201);
+    client.send("PUT", "/task-types/other", &wasm, Some(component)).expect(403);
     let merge = [("content-type", "application/merge-patch+json")];
     client.send("PATCH", "/task-types/mine", &merge, Some(br#"{"retention_ms":1000}"#)).expect(200);
     client.delete("/task-types/primes").expect(403);
     client.delete("/task-types/mine").expect(200);
     // Who may operate may pause, and no more.
-    server.client.with_key(&keys[&("a", 3)]).send("PUT", "/task-types/mine", &wasm, Some(&component)).expect(201);
+    server.client.with_key(&keys[&("a", 3)]).send("PUT", "/task-types/mine", &wasm, Some(component)).expect(201);
     let operate = server.client.with_key(&keys[&("a", 2)]);
     operate.send("PATCH", "/task-types/mine", &merge, Some(br#"{"paused":true}"#)).expect(200);
     operate.send("PATCH", "/task-types/mine", &merge, Some(br#"{"retention_ms":1}"#)).expect(403);

@@ -4,6 +4,7 @@
 
 mod access;
 mod architecture;
+mod audit;
 mod backup;
 mod bad_input;
 mod bulk;
@@ -35,4 +36,5 @@ mod times;
 mod tls;
 mod typed;
 mod uploads;
+mod usage;
 mod ways;

@@ -149,11 +149,14 @@ fn run_with(command: &str, here: &Path, id: &str) -> Output {
 fn shape(name: &str, value: &Value) -> Value {
     match value {
         Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), shape(name, value))).collect(),
+        // At midnight there may be two.
+        Value::Array(days) if name == "days" => days.iter().rev().take(1).map(|day| shape("day", day)).collect(),
         Value::Array(items) => items.iter().map(|item| shape(name, item)).collect(),
         Value::Number(_) if name != "status" => "a number".into(),
         Value::String(_)
             if name.ends_with("_at")
-                || matches!(name, "id" | "component" | "object" | "next_times" | "until" | "version") =>
+                || matches!(name, "id" | "component" | "object" | "next_times" | "until" | "version")
+                || matches!(name, "at" | "from" | "to" | "day") =>
         {
             "a text".into()
         }

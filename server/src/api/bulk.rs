@@ -206,7 +206,7 @@ async fn start(api: &Api, caller: &Caller, request: Request, action: Action) -> 
     let body = api.uploads.read(request, FILTER_BYTES).await?;
     let filter = extract::from_json::<TaskFilter>(&body.bytes)?.checked()?;
     drop(body);
-    let operation = api.manager.start_bulk(&caller.tenant, action, filter).await?;
+    let operation = api.manager.start_bulk(&caller.tenant, action, filter, caller.actor()).await?;
     let path = HeaderValue::try_from(format!("/operations/{}", operation.id.0));
     let path = path.map_err(|error| Problem::internal(&error.into()))?;
     let mut response = wire::json(StatusCode::ACCEPTED, &Operation::of(&operation))?;

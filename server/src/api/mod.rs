@@ -5,6 +5,7 @@
 //! and writes the answer (`wire`) or a `problem`.
 
 mod access;
+mod audit;
 mod bulk;
 mod conditional;
 mod create;
@@ -27,6 +28,7 @@ mod tenants;
 mod tls;
 mod trial;
 mod uploads;
+mod usage;
 mod wire;
 
 use std::sync::Arc;
@@ -150,6 +152,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(tenants::get, tenants::put, tenants::patch))
         .routes(routes!(tenants::keys, tenants::create_key))
         .routes(routes!(tenants::revoke_key))
+        .routes(routes!(usage::own))
+        .routes(routes!(usage::of_tenant))
+        .routes(routes!(audit::list))
         .routes(routes!(operations::healthz))
         .routes(routes!(operations::readyz))
         .routes(routes!(operations::metrics))

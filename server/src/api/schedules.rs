@@ -214,7 +214,7 @@ pub(super) async fn put(
     let (spec, cron) = read(&body.bytes)?;
     caller.may_use(&spec.task.task_type)?;
     drop(body);
-    let put = api.manager.put_schedule(&caller.tenant, &name, spec, cron, precondition).await;
+    let put = api.manager.put_schedule(&caller.tenant, &name, spec, cron, precondition, caller.actor()).await;
     let ((schedule, tasks), created) = put.map_err(|refused| match refused {
         Refused::Invalid(_) | Refused::UnknownTaskType => Problem::from(refused).under("#/task"),
         other => other.into(),
@@ -264,7 +264,8 @@ pub(super) async fn remove(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let name = known(name)?;
-    api.manager.delete_schedule(&caller.tenant, &name, conditional::precondition(&headers)?).await?;
+    let precondition = conditional::precondition(&headers)?;
+    api.manager.delete_schedule(&caller.tenant, &name, precondition, caller.actor()).await?;
     wire::json(StatusCode::OK, &RemovedSchedule { name: &name, deleted: true })
 }
 

@@ -280,7 +280,7 @@ pub(super) async fn patch(
         may_change_shared: caller.is_operator,
     };
     drop(body);
-    let task_type = api.manager.patch_task_type(&caller.tenant, &task_type.name, patch).await?;
+    let task_type = api.manager.patch_task_type(&caller.tenant, &task_type.name, patch, caller.actor()).await?;
     let (text, tag) = whole(&api, &caller, &task_type).await?;
     let mut response = wire::json_bytes(StatusCode::OK, text);
     add_tag(&mut response, &tag);

@@ -138,7 +138,7 @@ fn set_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Opti
 }
 
 /// The tenant that a path names, where there is one.
-pub(super) struct TenantInPath(Arc<str>);
+pub(super) struct TenantInPath(pub(super) Arc<str>);
 
 /// And a key.
 pub(super) struct KeyInPath(KeyId);

@@ -107,7 +107,8 @@ pub(super) async fn put(
         let errors = faults.0.into_iter().map(|detail| FieldError { pointer: "#".into(), detail });
         Problem::fields_of(Kind::BadComponent, errors.collect())
     })?;
-    let uploaded = api.manager.put_task_type(&caller.tenant, &name, digest, body.bytes.clone(), seen).await?;
+    let uploaded =
+        api.manager.put_task_type(&caller.tenant, &name, digest, body.bytes.clone(), seen, caller.actor()).await?;
     drop(body);
     if let Some(seconds) = wait {
         api.manager.wait_compiled(digest, Duration::from_secs(seconds)).await;
@@ -180,7 +181,7 @@ pub(super) async fn remove(
     let started = tokio::time::Instant::now();
     let mut canceled = !cancel;
     loop {
-        match api.manager.delete_task_type(&caller.tenant, &name, seen.clone()).await {
+        match api.manager.delete_task_type(&caller.tenant, &name, seen.clone(), caller.actor()).await {
             Ok(()) => return wire::json(StatusCode::OK, &RemovedType { name, deleted: true }),
             Err(Refused::TypeInUse) if cancel && started.elapsed() < CANCEL_TIME => {
                 if !canceled {
@@ -197,7 +198,7 @@ pub(super) async fn remove(
 async fn cancel_all(api: &Api, caller: &Caller, name: &str) -> Result<(), Problem> {
     for status in [Status::Pending, Status::Running] {
         let filter = ListFilter { status: Some(status), task_type: Some(name.to_owned()), ..ListFilter::default() };
-        api.manager.start_bulk(&caller.tenant, Action::Cancel, filter).await?;
+        api.manager.start_bulk(&caller.tenant, Action::Cancel, filter, caller.actor()).await?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use super::core::{Core, Created, Done, RETRY_START};
 use super::{Answer, Command, Idempotency, NewItem, Refused};
 use crate::executor::Report;
 use crate::history::Happened;
+use crate::ledger::{self, CameTo, Sums};
 use crate::limits::Limits;
 use crate::sandbox::RunEnd;
 use crate::schedule::rank;
@@ -74,15 +75,19 @@ impl Core {
             }
             Command::KeyValue(command) => Ok(Done::KeyValue(self.apply_key_value(command)?)),
             Command::PutSchedule { tenant, put, .. } => self.put_schedule(tenant, put, now),
-            Command::DeleteSchedule { tenant, name, precondition, .. } => {
-                self.delete_schedule(tenant, name, precondition)
+            Command::DeleteSchedule { tenant, name, precondition, by, .. } => {
+                self.delete_schedule(tenant, name, precondition, by, now)
             }
             Command::Secret(command) => Ok(Done::Secret(self.apply_secret(command, now)?)),
             Command::Bulk(command) => Ok(Done::Bulk(self.apply_bulk(command, now)?)),
-            Command::Settings(command) => Ok(Done::Settings(self.apply_settings(command)?)),
+            Command::Settings(command) => Ok(Done::Settings(self.apply_settings(command, now)?)),
             Command::Type(command) => Ok(Done::Type(Box::new(self.apply_type(command, now)?))),
             Command::Trial(_) if self.draining.is_some() => Ok(Done::Refused(Refused::Draining)),
             Command::Trial(command) => Ok(Done::Trial(self.place_of(command.tenant()))),
+            Command::Tried(tried) => {
+                self.charge_trial(tried, now);
+                Ok(Done::Nothing)
+            }
             Command::Tenant(command) => Ok(Done::Tenant(Box::new(self.apply_tenant(command, now)?))),
             Command::IsStored { tenant, id, .. } => Ok(match self.store.task_head(tenant, *id)? {
                 Some(_) => Done::Nothing,
@@ -183,16 +188,18 @@ impl Core {
         let attempt = report.attempt;
         let event = match &report.end {
             RunEnd::Ended(end) => Event::End { attempt, end: end.clone(), random: random(&end.outcome) },
-            RunEnd::GiveBack => Event::GiveBack { attempt },
+            RunEnd::GiveBack(_) => Event::GiveBack { attempt },
         };
-        if task.attempt == attempt && report.end != RunEnd::GiveBack {
+        if task.attempt == attempt && matches!(report.end, RunEnd::Ended(_)) {
             self.store_log(&task, attempt, &report.news, now)?;
         }
         // A late end of an attempt that is no longer the current one is dropped.
-        if self.change(&mut task, event, report.ended_at.min(now))?.is_err() {
+        let ended_at = report.ended_at.min(now);
+        if self.change(&mut task, event, ended_at)?.is_err() {
             return Ok(Done::Nothing);
         }
-        if report.end == RunEnd::GiveBack {
+        if let RunEnd::GiveBack(usage) = &report.end {
+            self.store.charge(&task.tenant, ended_at, CameTo::GivenBack, &Sums::of(usage));
             // The number will be given again, and what was logged under it is logged again.
             self.store.remove_log(task.id, attempt)?;
             // There was no room for it after all. At once there would be none again.
@@ -225,6 +232,7 @@ impl Core {
     ) -> Result<std::result::Result<(), Rejected>> {
         let (was, was_ready) = (task.status, task.is_ready());
         let place = rank(task.ready_at, task.priority);
+        let entry = ledger::entry(&event);
         let over: Option<AttemptRecord> = match task.apply(event, now) {
             Ok(over) => over,
             Err(rejected) => return Ok(Err(rejected)),
@@ -241,6 +249,10 @@ impl Core {
         }
         if was == Status::Pending && task.status.is_ended() {
             self.at_once.frees(task);
+        }
+        if let Some((came_to, sums)) = entry {
+            let sums = Sums { tasks: task.status.is_ended().into(), ..sums };
+            self.store.charge(&task.tenant, now, came_to, &sums);
         }
         if was_ready {
             self.ready.remove(&task.tenant, place, task.id);

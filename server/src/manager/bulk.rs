@@ -15,6 +15,7 @@ use super::apply::is_canceled;
 use super::check::created_at;
 use super::core::Core;
 use super::{Command, Manager, Refused, Reply, answer};
+use crate::audit::{Act, Actor};
 use crate::store::{Action, Found, ListFilter, Operation, OperationId, StoreError};
 use crate::task::{Event, Rejected, Status, Task, TaskId, Timestamp};
 
@@ -37,6 +38,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) enum BulkCommand {
     Create {
         operation: Box<Operation>,
+        by: Actor,
         reply: Reply<Operation>,
     },
     /// Do it with the tasks that were found. `stopped` is held until those that run have been stopped.
@@ -124,7 +126,7 @@ impl BulkCommand {
 impl Core {
     pub(super) fn apply_bulk(&mut self, command: &BulkCommand, now: Timestamp) -> Result<BulkDone, StoreError> {
         match command {
-            BulkCommand::Create { operation, .. } => {
+            BulkCommand::Create { operation, by, .. } => {
                 if self.draining.is_some() {
                     return Ok(BulkDone::Created(Err(Refused::Draining)));
                 }
@@ -132,6 +134,7 @@ impl Core {
                     return Ok(BulkDone::Created(Err(Refused::TooManyOperations { limit: MOST_OPEN })));
                 }
                 self.store.insert_operation(operation)?;
+                self.store.audit(by, &act(operation), now)?;
                 Ok(BulkDone::Created(Ok(Operation::clone(operation))))
             }
             BulkCommand::Step { id, found, .. } => Ok(BulkDone::Stepped(self.bulk_step(*id, found, now)?)),
@@ -265,6 +268,21 @@ impl Core {
     }
 }
 
+/// What the audit log says of an operation, with its filter.
+fn act(operation: &Operation) -> Act {
+    let action = match operation.action {
+        Action::Cancel => "tasks.cancel",
+        Action::Retry => "tasks.retry",
+        Action::Delete => "tasks.delete",
+    };
+    let mut filter = serde_json::to_value(&operation.filter).unwrap_or_default();
+    if let Some(members) = filter.as_object_mut() {
+        members.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|labels| !labels.is_empty()));
+    }
+    let (of, target) = (operation.tenant.clone(), operation.id.0.to_string());
+    Act { action, of, target, detail: Some(filter.to_string()) }
+}
+
 impl Manager {
     /// Begins to do `action` with all tasks of now that match. The operation is durable when this
     /// returns, and goes on by itself.
@@ -273,6 +291,7 @@ impl Manager {
         tenant: &Arc<str>,
         action: Action,
         filter: ListFilter,
+        by: Actor,
     ) -> Result<Operation, Refused> {
         if self.is_draining() {
             return Err(Refused::Draining);
@@ -298,7 +317,7 @@ impl Manager {
         let manager = self.clone();
         tokio::spawn(async move {
             let operation = Box::new(operation);
-            let created = manager.ask(|reply| Command::Bulk(BulkCommand::Create { operation, reply })).await;
+            let created = manager.ask(|reply| Command::Bulk(BulkCommand::Create { operation, by, reply })).await;
             let go_on = created.as_ref().ok().cloned();
             answer(tell, created);
             if let Some(operation) = go_on {

@@ -89,6 +89,10 @@ pub struct CoreSettings {
     pub max_task_types: u64,
     /// How long ended tasks are kept where their type does not say, in milliseconds.
     pub retention_ms: u64,
+    /// How many days it is kept what tenants used.
+    pub usage_retention_days: u32,
+    /// How many days lines of the audit log are kept.
+    pub audit_retention_days: u32,
 }
 
 /// Who does what the manager wants done.

@@ -46,18 +46,20 @@ pub use types::{Seen, Uploaded};
 use bulk::BulkCommand;
 use key_value::KeyValueCommand;
 use objects::PutObject;
+use schedules::PutSchedule;
 use secrets::SecretCommand;
 use settings::SettingsCommand;
 use tenants::TenantCommand;
-use trial::TrialCommand;
+use trial::{TrialCommand, Tried};
 use types::TypeCommand;
 
+use crate::audit::Actor;
 use crate::executor::Report;
 use crate::host::live::LiveAttempts;
 use crate::host::log::News;
 use crate::limits::{LimitOverrides, Limits};
 use crate::registry::{Registry, TaskType, Version};
-use crate::schedules::{Cron, Schedule, Spec};
+use crate::schedules::Schedule;
 use crate::store::{ListFilter, LoggedLine, ObjectWrite, Page, Precondition, Readers, StoreError, ToldEvents};
 use crate::task::{AttemptRecord, Digest, Hold, Labels, RetryOverrides, Status, Task, TaskId, Timestamp};
 
@@ -172,6 +174,7 @@ enum Command {
         tenant: Arc<str>,
         name: Arc<str>,
         precondition: Precondition,
+        by: Actor,
         reply: Reply<()>,
     },
     Secret(Box<SecretCommand>),
@@ -180,6 +183,7 @@ enum Command {
     Settings(Box<SettingsCommand>),
     Type(Box<TypeCommand>),
     Trial(Box<TrialCommand>),
+    Tried(Box<Tried>),
     Tenant(Box<TenantCommand>),
     /// Answered once everything before it was done.
     Flush {
@@ -198,14 +202,6 @@ enum Command {
     Drain {
         grace: Duration,
     },
-}
-
-struct PutSchedule {
-    name: Arc<str>,
-    spec: Spec,
-    /// The spec's.
-    cron: Cron,
-    precondition: Precondition,
 }
 
 /// The commands, on their way to [`Core`].

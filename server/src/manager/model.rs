@@ -3,6 +3,7 @@
 
 mod at_once;
 mod bounds;
+mod ledger;
 mod refusals;
 mod waited;
 
@@ -16,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::core::{Core, CoreSettings, Workers};
 use super::{Answer, BacklogLimits, Command, Idempotency, Manager, NewItem, Refused, Reply, Stored};
+use ledger::Tally;
 use waited::Waited;
 
 use crate::compiler::Compiler;
@@ -46,6 +48,7 @@ const MAX_INTERRUPTIONS: u32 = 2;
 const MAX_ATTEMPTS: u32 = 3;
 const MAX_PENDING: u64 = 12;
 const RETENTION_MS: u64 = 200_000;
+const USAGE_DAYS: u32 = 2;
 
 struct Random(u64);
 
@@ -91,6 +94,7 @@ struct World {
     last_event: u64,
     max_pending: u64,
     readers: Option<Readers>,
+    tally: Tally,
 }
 
 const COMPONENT: Digest = Digest([7; 32]);
@@ -118,6 +122,7 @@ impl World {
             last_event: 0,
             max_pending: MAX_PENDING,
             readers: None,
+            tally: Tally::default(),
         };
         world.start();
         world
@@ -136,6 +141,8 @@ impl World {
             max_interruptions: MAX_INTERRUPTIONS,
             backlog: BacklogLimits { total: self.max_pending, tenant: self.max_pending },
             retention_ms: RETENTION_MS,
+            usage_retention_days: USAGE_DAYS,
+            audit_retention_days: 1,
             max_schedules: 1,
             max_secrets: 1,
             max_task_types: 1,
@@ -163,6 +170,7 @@ impl World {
 
     /// The server goes down without a word.
     fn crash(&mut self) {
+        self.tally.interrupted(self.running.len());
         self.running.clear();
         self.core = None;
         self.start();
@@ -278,12 +286,13 @@ impl World {
             _ => {
                 job.control.leave();
                 self.late.push((job.task.id, job.task.attempt));
-                return self.report(job.task.id, job.task.attempt, RunEnd::GiveBack);
+                let usage = self.tally.given_back(random);
+                return self.report(job.task.id, job.task.attempt, RunEnd::GiveBack(usage));
             }
         };
         let end = AttemptEnd {
+            usage: self.tally.ended(&outcome, random),
             outcome,
-            usage: Usage { fuel: 1, ..Usage::default() },
             progress: None,
             retry_after_ms: (random.below(2) == 0).then_some(3_000),
         };
@@ -323,7 +332,8 @@ impl World {
             // It is asked to stop, and does.
             job.control.leave();
             let stopped = Outcome::Failed(TaskError::new(ErrorKind::Canceled, "canceled"));
-            let end = AttemptEnd { outcome: stopped, ..AttemptEnd::host_failure("") };
+            let usage = self.tally.ended(&stopped, random);
+            let end = AttemptEnd { outcome: stopped, usage, ..AttemptEnd::host_failure("") };
             self.report(id, job.task.attempt, RunEnd::Ended(end));
         }
         match answered.try_recv().unwrap() {
@@ -358,7 +368,9 @@ impl World {
         self.step(vec![Command::Delete { tenant: "default".into(), id, reply: answer }]);
         if let Some(job) = self.running.remove(&id) {
             job.control.leave();
-            self.report(id, job.task.attempt, RunEnd::Ended(AttemptEnd::host_failure("stopped")));
+            let end = AttemptEnd::host_failure("stopped");
+            let usage = self.tally.ended_and_removed(&end.outcome, &job.task, random);
+            self.report(id, job.task.attempt, RunEnd::Ended(AttemptEnd { usage, ..end }));
         }
         match answered.try_recv().unwrap() {
             Ok(()) => assert!(self.stored(id).is_none()),
@@ -513,5 +525,6 @@ fn whatever_happens_the_invariants_hold() {
             _ => world.crash(),
         }
         world.check();
+        world.check_ledger();
     }
 }

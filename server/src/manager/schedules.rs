@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::core::{Core, Created, Done, Start};
 use super::upkeep::{RETRY_FULL_MS, Timer};
-use super::{Command, Manager, NewTask, PutSchedule, Refused, check};
+use super::{Command, Manager, NewTask, Refused, check};
+use crate::audit::{Act, Actor};
 use crate::schedules::{CatchUp, Cron, Failure, MOST_QUEUED, MadeTask, Overlap, Schedule, ScheduledTask, Spec};
 use crate::store::{Precondition, StoreError};
 use crate::task::Timestamp;
@@ -20,6 +21,16 @@ const MOST_MADE: usize = 128;
 
 /// Due times that one transaction looks at, of all schedules together.
 const MOST_LOOKED_AT: usize = 1000;
+
+/// A schedule to be stored.
+pub(super) struct PutSchedule {
+    name: Arc<str>,
+    spec: Spec,
+    /// The spec's.
+    cron: Cron,
+    precondition: Precondition,
+    by: Actor,
+}
 
 /// What one transaction may still do for schedules.
 struct Left {
@@ -58,12 +69,13 @@ impl Manager {
         spec: Spec,
         cron: Cron,
         precondition: Precondition,
+        by: Actor,
     ) -> std::result::Result<(WithTasks, bool), Refused> {
         match self.check(tenant, new_task(&spec.task)) {
             Ok(_) | Err(Refused::TypeNotReady) => {}
             Err(refused) => return Err(refused),
         }
-        let put = Box::new(PutSchedule { name: name.into(), spec, cron, precondition });
+        let put = Box::new(PutSchedule { name: name.into(), spec, cron, precondition, by });
         let (schedule, created) = self.ask(|reply| Command::PutSchedule { tenant: tenant.clone(), put, reply }).await?;
         // It is stored, whatever comes of this, and it may be gone again.
         let found = self.0.readers.schedule(tenant.clone(), name.to_owned(), LAST_TASKS).await;
@@ -77,9 +89,10 @@ impl Manager {
         tenant: &Arc<str>,
         name: &str,
         precondition: Precondition,
+        by: Actor,
     ) -> std::result::Result<(), Refused> {
         let (tenant, name) = (tenant.clone(), name.into());
-        self.ask(|reply| Command::DeleteSchedule { tenant, name, precondition, reply }).await
+        self.ask(|reply| Command::DeleteSchedule { tenant, name, precondition, by, reply }).await
     }
 
     /// A schedule.
@@ -101,7 +114,7 @@ impl Manager {
 
 impl Core {
     pub(super) fn put_schedule(&mut self, tenant: &Arc<str>, put: &PutSchedule, now: Timestamp) -> Result<Done> {
-        let PutSchedule { name, spec, cron, precondition } = put;
+        let PutSchedule { name, spec, cron, precondition, by } = put;
         let before = self.store.schedule(tenant, name)?;
         if !precondition.holds(before.as_ref().map(|before| before.spec.tag()).as_deref()) {
             return Ok(Done::Refused(Refused::PreconditionFailed));
@@ -130,6 +143,10 @@ impl Core {
             error: None,
         };
         self.store.put_schedule(&schedule)?;
+        let paused = if spec.paused { "; paused" } else { "" };
+        let detail = Some(format!("{}; {}; {}{paused}", spec.task.task_type, spec.cron, spec.time_zone));
+        let act = Act { action: "schedule.put", of: tenant.clone(), target: name.to_string(), detail };
+        self.store.audit(by, &act, now)?;
         if !spec.paused {
             self.timers.queued.earlier(now);
             if let Some(next_at) = next_at {
@@ -139,12 +156,24 @@ impl Core {
         Ok(Done::Schedule(Box::new((schedule, created))))
     }
 
-    pub(super) fn delete_schedule(&mut self, tenant: &str, name: &str, precondition: &Precondition) -> Result<Done> {
+    pub(super) fn delete_schedule(
+        &mut self,
+        tenant: &Arc<str>,
+        name: &str,
+        precondition: &Precondition,
+        by: &Actor,
+        now: Timestamp,
+    ) -> Result<Done> {
         let before = self.store.schedule(tenant, name)?;
         if !precondition.holds(before.as_ref().map(|before| before.spec.tag()).as_deref()) {
             return Ok(Done::Refused(Refused::PreconditionFailed));
         }
-        Ok(if self.store.delete_schedule(tenant, name)? { Done::Nothing } else { Done::Refused(Refused::NotFound) })
+        if !self.store.delete_schedule(tenant, name)? {
+            return Ok(Done::Refused(Refused::NotFound));
+        }
+        let act = Act { action: "schedule.delete", of: tenant.clone(), target: name.to_owned(), detail: None };
+        self.store.audit(by, &act, now)?;
+        Ok(Done::Nothing)
     }
 
     /// Makes the tasks that are due, a bounded part of them. Those that start at once go to `starts`.

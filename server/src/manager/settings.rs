@@ -7,13 +7,14 @@ use serde_json::Value;
 use super::core::Core;
 use super::types::promoted;
 use super::{Command, FieldError, Manager, Refused, Reply, answer};
+use crate::audit::{Act, Actor};
 use crate::grants::{BadGrant, Grants};
 use crate::input_schema::InputSchema;
 use crate::limits::LimitOverrides;
 use crate::registry::{SHARED, TaskType, Version};
 use crate::schedule::Concurrency;
 use crate::store::{StoreError, StoredType};
-use crate::task::{Digest, RetryOverrides, RetryPolicy};
+use crate::task::{Digest, RetryOverrides, RetryPolicy, Timestamp};
 
 /// The longest that ended tasks can be kept: a hundred years.
 const LONGEST_RETENTION_MS: u64 = 100 * 366 * 24 * 60 * 60 * 1000;
@@ -46,6 +47,7 @@ pub(super) struct SettingsCommand {
     tenant: Arc<str>,
     name: String,
     patch: SettingsPatch,
+    by: Actor,
     reply: Reply<TaskType>,
 }
 
@@ -65,13 +67,14 @@ impl Manager {
         tenant: &Arc<str>,
         name: &str,
         patch: SettingsPatch,
+        by: Actor,
     ) -> Result<TaskType, Refused> {
         self.check_patch(&patch)?;
         if let Some(Some(text)) = &patch.input_schema {
             self.check_input_schema(tenant, name, text.clone()).await?;
         }
         let (tenant, name) = (tenant.clone(), name.to_owned());
-        self.ask(|reply| Command::Settings(Box::new(SettingsCommand { tenant, name, patch, reply }))).await
+        self.ask(|reply| Command::Settings(Box::new(SettingsCommand { tenant, name, patch, by, reply }))).await
     }
 
     fn check_patch(&self, patch: &SettingsPatch) -> Result<(), Refused> {
@@ -118,14 +121,19 @@ impl Manager {
 }
 
 impl Core {
-    pub(super) fn apply_settings(&mut self, command: &SettingsCommand) -> Result<SettingsDone, StoreError> {
-        let SettingsCommand { tenant, name, patch, .. } = command;
+    pub(super) fn apply_settings(
+        &mut self,
+        command: &SettingsCommand,
+        now: Timestamp,
+    ) -> Result<SettingsDone, StoreError> {
+        let SettingsCommand { tenant, name, patch, by, .. } = command;
         // The one that the name means for the tenant. A shared one is the operator's.
         let stored = match self.store.task_type(tenant, name)? {
             Some(own) => Some(own),
             None => self.store.task_type(SHARED, name)?,
         };
-        let Some(mut stored) = stored else { return Ok(Err(Refused::NotFound)) };
+        let Some(before) = stored else { return Ok(Err(Refused::NotFound)) };
+        let mut stored = before.clone();
         if *stored.tenant == *SHARED && !patch.may_change_shared {
             return Ok(Err(Refused::SharedType));
         }
@@ -169,6 +177,11 @@ impl Core {
             stored = promoted(&stored, &program).unwrap_or(stored);
         }
         self.store.put_task_type(&stored)?;
+        if let Some(detail) = differences(&before, &stored) {
+            let (of, target) = (stored.tenant.clone(), stored.name.to_string());
+            let act = Act { action: "task_type.change", of, target, detail: Some(detail) };
+            self.store.audit(by, &act, now)?;
+        }
         Ok(Ok(stored))
     }
 
@@ -185,6 +198,38 @@ impl Core {
         });
         answer(command.reply, told);
     }
+}
+
+/// Which settings differ, for the audit log; `None`: none does. Of grants and schemas it says no more, as there may
+/// be secrets in them.
+fn differences(before: &StoredType, after: &StoredType) -> Option<String> {
+    let json = |value: serde_json::Result<String>| value.unwrap_or_default();
+    let mut found = Vec::new();
+    if before.limits != after.limits {
+        found.push(format!("limits {}", json(serde_json::to_string(&after.limits))));
+    }
+    if before.retry != after.retry {
+        found.push(format!("retry {}", json(serde_json::to_string(&after.retry))));
+    }
+    if before.retention_ms != after.retention_ms {
+        found.push(format!("retention_ms {}", json(serde_json::to_string(&after.retention_ms))));
+    }
+    if before.paused != after.paused {
+        found.push(format!("paused {}", after.paused));
+    }
+    if before.grants != after.grants {
+        found.push("grants".to_owned());
+    }
+    if before.input_schema != after.input_schema {
+        found.push("input_schema".to_owned());
+    }
+    let version = |of: &StoredType| of.next.or(of.component);
+    if (before.component, before.next) != (after.component, after.next)
+        && let Some(version) = version(after)
+    {
+        found.push(format!("version {version}"));
+    }
+    (!found.is_empty()).then(|| found.join("; "))
 }
 
 /// What a patch is applied to.

@@ -66,6 +66,7 @@ impl Core {
                 (Command::Settings(command), Done::Settings(done)) => self.tell_settings(*command, done),
                 (Command::Trial(command), Done::Trial(place)) => self.tell_trial(*command, place, now),
                 (Command::Trial(command), Done::Refused(why)) => command.refuse(why),
+                (Command::Tried(tried), Done::Nothing) => tried.tell(),
                 (Command::Tenant(command), Done::Tenant(done)) => self.tell_tenant(*command, *done),
                 (Command::Type(command), Done::Type(done)) => self.tell_type(*command, *done),
                 (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
@@ -167,7 +168,7 @@ impl Core {
                     kept.push(command);
                     kept.extend(then);
                 }
-                Command::Log { .. } | Command::Drain { .. } => kept.push(command),
+                Command::Log { .. } | Command::Drain { .. } | Command::Tried(_) => kept.push(command),
                 Command::Room => {}
             }
         }
@@ -195,7 +196,12 @@ impl Command {
         }
         !matches!(
             self,
-            Command::IsStored { .. } | Command::Report(_) | Command::Log { .. } | Command::Room | Command::Drain { .. }
+            Command::IsStored { .. }
+                | Command::Report(_)
+                | Command::Log { .. }
+                | Command::Tried(_)
+                | Command::Room
+                | Command::Drain { .. }
         )
     }
 }

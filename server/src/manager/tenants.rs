@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::{Command, Manager, Refused, Reply, answer};
-use crate::audit::{Act, Actor};
+use crate::audit::{Act, Actor, Line};
 use crate::keys::{KeyId, Role, StoredKey, Token};
-use crate::store::{StoreError, Writer};
+use crate::ledger::{CameTo, Day, Sums};
+use crate::store::{AuditFilter, StoreError, Writer};
 use crate::task::Timestamp;
 use crate::tenants::{DEFAULT_WEIGHT, Tenant};
 
@@ -202,6 +203,18 @@ impl Core {
             self.store.key_used(id, used)?;
         }
         Ok(())
+    }
+}
+
+impl Manager {
+    /// What a tenant used from one day to another, both included.
+    pub async fn usage(&self, tenant: &Arc<str>, from: Day, to: Day) -> Result<Vec<(Day, CameTo, Sums)>, Refused> {
+        Ok(self.0.readers.usage(tenant.clone(), from, to).await?)
+    }
+
+    /// Lines of the audit log, newest first.
+    pub async fn audit(&self, filter: AuditFilter, limit: usize) -> Result<Vec<Line>, Refused> {
+        Ok(self.0.readers.audit(filter, limit).await?)
     }
 }
 

@@ -7,7 +7,8 @@ use tokio::sync::oneshot;
 
 use super::core::Core;
 use super::{Command, Manager, NewItem, NewTask, Refused, Reply, answer};
-use crate::executor::{Job, Report};
+use crate::executor::{Job, Report, Told};
+use crate::ledger::{CameTo, Sums};
 use crate::registry::Version;
 use crate::room::Place;
 use crate::sandbox::{Control, Program, RunEnd, Stop};
@@ -17,14 +18,11 @@ use crate::task::{Digest, Timestamp};
 pub const LONGEST: Duration = Duration::from_secs(60);
 
 /// An attempt of no task that runs. Dropped, it is stopped.
-pub(super) struct Running {
-    control: Arc<Control>,
-    report: oneshot::Receiver<Report>,
-}
+pub(super) struct Running(Arc<Control>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.control.stop(Stop::Cancel);
+        self.0.stop(Stop::Cancel);
     }
 }
 
@@ -32,7 +30,16 @@ impl Drop for Running {
 pub(super) struct TrialCommand {
     item: NewItem,
     program: Arc<Program>,
+    /// Is told of its end.
+    told: Told,
     reply: Reply<Running>,
+}
+
+/// One is over: what it used goes into the ledger, and then its end is told.
+pub(super) struct Tried {
+    tenant: Arc<str>,
+    report: Report,
+    told: oneshot::Sender<Report>,
 }
 
 impl TrialCommand {
@@ -56,10 +63,18 @@ impl Manager {
         let Some(Version::Ready(program)) = self.0.registry.version(item.task.component) else {
             return Err(Refused::TypeNotReady);
         };
-        let mut running = self.ask(|reply| Command::Trial(Box::new(TrialCommand { item, program, reply }))).await?;
-        match (&mut running.report).await {
+        let (told, ended) = oneshot::channel();
+        // Also where nobody waits for it any more.
+        let (manager, of) = (self.clone(), tenant.clone());
+        let told = Box::new(move |report| {
+            manager.send(Command::Tried(Box::new(Tried { tenant: of, report, told })));
+        });
+        let running = self.ask(|reply| Command::Trial(Box::new(TrialCommand { item, program, told, reply }))).await?;
+        let ended = ended.await;
+        drop(running);
+        match ended {
             // There was no room for it after all, or the server stops.
-            Ok(report) if report.end == RunEnd::GiveBack => Err(Refused::Busy),
+            Ok(Report { end: RunEnd::GiveBack(_), .. }) => Err(Refused::Busy),
             Ok(report) => Ok(report),
             Err(_) => Err(Refused::Draining),
         }
@@ -84,14 +99,27 @@ impl Manager {
 
 impl Core {
     pub(super) fn tell_trial(&mut self, command: TrialCommand, place: Option<Place>, now: Timestamp) {
-        let TrialCommand { item, program, reply } = command;
+        let TrialCommand { item, program, told, reply } = command;
         let Some(place) = place else { return answer(reply, Err(Refused::Busy)) };
         let control = self.control(&item.task.tenant, place);
-        let (told, report) = oneshot::channel();
         let mut task = item.task;
         (task.attempt, task.started_at) = (1, Some(now));
         let grants = self.registry.grants(&task.tenant, &task.task_type);
-        answer(reply, Ok(Running { control: control.clone(), report }));
+        answer(reply, Ok(Running(control.clone())));
         (self.workers.run)(Job { task, program, limits: item.limits, grants, control, told: Some(told) });
+    }
+    pub(super) fn charge_trial(&mut self, Tried { tenant, report, .. }: &Tried, now: Timestamp) {
+        let (came_to, usage) = match &report.end {
+            RunEnd::Ended(end) => (CameTo::Test, &end.usage),
+            RunEnd::GiveBack(usage) => (CameTo::GivenBack, usage),
+        };
+        self.store.charge(tenant, report.ended_at.min(now), came_to, &Sums::of(usage));
+    }
+}
+
+impl Tried {
+    pub(super) fn tell(self) {
+        // Whoever asked may have gone away.
+        let _ = self.told.send(self.report);
     }
 }

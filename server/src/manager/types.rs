@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::upkeep::{HELD_STEP, HeldPlace};
 use super::{Command, Manager, Refused, Reply, answer};
+use crate::audit::{Act, Actor};
 use crate::compiler::Compiled;
 use crate::grants;
 use crate::registry::{SHARED, TaskType, Version};
@@ -34,9 +35,19 @@ pub enum Uploaded {
 
 /// The manager's thread is asked to change a type.
 pub(super) enum TypeCommand {
-    Put { tenant: Arc<str>, name: Arc<str>, digest: Digest, bytes: bytes::Bytes, seen: Seen, reply: Reply<Uploaded> },
+    Put { put: Put, reply: Reply<Uploaded> },
     Compiled { digest: Digest, by: Arc<str>, compiled: Compiled },
-    Delete { tenant: Arc<str>, name: Arc<str>, seen: Seen, reply: Reply<()> },
+    Delete { tenant: Arc<str>, name: Arc<str>, seen: Seen, by: Actor, reply: Reply<()> },
+}
+
+/// A component to be stored as a version of a type.
+pub(super) struct Put {
+    tenant: Arc<str>,
+    name: Arc<str>,
+    digest: Digest,
+    bytes: bytes::Bytes,
+    seen: Seen,
+    by: Actor,
 }
 
 /// What a command did inside the transaction.
@@ -106,9 +117,10 @@ impl Manager {
         digest: Digest,
         bytes: bytes::Bytes,
         seen: Seen,
+        by: Actor,
     ) -> Result<Uploaded, Refused> {
-        let (tenant, name) = (tenant.clone(), name.into());
-        self.ask(|reply| Command::Type(Box::new(TypeCommand::Put { tenant, name, digest, bytes, seen, reply }))).await
+        let put = Put { tenant: tenant.clone(), name: name.into(), digest, bytes, seen, by };
+        self.ask(|reply| Command::Type(Box::new(TypeCommand::Put { put, reply }))).await
     }
 
     /// Waits until a version is no longer being compiled, but no longer than `wait`.
@@ -122,7 +134,7 @@ impl Manager {
     }
 
     /// Removes a tenant's type that has no tasks which are Pending or Running.
-    pub async fn delete_task_type(&self, tenant: &Arc<str>, name: &str, seen: Seen) -> Result<(), Refused> {
+    pub async fn delete_task_type(&self, tenant: &Arc<str>, name: &str, seen: Seen, by: Actor) -> Result<(), Refused> {
         let own = self.0.registry.own(tenant, name);
         if own.is_none() {
             let shared = self.0.registry.find(tenant, name).is_some();
@@ -136,7 +148,7 @@ impl Manager {
         }
         // A task that is created meanwhile keeps its component, and runs.
         let (tenant, name) = (tenant.clone(), name.into());
-        self.ask(|reply| Command::Type(Box::new(TypeCommand::Delete { tenant, name, seen, reply }))).await
+        self.ask(|reply| Command::Type(Box::new(TypeCommand::Delete { tenant, name, seen, by, reply }))).await
     }
 
     /// The bytes of a version of a type.
@@ -152,9 +164,7 @@ impl Manager {
 impl Core {
     pub(super) fn apply_type(&mut self, command: &TypeCommand, now: Timestamp) -> Result<TypeDone, StoreError> {
         match command {
-            TypeCommand::Put { tenant, name, digest, bytes, seen, .. } => {
-                self.put_type(tenant, name, *digest, bytes, seen, now)
-            }
+            TypeCommand::Put { put, .. } => self.put_type(put, now),
             TypeCommand::Compiled { digest, by, compiled } => {
                 let failure = compiled.as_ref().err().map(|why| (&**why, &**by));
                 self.store.set_failure(*digest, failure)?;
@@ -169,7 +179,7 @@ impl Core {
                 }
                 Ok(TypeDone { changed, ..TypeDone::default() })
             }
-            TypeCommand::Delete { tenant, name, seen, .. } => {
+            TypeCommand::Delete { tenant, name, seen, by, .. } => {
                 let Some(stored) = self.store.task_type(tenant, name)? else {
                     return Ok(TypeDone::refused(Refused::NotFound));
                 };
@@ -179,20 +189,16 @@ impl Core {
                 let gone = self.store.delete_task_type(tenant, name)?;
                 self.gone.add_components(gone);
                 self.gone.types.push((tenant.clone(), name.clone()));
+                let (of, target) = (tenant.clone(), name.to_string());
+                self.store.audit(by, &Act { action: "task_type.delete", of, target, detail: None }, now)?;
                 Ok(TypeDone::default())
             }
         }
     }
 
-    fn put_type(
-        &mut self,
-        tenant: &Arc<str>,
-        name: &Arc<str>,
-        digest: Digest,
-        bytes: &[u8],
-        seen: &Seen,
-        now: Timestamp,
-    ) -> Result<TypeDone, StoreError> {
+    fn put_type(&mut self, put: &Put, now: Timestamp) -> Result<TypeDone, StoreError> {
+        let Put { tenant, name, digest, bytes, seen, by } = put;
+        let digest = *digest;
         if self.draining.is_some() {
             return Ok(TypeDone::refused(Refused::Draining));
         }
@@ -206,7 +212,7 @@ impl Core {
             return Ok(TypeDone::refused(Refused::TooManyTaskTypes { limit }));
         }
         let created = own.is_none();
-        let mut stored = own.unwrap_or_else(|| StoredType::new(tenant.clone(), name.clone()));
+        let mut stored = own.clone().unwrap_or_else(|| StoredType::new(tenant.clone(), name.clone()));
         self.store.put_version(tenant, name, digest, bytes, now)?;
         // Whoever sends bytes again that could not be compiled wants it tried again.
         let loaded = self.registry.version(digest).filter(|_| !self.gone.components.contains(&digest));
@@ -220,6 +226,11 @@ impl Core {
             Some(Version::Failed(_)) | None => true,
         };
         self.store.put_task_type(&stored)?;
+        // The bytes that are current already change nothing.
+        if own.as_ref() != Some(&stored) || compile {
+            let (of, target, detail) = (tenant.clone(), name.to_string(), Some(digest.to_string()));
+            self.store.audit(by, &Act { action: "task_type.put", of, target, detail }, now)?;
+        }
         let old = self.store.remove_old_versions(&stored)?;
         self.gone.add_components(old);
         Ok(TypeDone { refused: None, changed: vec![stored], created, compile })
@@ -240,7 +251,7 @@ impl Core {
             self.registry.put_type(stored.tenant.clone(), TaskType::of(&stored));
         }
         match command {
-            TypeCommand::Put { tenant, digest, reply, .. } => match refused {
+            TypeCommand::Put { put: Put { tenant, digest, .. }, reply } => match refused {
                 Some(why) => answer(reply, Err(why)),
                 None => {
                     if compile {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::core::{Core, Started};
 use super::tenants::NOTE_USE_EVERY_MS;
+use crate::ledger::Day;
 use crate::registry::TaskType;
 use crate::store::{KEY_AGE_MS, StoreError, Time};
 use crate::task::{Event, TaskId, Timestamp};
@@ -37,6 +38,9 @@ const DELETED_AGE_MS: u64 = 60 * 60 * 1000;
 
 /// How long it can still be read what a bulk operation did: a day.
 const OPERATION_AGE_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// A day.
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// The clock is looked at again at least this often: it may be set while nothing happens.
 const LONGEST_SLEEP_MS: u64 = 60_000;
@@ -194,6 +198,10 @@ impl Core {
         let keys = self.store.forget_keys(old(KEY_AGE_MS), many)?;
         let events = self.store.forget_deleted(old(DELETED_AGE_MS), many)?;
         let operations = self.store.forget_operations(old(OPERATION_AGE_MS), STEP)?;
-        Ok(left == 0 || keys == many || events == many || operations == STEP)
+        let (audit_days, usage_days) = (self.settings.audit_retention_days, self.settings.usage_retention_days);
+        let audit = self.store.forget_audit(old(u64::from(audit_days) * DAY_MS), STEP)?;
+        let usage = self.store.forget_usage(Day::of(now).minus(usage_days), STEP)?;
+        let more = [operations, audit, usage].contains(&STEP);
+        Ok(left == 0 || keys == many || events == many || more)
     }
 }

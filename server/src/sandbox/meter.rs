@@ -1,6 +1,7 @@
 //! Watches over a running attempt from outside of its future: CPU time, wall-clock time, and
 //! whether somebody wants it stopped.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -173,18 +174,13 @@ impl<'a, F: Future> Metered<'a, F> {
     }
 
     fn step(&mut self) -> Poll<Result<F::Output, StoppedBy>> {
-        // The thread's CPU clock costs two system calls. A poll is expected to be as short, or as long,
-        // as the one before it, and a short one is taken at its wall-clock time.
-        let cpu_clock = (self.last_poll >= SHORT_POLL).then(thread_cpu_time);
         let started = Instant::now();
+        let clock = Clock::begin(self.last_poll >= SHORT_POLL, started);
         let future = self.future.as_mut();
         let waker = &self.waker;
         let polled = std::panic::catch_unwind(AssertUnwindSafe(|| future.poll(&mut Context::from_waker(waker))));
         self.last_poll = started.elapsed();
-        self.cpu += match cpu_clock {
-            Some(before) => thread_cpu_time().saturating_sub(before),
-            None => self.last_poll,
-        };
+        self.cpu += clock.end(self.last_poll);
         match polled {
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
             Ok(Poll::Pending) if self.cpu > self.max_cpu => Poll::Ready(Err(StoppedBy::Cpu)),
@@ -242,6 +238,68 @@ impl<F: Future> Future for Metered<'_, F> {
 impl<F> Drop for Metered<'_, F> {
     fn drop(&mut self) {
         self.control.cores.leave(self.control, Duration::ZERO);
+    }
+}
+
+/// What a poll takes of this thread's CPU time. Reading its clock is a system call, and two for each poll are too
+/// many. So a poll is expected to be as short, or as long, as the one before it, and a short one is taken at its
+/// wall-clock time. Where that is long after all, another process may have had the processor, and it is no more than
+/// what the thread has used since its clock was read last.
+enum Clock {
+    /// Of a poll that is expected to be long: the clock as it begins.
+    Read(Duration),
+    /// Of a short one.
+    Estimated(LastRead),
+}
+
+/// When the clock of this thread was read last.
+#[derive(Clone, Copy)]
+struct LastRead {
+    at: Instant,
+    cpu: Duration,
+    /// What polls were estimated at since.
+    estimated: Duration,
+}
+
+/// The clock is read at least so often while there are polls.
+const READ_EVERY: Duration = Duration::from_millis(1);
+
+thread_local! {
+    static LAST_READ: Cell<Option<LastRead>> = const { Cell::new(None) };
+}
+
+impl Clock {
+    fn begin(long: bool, now: Instant) -> Clock {
+        if long {
+            return Clock::Read(thread_cpu_time());
+        }
+        let last = LAST_READ.get().filter(|last| now.saturating_duration_since(last.at) < READ_EVERY);
+        Clock::Estimated(last.unwrap_or_else(|| LastRead::now(thread_cpu_time())))
+    }
+
+    /// What the poll has taken, by the wall clock `wall`.
+    fn end(self, wall: Duration) -> Duration {
+        let (taken, read) = match self {
+            Clock::Estimated(last) if wall < SHORT_POLL => {
+                (wall, LastRead { estimated: last.estimated + wall, ..last })
+            }
+            Clock::Estimated(last) => {
+                let cpu = thread_cpu_time();
+                (wall.min(cpu.saturating_sub(last.cpu + last.estimated)), LastRead::now(cpu))
+            }
+            Clock::Read(before) => {
+                let cpu = thread_cpu_time();
+                (cpu.saturating_sub(before), LastRead::now(cpu))
+            }
+        };
+        LAST_READ.set(Some(read));
+        taken
+    }
+}
+
+impl LastRead {
+    fn now(cpu: Duration) -> LastRead {
+        LastRead { at: Instant::now(), cpu, estimated: Duration::ZERO }
     }
 }
 
@@ -322,5 +380,19 @@ mod tests {
         assert_eq!(run(spin(), Limits { cpu_ms: 10, ..Limits::DEFAULT }, None), Err(StoppedBy::Cpu));
         assert_eq!(run(pending::<()>(), Limits::DEFAULT, Some(Stop::Cancel)), Err(StoppedBy::Cancel));
         assert_eq!(run(spin(), Limits::DEFAULT, Some(Stop::Drain)), Err(StoppedBy::Drain));
+    }
+
+    /// Where another process has the processor, the clock on the wall goes on and the thread's does not.
+    #[test]
+    fn a_poll_that_is_kept_from_the_processor_is_not_charged_for_it() {
+        let pushed_aside = async {
+            for _ in 0..5 {
+                std::thread::sleep(Duration::from_millis(20));
+                // A short one between, after which another is expected.
+                tokio::task::yield_now().await;
+                tokio::task::yield_now().await;
+            }
+        };
+        assert_eq!(run(pushed_aside, Limits { cpu_ms: 15, ..Limits::DEFAULT }, None), Ok(()));
     }
 }

@@ -133,8 +133,8 @@ pub struct Attempt<'a> {
 pub enum RunEnd {
     /// The attempt ended.
     Ended(AttemptEnd),
-    /// The attempt is to be given back: the server stops, or there was no room for it after all.
-    GiveBack,
+    /// The attempt is to be given back, with what it used: the server stops, or there was no room for it after all.
+    GiveBack(Usage),
 }
 
 impl Sandbox {
@@ -275,9 +275,9 @@ impl Sandbox {
             Ok(Ok(output)) => outcome::of_output(output, &limits),
             Ok(Err(error)) => match outcome::of_error(&error, refused_memory, &limits) {
                 Some(error) => Outcome::Failed(error),
-                None => return RunEnd::GiveBack,
+                None => return RunEnd::GiveBack(usage),
             },
-            Err(StoppedBy::Drain) => return RunEnd::GiveBack,
+            Err(StoppedBy::Drain) => return RunEnd::GiveBack(usage),
             Err(stopped) => Outcome::Failed(outcome::of_stop(stopped, &limits)),
         };
         RunEnd::Ended(AttemptEnd { outcome, usage, progress, retry_after_ms })

@@ -4,10 +4,12 @@
 //! transaction; [`Readers`] read beside it, each in a snapshot. The store decides nothing: it
 //! writes down what the manager and the state machine decided.
 
+mod audit;
 mod backup;
 mod error;
 mod history;
 mod key_value;
+mod ledger;
 mod list;
 mod operations;
 mod queue;
@@ -26,6 +28,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use rusqlite::{Connection, OpenFlags};
 
+pub use audit::AuditFilter;
 pub use backup::{back_up, restore};
 pub use error::StoreError;
 pub use history::{LoggedLine, Told, ToldEvents};

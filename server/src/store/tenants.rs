@@ -1,11 +1,10 @@
-//! Tenants, their keys, and the audit log.
+//! Tenants and their keys.
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput};
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::rows::Json;
 use super::{StoreError, Writer};
-use crate::audit::{Act, Actor};
 use crate::keys::{KeyId, Role, StoredKey};
 use crate::task::Timestamp;
 use crate::tenants::Tenant;
@@ -135,19 +134,6 @@ impl Writer {
     /// Removes a key.
     pub fn delete_key(&mut self, id: KeyId) -> Result<()> {
         self.conn.prepare_cached("DELETE FROM api_key WHERE id = ?1")?.execute([id])?;
-        Ok(())
-    }
-
-    /// Adds a line to the audit log.
-    pub fn audit(&mut self, by: &Actor, act: &Act, now: Timestamp) -> Result<()> {
-        let Actor { tenant, key, peer } = by;
-        let Act { action, of, target, detail } = act;
-        self.conn
-            .prepare_cached(
-                "INSERT INTO audit (at, tenant, key, peer, action, of, target, detail)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-            )?
-            .execute(params![now, &**tenant, key, &**peer, action, &**of, target, detail])?;
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::ledger::Ledger;
 use super::rows::{self, INSERT_TASK, TASK_COLUMNS, UPDATE_TASK};
 use super::task_types::Uses;
 use super::{StoreError, history};
@@ -74,6 +75,7 @@ pub struct Writer {
     /// The number of the next event.
     pub(super) next_event: u64,
     pub(super) uses: Uses,
+    pub(super) ledger: Ledger,
 }
 
 impl Writer {
@@ -85,7 +87,7 @@ impl Writer {
             Ok(())
         }))?;
         let next_event = history::next_event(&conn)?;
-        Ok(Writer { conn, wal_pages, next_event, uses: Uses::new() })
+        Ok(Writer { conn, wal_pages, next_event, uses: Uses::new(), ledger: Ledger::new() })
     }
 
     /// Begins a transaction.
@@ -97,6 +99,7 @@ impl Writer {
     /// Commits: when this returns, the transaction survives a power loss.
     pub fn commit(&mut self) -> Result<()> {
         self.flush_uses()?;
+        self.flush_ledger()?;
         self.conn.prepare_cached("COMMIT")?.execute([])?;
         Ok(())
     }
@@ -104,6 +107,7 @@ impl Writer {
     /// Drops the transaction, where one is still open: some errors end it by themselves.
     pub fn rollback(&mut self) {
         self.uses.clear();
+        self.ledger.clear();
         if !self.conn.is_autocommit()
             && let Err(error) = self.conn.execute_batch("ROLLBACK")
         {

@@ -14,6 +14,11 @@ pub(crate) fn guest(name: &'static str) -> &'static str {
     name
 }
 
+/// The component of a guest.
+pub(crate) fn component(guest: &str) -> &'static [u8] {
+    GUESTS.iter().find(|(name, _)| *name == guest).unwrap_or_else(|| panic!("there is no guest {guest}")).1
+}
+
 /// A directory of all guests, for `--components`.
 pub(crate) fn directory() -> &'static Path {
     static WRITTEN: OnceLock<&'static Path> = OnceLock::new();

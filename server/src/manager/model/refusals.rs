@@ -10,12 +10,17 @@ use tokio::sync::mpsc;
 use super::super::bulk::BulkCommand;
 use super::super::{Command, Idempotency, Inbox, MAX_WAITING, NewTask};
 use super::{World, reply};
+use crate::audit::Actor;
 use crate::executor::Report;
 use crate::host::log::News;
 use crate::sandbox::RunEnd;
 use crate::schedules::Spec;
 use crate::store::{Action, Found, ListFilter, Operation, OperationId, Precondition, StoreError};
 use crate::task::{AttemptEnd, Digest, ErrorKind, Status};
+
+fn actor() -> Actor {
+    Actor { tenant: "default".into(), key: None, peer: "here".into() }
+}
 
 impl World {
     /// An operation on all tasks that run, and one part of it: they are asked to stop.
@@ -34,7 +39,11 @@ impl World {
             finished_at: None,
         };
         let found = Found { ids: self.running.keys().copied().collect(), until: None };
-        self.step(vec![Command::Bulk(BulkCommand::Create { operation: Box::new(operation), reply: reply().0 })]);
+        self.step(vec![Command::Bulk(BulkCommand::Create {
+            operation: Box::new(operation),
+            by: actor(),
+            reply: reply().0,
+        })]);
         let (stopped, reply) = (mpsc::channel(1).0, reply().0);
         self.step(vec![Command::Bulk(BulkCommand::Step { id, found, stopped, reply })]);
         id
@@ -131,7 +140,7 @@ fn a_schedule_is_not_refused_once_it_is_stored() {
     let _on = handle.enter();
     let (tenant, spec) = ("default".into(), super::bounds::schedule(world.now, "a", Default::default(), 0).spec);
     let cron = Spec::cron(&spec).unwrap();
-    let mut asked = Box::pin(manager.put_schedule(&tenant, "a", spec, cron, Precondition::None));
+    let mut asked = Box::pin(manager.put_schedule(&tenant, "a", spec, cron, Precondition::None, actor()));
     let put = next(&mut asked, &inbox);
     world.step(vec![put]);
     world.core.as_mut().unwrap().store.hide("schedule");

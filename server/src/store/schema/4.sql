@@ -1,4 +1,4 @@
--- Version 4: secrets, key-value, tenants with their keys, the audit log.
+-- Version 4: secrets, key-value, tenants with their keys, the audit log, the ledger.
 
 -- Sealed with the operator's key, which is not in here.
 CREATE TABLE secret (
@@ -63,7 +63,8 @@ CREATE TABLE api_key (
 ) WITHOUT ROWID;
 CREATE INDEX api_key_tenant ON api_key (tenant, created_at);
 
--- What was administered, by whom. Lines are added, and removed when they are old; none is changed.
+-- What was administered, by whom. Lines are added, and removed when they are old, which is a day at least; none is
+-- changed.
 CREATE TABLE audit (
     seq      INTEGER PRIMARY KEY AUTOINCREMENT,
     at       INTEGER NOT NULL,
@@ -83,6 +84,33 @@ CREATE INDEX audit_age ON audit (at);
 CREATE TRIGGER audit_unchanged BEFORE UPDATE ON audit BEGIN
     SELECT RAISE(ABORT, 'the audit log is not changed');
 END;
+CREATE TRIGGER audit_kept BEFORE DELETE ON audit WHEN OLD.at > unixepoch('subsec') * 1000 - 86400000 BEGIN
+    SELECT RAISE(ABORT, 'the audit log is kept');
+END;
+
+-- What each tenant's attempts came to and what they used, by day, written in the transaction that ends them.
+CREATE TABLE usage (
+    tenant        TEXT NOT NULL,
+    -- Days since 1970-01-01, UTC.
+    day           INTEGER NOT NULL,
+    -- 'completed' or the kind of the error; 'given_back'; 'test'.
+    came_to       TEXT NOT NULL,
+    -- Tasks that ended so, and attempts.
+    tasks         INTEGER NOT NULL,
+    attempts      INTEGER NOT NULL,
+    -- Times in microseconds.
+    cpu_us        INTEGER NOT NULL,
+    wall_us       INTEGER NOT NULL,
+    queue_us      INTEGER NOT NULL,
+    fuel          INTEGER NOT NULL,
+    -- The most memory of each attempt times how long it ran.
+    memory_kib_ms INTEGER NOT NULL,
+    host_calls    INTEGER NOT NULL,
+    io_bytes      INTEGER NOT NULL,
+    log_bytes     INTEGER NOT NULL,
+    PRIMARY KEY (tenant, day, came_to)
+) WITHOUT ROWID;
+CREATE INDEX usage_age ON usage (day);
 
 -- How many tasks of a type run at once.
 ALTER TABLE task_type ADD COLUMN concurrency TEXT NOT NULL DEFAULT '{}';
