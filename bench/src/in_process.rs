@@ -12,11 +12,11 @@ use taskcell_server::host::log::LogBuffer;
 use taskcell_server::host::{AttemptOf, Services};
 use taskcell_server::limits::Limits;
 use taskcell_server::manager::Manager;
-use taskcell_server::objects::{ObjectLimits, Objects};
+use taskcell_server::objects::Objects;
 use taskcell_server::registry::Registry;
 use taskcell_server::room::{Memory, Room};
 use taskcell_server::sandbox::{Attempt, CodeCache, Control, EngineSettings, Program, RunEnd, Sandbox};
-use taskcell_server::store::{self, Quota};
+use taskcell_server::store;
 use taskcell_server::task::{Digest, Outcome, TaskId};
 use tokio::runtime::Handle;
 
@@ -45,9 +45,8 @@ impl InProcess {
         // Nothing that is measured here calls the manager.
         let (manager, _inbox) =
             Manager::new(readers.clone(), registry, live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
-        let quota = Quota { objects: 0, bytes: 0 };
-        let objects = Objects::new(manager, readers, ObjectLimits { max_bytes: 0, quota });
-        let outbound = Arc::new(Outbound::new(HttpSettings::default(), timers.clone())?);
+        let objects = Objects::new(manager, readers, 0);
+        let outbound = Arc::new(Outbound::new(HttpSettings::default(), Arc::default(), timers.clone())?);
         let services = Services { objects, timers, outbound, live };
         let settings = EngineSettings { slots: 1000, max_memory_bytes: Limits::CEILING.memory_bytes };
         let cache = CodeCache::open(dir.join("compiled"))?;

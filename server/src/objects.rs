@@ -8,7 +8,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use unicode_normalization::is_nfc;
 
 use crate::manager::{self, Manager};
-use crate::store::{ObjectMeta, ObjectWrite, Precondition, Quota, Readers, StoreError};
+use crate::quotas::UsedUp;
+use crate::store::{ObjectMeta, ObjectWrite, Precondition, Readers, StoreError};
 
 /// Most bytes of a name.
 pub const NAME_BYTES: usize = 512;
@@ -30,8 +31,8 @@ pub enum Refused {
     #[error("larger than {0} bytes")]
     TooLarge(u64),
     /// The tenant may not keep more.
-    #[error("the tenant's quota is used up")]
-    QuotaExceeded(Quota),
+    #[error(transparent)]
+    QuotaExceeded(UsedUp),
     /// The precondition does not hold.
     #[error("the precondition does not hold")]
     PreconditionFailed,
@@ -41,21 +42,12 @@ pub enum Refused {
     Undone(#[from] manager::Refused),
 }
 
-/// How much may be kept.
-#[derive(Clone, Copy, Debug)]
-pub struct ObjectLimits {
-    /// Bytes of one object.
-    pub max_bytes: u64,
-    /// What a tenant may keep in all.
-    pub quota: Quota,
-}
-
 /// All tenants' objects.
 #[derive(Clone)]
 pub struct Objects {
     manager: Manager,
     readers: Readers,
-    limits: ObjectLimits,
+    max_bytes: u64,
     /// How many changes may wait for the manager at once, where there is a bound of its own.
     writes: Option<Arc<Semaphore>>,
 }
@@ -80,9 +72,9 @@ pub fn check_name(name: &str) -> Result<(), Refused> {
 }
 
 impl Objects {
-    /// The objects that `manager` writes and `readers` read.
-    pub fn new(manager: Manager, readers: Readers, limits: ObjectLimits) -> Objects {
-        Objects { manager, readers, limits, writes: None }
+    /// The objects that `manager` writes and `readers` read, each of at most `max_bytes`.
+    pub fn new(manager: Manager, readers: Readers, max_bytes: u64) -> Objects {
+        Objects { manager, readers, max_bytes, writes: None }
     }
 
     /// The same for guests, who all together leave readers and places with the manager to the API,
@@ -99,7 +91,7 @@ impl Objects {
 
     /// Bytes of the largest object.
     pub fn max_bytes(&self) -> u64 {
-        self.limits.max_bytes
+        self.max_bytes
     }
 
     /// An object's data. At most `max_bytes`: a larger one is refused.
@@ -142,13 +134,13 @@ impl Objects {
         precondition: Precondition,
     ) -> Result<(String, bool), Refused> {
         check_name(&name)?;
-        if data.len() as u64 > self.limits.max_bytes {
-            return Err(Refused::TooLarge(self.limits.max_bytes));
+        if data.len() as u64 > self.max_bytes {
+            return Err(Refused::TooLarge(self.max_bytes));
         }
         // The same bytes have the same tag: strong in the sense of RFC 9110, section 8.8.1.
         let etag = crate::task::Digest(Sha256::digest(&data).into()).hex();
         let _turn = self.turn_to_write().await;
-        let written = self.manager.put_object(tenant, name, etag.clone(), data, precondition, self.limits.quota).await;
+        let written = self.manager.put_object(tenant, name, etag.clone(), data, precondition).await;
         match written {
             Ok(ObjectWrite::Created) => Ok((etag, true)),
             Ok(ObjectWrite::Replaced) => Ok((etag, false)),
@@ -189,7 +181,7 @@ fn refused(write: ObjectWrite) -> Refused {
     match write {
         ObjectWrite::NotFound => Refused::NotFound,
         ObjectWrite::PreconditionFailed => Refused::PreconditionFailed,
-        ObjectWrite::QuotaExceeded(quota) => Refused::QuotaExceeded(quota),
+        ObjectWrite::QuotaExceeded(used_up) => Refused::QuotaExceeded(used_up),
         ObjectWrite::Created | ObjectWrite::Replaced | ObjectWrite::Removed => {
             manager::Refused::Internal(anyhow::anyhow!("the store answered another question")).into()
         }

@@ -19,12 +19,12 @@ use crate::executor::Executor;
 use crate::host::Services;
 use crate::host::http::Outbound;
 use crate::host::live::LiveAttempts;
-use crate::manager::{BacklogLimits, Changes, Core, CoreSettings, Manager, Workers};
-use crate::objects::{ObjectLimits, Objects};
+use crate::manager::{Changes, Core, CoreSettings, Manager, Workers};
+use crate::objects::Objects;
 use crate::registry::Registry;
 use crate::room::{self, Memory, Room};
 use crate::sandbox::{CodeCache, CompileLimits, EngineSettings, MAPS_PER_SLOT, Sandbox};
-use crate::store::{self, DataDir, Quota};
+use crate::store::{self, DataDir};
 use crate::tenants::Tenants;
 use crate::types_at_start;
 
@@ -60,7 +60,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let reserve = config.memory_reserve.unwrap_or_else(|| room::available().unwrap_or(0) / 10);
     let room = Arc::new(Room::new(slots, working, Memory::new(reserve)));
 
-    let tenants = Arc::new(Tenants::default());
+    let tenants = Arc::new(Tenants::new(config.quotas()));
     writer.tenants()?.into_iter().for_each(|tenant| tenants.put(tenant));
     writer.keys()?.into_iter().for_each(|key| tenants.keys.put(key));
     if !config.listen.ip().is_loopback() && !tenants.keys.are_needed() {
@@ -77,10 +77,9 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let changes = Arc::new(Changes::default());
     let (manager, inbox) =
         Manager::new(readers.clone(), registry.clone(), live.clone(), changes.clone(), defaults, ceiling);
-    let quota = Quota { objects: config.object_quota_count, bytes: config.object_quota_bytes };
     let compile_readers = readers.clone();
-    let objects = Objects::new(manager.clone(), readers, ObjectLimits { max_bytes: config.max_object_bytes, quota });
-    let outbound = Arc::new(Outbound::new(config.http(), api_threads.handle().clone())?);
+    let objects = Objects::new(manager.clone(), readers, config.max_object_bytes);
+    let outbound = Arc::new(Outbound::new(config.http(), tenants.clone(), api_threads.handle().clone())?);
     let timers = api_threads.handle().clone();
     let services = Services { objects: objects.for_guests(), timers, outbound, live };
 
@@ -119,9 +118,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         defaults,
         ceiling,
         max_interruptions: config.max_interruptions,
-        backlog: BacklogLimits { total: config.max_pending, tenant: config.max_tenant_pending },
-        max_schedules: config.max_schedules,
-        max_task_types: config.max_task_types,
+        max_pending: config.max_pending,
         retention_ms: config.retention,
     };
     let workers = Workers { run: Box::new(move |job| executor.start(job)), compiler };
@@ -167,7 +164,6 @@ async fn serve_api(listener: TcpListener, private: UnixListener, config: &Config
         private,
         api::ServerSettings {
             max_connections: config.max_connections as usize,
-            max_event_streams: config.max_event_streams as usize,
             max_tenants: config.max_tenants,
             client_timeout: Duration::from_millis(config.client_timeout),
         },

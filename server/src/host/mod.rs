@@ -138,7 +138,8 @@ impl Host {
         table.set_max_capacity(host_memory.max_handles());
         let (wasi, time) = wasi::context(&log, &grants, of.id);
         let config = grants.config.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let http = http::Http::new(services.outbound.clone(), grants.clone(), host_memory.clone(), log.clone());
+        let outbound = services.outbound.clone();
+        let http = http::Http::new(outbound, of.tenant.clone(), grants.clone(), host_memory.clone(), log.clone());
         Host {
             wasi,
             time,

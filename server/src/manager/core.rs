@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use super::backlog::{Backlog, BacklogLimits};
+use super::backlog::Backlog;
 use super::bulk::BulkDone;
 use super::changes::Changes;
 use super::held::Held;
@@ -78,12 +78,8 @@ pub struct CoreSettings {
     pub ceiling: Limits,
     /// How often an attempt is repeated that the server went down under.
     pub max_interruptions: u32,
-    /// How many tasks may be Pending.
-    pub backlog: BacklogLimits,
-    /// How many schedules a tenant may have.
-    pub max_schedules: u64,
-    /// How many task types a tenant may have.
-    pub max_task_types: u64,
+    /// How many tasks may be Pending, of all tenants together.
+    pub max_pending: u64,
     /// How long ended tasks are kept where their type does not say, in milliseconds.
     pub retention_ms: u64,
 }
@@ -107,6 +103,8 @@ pub struct Core {
     /// Which start of a server this is.
     pub(super) server: i64,
     pub(super) backlog: Backlog,
+    /// Whose tasks the open transaction created, of tenants who may create only so many in a time.
+    pub(super) submitted: Vec<Arc<str>>,
     pub(super) timers: Timers,
     pub(super) changes: Arc<Changes>,
     /// What the open transaction changed, for those who listen.
@@ -203,7 +201,7 @@ impl Core {
         store.begin()?;
         let server = store.new_server(now)?;
         store.commit()?;
-        let backlog = Backlog::new(settings.backlog, store.pending()?);
+        let backlog = Backlog::new(settings.max_pending, store.pending()?);
         let mut core = Core {
             store,
             room,
@@ -213,6 +211,7 @@ impl Core {
             settings,
             server,
             backlog,
+            submitted: Vec::new(),
             timers: Timers::all_at_once(),
             changes,
             changed: Vec::new(),
@@ -303,6 +302,7 @@ impl Core {
         match self.transaction(&commands, now) {
             Ok((done, Started { starts, ended, full })) => {
                 self.backlog.committed(now);
+                self.submitted.clear();
                 self.tell(commands, done, now, kept);
                 starts.into_iter().for_each(|start| self.start(start));
                 ended.into_iter().for_each(|id| self.tell_ended(id));
@@ -329,6 +329,7 @@ impl Core {
             Err(error) => {
                 self.store.rollback();
                 self.backlog.rolled_back();
+                self.submitted.drain(..).for_each(|tenant| self.tenants.unsubmit(&tenant));
                 self.changed.clear();
                 self.gone.clear();
                 self.ready.reset();

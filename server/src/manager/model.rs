@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use super::core::{Core, CoreSettings, Workers};
-use super::{Answer, BacklogLimits, Command, Idempotency, Manager, NewItem, Refused, Reply, Stored};
+use super::{Answer, Command, Idempotency, Manager, NewItem, Refused, Reply, Stored};
 use waited::Waited;
 
 use crate::compiler::Compiler;
@@ -24,11 +24,11 @@ use crate::host::http::{HttpSettings, Outbound};
 use crate::host::live::LiveAttempts;
 use crate::host::log::{LogLevel, LogLine, News};
 use crate::limits::{LimitOverrides, Limits};
-use crate::objects::{ObjectLimits, Objects};
+use crate::objects::Objects;
 use crate::registry::{Registry, TaskType, Version};
 use crate::room::{Memory, Room};
 use crate::sandbox::{CodeCache, EngineSettings, RunEnd, Sandbox};
-use crate::store::{self, Quota, Readers, StoredType};
+use crate::store::{self, Readers, StoredType};
 use crate::task::{
     AttemptEnd, Digest, ErrorKind, Labels, Outcome, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp, Usage,
 };
@@ -128,10 +128,8 @@ impl World {
             defaults: Limits::DEFAULT,
             ceiling: Limits::CEILING,
             max_interruptions: MAX_INTERRUPTIONS,
-            backlog: BacklogLimits { total: self.max_pending, tenant: self.max_pending },
+            max_pending: self.max_pending,
             retention_ms: RETENTION_MS,
-            max_schedules: 1,
-            max_task_types: 1,
         };
         let run = Box::new(move |job| drop(send.send(job)));
         let workers = Workers { run, compiler: Compiler::default() };
@@ -458,10 +456,9 @@ fn program(directory: &Path, runtime: &Runtime) -> crate::sandbox::Program {
     let live = Arc::new(LiveAttempts::default());
     let (manager, _) =
         Manager::new(readers.clone(), Arc::default(), live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
-    let limits = ObjectLimits { max_bytes: 0, quota: Quota { objects: 0, bytes: 0 } };
-    let objects = Objects::new(manager, readers, limits);
+    let objects = Objects::new(manager, readers, 0);
     let timers = runtime.handle().clone();
-    let outbound = Arc::new(Outbound::new(HttpSettings::default(), timers.clone()).unwrap());
+    let outbound = Arc::new(Outbound::new(HttpSettings::default(), Arc::default(), timers.clone()).unwrap());
     let services = Services { objects, timers, outbound, live };
     let room = Arc::new(Room::new(1, 1, Memory::new(0)));
     let cache = CodeCache::open(directory.join("compiled")).unwrap();

@@ -33,7 +33,7 @@ pub use queue::{KEY_AGE_MS, KeyUse, Time};
 pub use read::{ListFilter, ObjectMeta, Page, Readers, TaskSummary};
 pub use rows::StoredType;
 pub use task_types::StoredComponent;
-pub use write::{ObjectWrite, Precondition, Quota, Writer};
+pub use write::{ObjectWrite, Precondition, Writer};
 
 /// The name of the database in a data directory.
 const DATABASE: &str = "taskcell.db";

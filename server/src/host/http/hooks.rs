@@ -15,6 +15,7 @@ use wasmtime_wasi_http::{
 use super::connect::{HttpLimits, Outbound, Target};
 use super::exchange::{Answer, Exchange, Timeouts};
 use super::{BODY_CHUNK_BYTES, BODY_CHUNKS};
+use crate::clock;
 use crate::grants::{Grants, Scheme};
 use crate::host::log::{LogBuffer, LogLevel};
 use crate::host::memory::HostMemory;
@@ -25,6 +26,7 @@ type Sent = Box<dyn Future<Output = Result<(Response<WasiBody>, Io), Error>> + S
 /// One attempt's requests.
 pub(super) struct Hooks {
     outbound: Arc<Outbound>,
+    tenant: Arc<str>,
     grants: Arc<Grants>,
     turns: Arc<Semaphore>,
     memory: HostMemory,
@@ -34,9 +36,15 @@ pub(super) struct Hooks {
 }
 
 impl Hooks {
-    pub(super) fn new(outbound: Arc<Outbound>, grants: Arc<Grants>, memory: HostMemory, log: LogBuffer) -> Hooks {
+    pub(super) fn new(
+        outbound: Arc<Outbound>,
+        tenant: Arc<str>,
+        grants: Arc<Grants>,
+        memory: HostMemory,
+        log: LogBuffer,
+    ) -> Hooks {
         let turns = Arc::new(Semaphore::new(outbound.limits.connections));
-        Hooks { outbound, grants, turns, memory, log, requests: 0, bytes: Arc::default() }
+        Hooks { outbound, tenant, grants, turns, memory, log, requests: 0, bytes: Arc::default() }
     }
 
     pub(super) fn requests(&self) -> u64 {
@@ -62,6 +70,10 @@ impl Hooks {
             return Err(self.refuse(&what, Error::HttpRequestDenied));
         }
         let request = origin_form(request, &target)?;
+        if let Err(most) = self.outbound.tenants.request(&self.tenant, clock::now()) {
+            let what = format!("a request: only {most} are allowed in an hour, of all the tenant's tasks");
+            return Err(self.refuse(&what, Error::ConnectionLimitReached));
+        }
         let options = options.unwrap_or_default();
         let capped = |asked: Option<Duration>| asked.map_or(timeout, |asked| asked.min(timeout));
         Ok(Exchange {

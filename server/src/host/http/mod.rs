@@ -45,10 +45,16 @@ pub(super) struct Http {
 }
 
 impl Http {
-    pub(super) fn new(outbound: Arc<Outbound>, grants: Arc<Grants>, memory: HostMemory, log: LogBuffer) -> Http {
+    pub(super) fn new(
+        outbound: Arc<Outbound>,
+        tenant: Arc<str>,
+        grants: Arc<Grants>,
+        memory: HostMemory,
+        log: LogBuffer,
+    ) -> Http {
         let mut ctx = WasiHttpCtx::new();
         ctx.set_field_size_limit(FIELD_BYTES);
-        Http { ctx, hooks: hooks::Hooks::new(outbound, grants, memory, log) }
+        Http { ctx, hooks: hooks::Hooks::new(outbound, tenant, grants, memory, log) }
     }
 
     /// Requests so far, refused ones as well.

@@ -31,7 +31,9 @@ CREATE TABLE tenant (
     name       TEXT PRIMARY KEY,
     created_at INTEGER NOT NULL,
     -- Its share of the machine beside the others'.
-    weight     INTEGER NOT NULL
+    weight     INTEGER NOT NULL,
+    -- What is set of its quotas; the others are as the server has them.
+    quotas     TEXT NOT NULL DEFAULT '{}'
 ) WITHOUT ROWID;
 -- The one that is served without keys, and the one that administers the others.
 INSERT INTO tenant (name, created_at, weight) VALUES
@@ -74,4 +76,33 @@ CREATE TABLE audit (
 CREATE INDEX audit_age ON audit (at);
 CREATE TRIGGER audit_unchanged BEFORE UPDATE ON audit BEGIN
     SELECT RAISE(ABORT, 'the audit log is not changed');
+END;
+
+-- What the lines count as: each its text and 64 bytes. 0: the marker of lines that were dropped.
+ALTER TABLE log_lines ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+UPDATE log_lines SET bytes = (SELECT sum(octet_length(value ->> 2) + 64) FROM json_each(lines));
+
+-- What a tenant's log lines add up to, kept in the transaction of every change.
+CREATE TABLE log_use (
+    tenant TEXT PRIMARY KEY,
+    bytes  INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO log_use (tenant, bytes)
+    SELECT tenant, sum(bytes) FROM log_lines JOIN task ON id = log_lines.task GROUP BY tenant;
+
+-- The same of its task types. Each version counts, also where two have the same component.
+CREATE TABLE version_use (
+    tenant TEXT PRIMARY KEY,
+    bytes  INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO version_use (tenant, bytes)
+    SELECT tenant, sum(length(bytes)) FROM task_type_version JOIN component ON digest = component GROUP BY tenant;
+CREATE TRIGGER version_added AFTER INSERT ON task_type_version BEGIN
+    INSERT INTO version_use (tenant, bytes)
+        SELECT NEW.tenant, length(bytes) FROM component WHERE digest = NEW.component
+        ON CONFLICT (tenant) DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER version_removed AFTER DELETE ON task_type_version BEGIN
+    UPDATE version_use SET bytes = bytes - (SELECT length(bytes) FROM component WHERE digest = OLD.component)
+        WHERE tenant = OLD.tenant;
 END;
