@@ -38,7 +38,7 @@ impl Call {
     /// Sends it, about things that there are not: nothing is done by it.
     fn send(&self, client: &Client, tenant: &str) -> u16 {
         let path = self.path.replace("{tenant}", tenant).replace("{id}", "0199e0f4-0000-7000-8000-000000000000");
-        let path = path.replace("{name}", "not-there").replace("{digest}", &format!("sha256:{}", "0".repeat(64)));
+        let path = path.replace("{name}", "not-there").replace("{version}", &format!("sha256:{}", "0".repeat(64)));
         let body = (!matches!(&*self.method, "GET" | "HEAD" | "DELETE")).then_some(&b"{"[..]);
         // A stream would go on.
         client.send(&self.method, &path, &[JSON, ("last-event-id", "x")], body).status
@@ -220,7 +220,9 @@ fn the_first_key_ends_the_time_without_keys() {
     let (_, _, mut events) = client.stream("/events", &[]);
     // A tenant that there is not, and then one of the two that there are.
     let mut command = taskcell();
-    command.args(["key", "create", "--tenant", "nobody", "--role", "read", "--data-dir"]).arg(server.setup().data_dir());
+    command
+        .args(["key", "create", "--tenant", "nobody", "--role", "read", "--data-dir"])
+        .arg(server.setup().data_dir());
     assert!(refused(&mut command).contains("no such tenant"));
     let key = server.setup().make_key("default", "operate", &[]);
     client.get("/tasks").expect(401);

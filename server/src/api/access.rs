@@ -71,7 +71,7 @@ const RULES: &[(&str, &str, Rule)] = &[
     // What is more than pausing needs a higher role: the handler says so.
     ("PATCH", "/task-types/{name}", Shared(Operate)),
     ("DELETE", "/task-types/{name}", Shared(Deploy)),
-    ("GET", "/task-types/{name}/versions/{digest}", Shared(Read)),
+    ("GET", "/task-types/{name}/versions/{version}", Shared(Read)),
     ("POST", "/task-types/{name}/test", Tenant(Submit)),
     ("GET", "/keys", Tenant(Admin)),
     ("POST", "/keys", Tenant(Admin)),

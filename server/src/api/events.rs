@@ -65,7 +65,13 @@ impl Streams {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.get(tenant).copied().unwrap_or(0);
         if let Some(most) = most.filter(|most| count as u64 >= *most) {
-            return Err(Problem::of_quota(Kind::TooManyStreams, "event-streams", 0, most, ";qu=\"concurrent-requests\""));
+            return Err(Problem::of_quota(
+                Kind::TooManyStreams,
+                "event-streams",
+                0,
+                most,
+                ";qu=\"concurrent-requests\"",
+            ));
         }
         open.insert(tenant.clone(), count + 1);
         Ok(OpenStream { streams: self.clone(), tenant: tenant.clone() })

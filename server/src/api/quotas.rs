@@ -57,18 +57,23 @@ pub(super) struct Quota {
 )]
 pub(super) async fn own(State(api): State<Arc<Api>>, caller: Caller) -> Result<Response, Problem> {
     let tenant = api.tenants.find(&caller.tenant).ok_or_else(|| Problem::of(Kind::NotFound))?;
-    with_quotas(&api, StatusCode::OK, &tenant).await
+    with_quotas(&api, StatusCode::OK, &tenant, api.manager.tenant_use(&tenant.name).await?)
 }
 
-/// Answers with a tenant as it is now.
-pub(super) async fn with_quotas(api: &Api, status: StatusCode, tenant: &Tenant) -> Result<Response, Problem> {
+/// Answers with a tenant as it was changed. That is so, whether or not it can be told what it uses.
+pub(super) async fn changed(api: &Api, status: StatusCode, tenant: &Tenant) -> Result<Response, Problem> {
+    with_quotas(api, status, tenant, api.manager.tenant_use(&tenant.name).await.unwrap_or_default())
+}
+
+/// Answers with a tenant that uses so much.
+pub(super) fn with_quotas(api: &Api, status: StatusCode, tenant: &Tenant, used: Quotas) -> Result<Response, Problem> {
     let Tenant { name, created_at, weight, .. } = tenant;
     let (limits, now) = (api.tenants.quotas(name), clock::now());
     let used = Quotas {
         submit_burst: api.tenants.submits(name, now).map(|Submits { rate, left, .. }| rate.burst - left),
         http_requests_per_hour: Some(api.tenants.requests(name, now)),
         event_streams: Some(api.streams.of(name) as u64),
-        ..api.manager.tenant_use(name).await?
+        ..used
     };
     let quotas = limits.iter().zip(used.iter()).map(|((name, limit), (_, used))| (name, Quota { limit, used }));
     let (name, created_at, quotas) = (name.to_string(), Time(*created_at), quotas.collect());

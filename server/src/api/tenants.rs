@@ -15,7 +15,7 @@ use super::Api;
 use super::access::Caller;
 use super::extract;
 use super::problem::{Kind, Problem, problems};
-use super::quotas::{TenantWithQuotas, with_quotas};
+use super::quotas::{TenantWithQuotas, changed, with_quotas};
 use super::task_types::MERGE_PATCH;
 use super::tasks::set;
 use super::wire::{self, Time};
@@ -239,7 +239,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Response, Proble
 )]
 pub(super) async fn get(State(api): State<Arc<Api>>, TenantInPath(name): TenantInPath) -> Result<Response, Problem> {
     let tenant = api.tenants.find(&name).ok_or_else(|| Problem::of(Kind::NotFound))?;
-    with_quotas(&api, StatusCode::OK, &tenant).await
+    with_quotas(&api, StatusCode::OK, &tenant, api.manager.tenant_use(&name).await?)
 }
 
 /// Make a tenant
@@ -263,8 +263,8 @@ pub(super) async fn put(
     }
     let change = Change::CreateTenant { name: name.into(), most: api.max_tenants };
     match api.manager.administer(change, caller.actor()).await? {
-        Changed::Tenant(tenant, true) => with_quotas(&api, StatusCode::CREATED, &tenant).await,
-        Changed::Tenant(tenant, false) => with_quotas(&api, StatusCode::OK, &tenant).await,
+        Changed::Tenant(tenant, true) => changed(&api, StatusCode::CREATED, &tenant).await,
+        Changed::Tenant(tenant, false) => changed(&api, StatusCode::OK, &tenant).await,
         other => Err(unexpected(&other)),
     }
 }
@@ -287,7 +287,7 @@ pub(super) async fn patch(
     let TenantPatch { weight, quotas } = extract::from_json(&body.bytes)?;
     if weight.is_none() && quotas.is_none_or(|quotas| quotas == Some(QuotaPatch::default())) {
         let tenant = api.tenants.find(&name).ok_or_else(|| Problem::of(Kind::NotFound))?;
-        return with_quotas(&api, StatusCode::OK, &tenant).await;
+        return changed(&api, StatusCode::OK, &tenant).await;
     }
     let weight = weight.map(|weight| weight.unwrap_or(tenants::DEFAULT_WEIGHT));
     let quotas = quotas.map(|quotas| quotas.unwrap_or(QuotaPatch::RESET)).unwrap_or_default();
@@ -296,14 +296,15 @@ pub(super) async fn patch(
         let detail = format!("must be between 1 and {MOST_WEIGHT}");
         errors.push(FieldError { pointer: "#/weight".into(), detail });
     }
-    errors.extend(quotas.faults().map(|(name, least)| {
-        FieldError { pointer: format!("#/quotas/{name}"), detail: format!("must be between {least} and {MOST}") }
+    errors.extend(quotas.faults().map(|(name, least)| FieldError {
+        pointer: format!("#/quotas/{name}"),
+        detail: format!("must be between {least} and {MOST}"),
     }));
     if !errors.is_empty() {
         return Err(Problem::fields(errors));
     }
     match api.manager.administer(Change::ChangeTenant { name, weight, quotas }, caller.actor()).await? {
-        Changed::Tenant(tenant, _) => with_quotas(&api, StatusCode::OK, &tenant).await,
+        Changed::Tenant(tenant, _) => changed(&api, StatusCode::OK, &tenant).await,
         other => Err(unexpected(&other)),
     }
 }

@@ -2,6 +2,7 @@
 //! of what must be true. `SEED` repeats a run, `STEPS` makes it longer.
 
 mod bounds;
+mod quotas;
 mod refusals;
 mod waited;
 
@@ -15,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::core::{Core, CoreSettings, Workers};
 use super::{Answer, Command, Idempotency, Manager, NewItem, Refused, Reply, Stored};
+use quotas::Created;
 use waited::Waited;
 
 use crate::compiler::Compiler;
@@ -25,6 +27,7 @@ use crate::host::live::LiveAttempts;
 use crate::host::log::{LogLevel, LogLine, News};
 use crate::limits::{LimitOverrides, Limits};
 use crate::objects::Objects;
+use crate::quotas::Quotas;
 use crate::registry::{Registry, TaskType, Version};
 use crate::room::{Memory, Room};
 use crate::sandbox::{CodeCache, EngineSettings, RunEnd, Sandbox};
@@ -32,6 +35,7 @@ use crate::store::{self, Readers, StoredType};
 use crate::task::{
     AttemptEnd, Digest, ErrorKind, Labels, Outcome, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp, Usage,
 };
+use crate::tenants::Tenants;
 
 /// Attempts at once.
 const SLOTS: usize = 3;
@@ -84,6 +88,9 @@ struct World {
     waited: Vec<Waited>,
     last_event: u64,
     max_pending: u64,
+    /// Its quotas beside that one.
+    quotas: Quotas,
+    created: Created,
     readers: Option<Readers>,
 }
 
@@ -111,6 +118,8 @@ impl World {
             waited: Vec::new(),
             last_event: 0,
             max_pending: MAX_PENDING,
+            quotas: Quotas::default(),
+            created: Created::default(),
             readers: None,
         };
         world.start();
@@ -133,9 +142,11 @@ impl World {
         };
         let run = Box::new(move |job| drop(send.send(job)));
         let workers = Workers { run, compiler: Compiler::default() };
-        let core =
-            Core::new(writer, room, self.registry.clone(), Arc::default(), workers, Arc::default(), settings, self.now)
-                .unwrap();
+        let tenants = Arc::new(Tenants::new(Quotas { pending_tasks: Some(self.max_pending), ..self.quotas }));
+        let core = Core::new(writer, room, self.registry.clone(), tenants, workers, Arc::default(), settings, self.now)
+            .unwrap();
+        // How many were created at once is forgotten with the process.
+        self.created.times.clear();
         self.core = Some(core);
         self.step(Vec::new());
     }
@@ -251,6 +262,10 @@ impl World {
             }
             Err(Refused::TooManyPending { .. }) => {
                 assert!(pending >= MAX_PENDING, "refused though there is room");
+            }
+            Err(Refused::TooManySubmitted { .. }) => {
+                self.note_created();
+                assert!(self.has_created_enough(), "refused though its rate allows one more");
             }
             Err(refused) => panic!("{refused}"),
         }
@@ -374,6 +389,7 @@ impl World {
     /// What must be true after every step.
     fn check(&mut self) {
         self.check_waited();
+        self.check_quotas();
         let now = self.now;
         let all = self.all();
         let by_id: HashMap<TaskId, &Task> = all.iter().map(|task| (task.id, task)).collect();
@@ -477,6 +493,7 @@ fn whatever_happens_the_invariants_hold() {
     let mut random = Random(seed);
     let mut world = World::new();
     assert!(matches!(world.program, Version::Ready(_)));
+    world.bound();
     let _on = world.runtime.handle().clone();
     for _ in 0..steps {
         match random.below(100) {

@@ -87,7 +87,8 @@ impl Writer {
             .optional()?;
         let first = last.map_or(1, |(next, ..)| next);
         let mut next = first;
-        let mut left = most.map_or(Ok(u64::MAX), |most| Ok::<_, StoreError>(most.saturating_sub(self.log_bytes(task)?)))?;
+        let mut left =
+            most.map_or(Ok(u64::MAX), |most| Ok::<_, StoreError>(most.saturating_sub(self.log_bytes(task)?)))?;
         let fit = lines.iter().take_while(|line| match left.checked_sub(line.cost()) {
             Some(rest) => {
                 left = rest;
@@ -131,9 +132,9 @@ impl Writer {
 
     /// Removes the lines of a task, or of one of its attempts.
     pub(super) fn remove_lines(&mut self, task: &Task, attempt: Option<u32>) -> Result<()> {
-        let mut statement = self.conn.prepare_cached(
-            "DELETE FROM log_lines WHERE task = ?1 AND (?2 IS NULL OR attempt = ?2) RETURNING bytes",
-        )?;
+        let mut statement = self
+            .conn
+            .prepare_cached("DELETE FROM log_lines WHERE task = ?1 AND (?2 IS NULL OR attempt = ?2) RETURNING bytes")?;
         let rows = statement.query_map(params![task.id, attempt], |row| row.get::<_, u64>(0))?;
         let removed = rows.sum::<rusqlite::Result<u64>>()?;
         drop(statement);
@@ -200,6 +201,16 @@ impl Writer {
             record.usage.as_ref().map(Json),
         ])?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Writer {
+    /// Bytes of the log lines that are counted, and of those that there are.
+    pub(crate) fn counted_and_kept_log_bytes(&mut self) -> (u64, u64) {
+        let sum = |sql: &str| self.conn.query_row(sql, [], |row| row.get::<_, Option<u64>>(0)).unwrap().unwrap_or(0);
+        let kept = "SELECT sum(octet_length(value ->> 2) + 64) FROM log_lines, json_each(lines) WHERE bytes > 0";
+        (sum("SELECT sum(bytes) FROM log_use"), sum(kept))
     }
 }
 

@@ -184,7 +184,8 @@ impl Writer {
         );
         let kept = kept(task_type);
         let mut statement = self.conn.prepare_cached(&sql)?;
-        Ok(statement.query_row(params![&**tenant, &**name, component, next, kept], |row| Ok((row.get(0)?, row.get(1)?)))?)
+        Ok(statement
+            .query_row(params![&**tenant, &**name, component, next, kept], |row| Ok((row.get(0)?, row.get(1)?)))?)
     }
 
     /// Of these components, removes those that are no version of any type and that no task is pinned to.

@@ -2,8 +2,8 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::rows::{self, INSERT_TASK, TASK_COLUMNS, UPDATE_TASK};
 use super::history::LogUse;
+use super::rows::{self, INSERT_TASK, TASK_COLUMNS, UPDATE_TASK};
 use super::task_types::Uses;
 use super::{StoreError, history};
 use crate::clock;
