@@ -87,8 +87,8 @@ impl Writer {
             .optional()?;
         let first = last.map_or(1, |(next, ..)| next);
         let mut next = first;
-        let mut left =
-            most.map_or(Ok(u64::MAX), |most| Ok::<_, StoreError>(most.saturating_sub(self.log_bytes(task)?)))?;
+        let kept = self.log_bytes(task)?;
+        let mut left = most.map_or(u64::MAX, |most| most.saturating_sub(kept));
         let fit = lines.iter().take_while(|line| match left.checked_sub(line.cost()) {
             Some(rest) => {
                 left = rest;
@@ -124,9 +124,9 @@ impl Writer {
             lines.iter().map(|line| (line.at.0, line.level as u8, line.message.as_str().into())).collect();
         self.conn
             .prepare_cached(
-                "INSERT INTO log_lines (task, first, count, attempt, lines, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO log_lines (task, first, count, attempt, bytes, lines) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .execute(params![task.id, first, lines.len(), attempt, Json(stored), bytes])?;
+            .execute(params![task.id, first, lines.len(), attempt, bytes, Json(stored)])?;
         Ok(())
     }
 
@@ -146,8 +146,12 @@ impl Writer {
         if let Some((_, bytes)) = self.log_use.get(&task.tenant) {
             return Ok(*bytes);
         }
-        let found = self.conn.prepare_cached("SELECT bytes FROM log_use WHERE tenant = ?1")?;
-        let bytes = { found }.query_row([&*task.tenant], |row| row.get(0)).optional()?.unwrap_or(0);
+        let bytes = self
+            .conn
+            .prepare_cached("SELECT bytes FROM log_use WHERE tenant = ?1")?
+            .query_row([&*task.tenant], |row| row.get(0))
+            .optional()?
+            .unwrap_or(0);
         self.log_use.insert(task.tenant.clone(), (bytes, bytes));
         Ok(bytes)
     }

@@ -78,9 +78,24 @@ CREATE TRIGGER audit_unchanged BEFORE UPDATE ON audit BEGIN
     SELECT RAISE(ABORT, 'the audit log is not changed');
 END;
 
--- What the lines count as: each its text and 64 bytes. 0: the marker of lines that were dropped.
-ALTER TABLE log_lines ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
-UPDATE log_lines SET bytes = (SELECT sum(octet_length(value ->> 2) + 64) FROM json_each(lines));
+-- Anew, with what the lines count as in front of them.
+CREATE TABLE log_lines_4 (
+    task    BLOB NOT NULL,
+    -- The number of the first line, and how many there are.
+    first   INTEGER NOT NULL,
+    count   INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    -- Of each line its text and 64 bytes. 0: it is the marker of lines that were dropped.
+    bytes   INTEGER NOT NULL,
+    -- A JSON array of [time, level, message].
+    lines   TEXT NOT NULL,
+    PRIMARY KEY (task, first)
+) WITHOUT ROWID;
+INSERT INTO log_lines_4 (task, first, count, attempt, bytes, lines)
+    SELECT task, first, count, attempt, (SELECT sum(octet_length(value ->> 2) + 64) FROM json_each(lines)), lines
+    FROM log_lines;
+DROP TABLE log_lines;
+ALTER TABLE log_lines_4 RENAME TO log_lines;
 
 -- What a tenant's log lines add up to, kept in the transaction of every change.
 CREATE TABLE log_use (
