@@ -146,9 +146,8 @@ pub fn administer(
         }
         Change::ChangeTenant { name, weight, quotas } => {
             let Some(before) = store.tenant(name)? else { return Ok(Err(Refused::NotFound)) };
-            let weight_before = before.weight;
-            let quotas_after = before.quotas.changed(quotas);
-            let tenant = Tenant { weight: weight.unwrap_or(weight_before), quotas: quotas_after, ..before };
+            let (weight_now, quotas_now) = (weight.unwrap_or(before.weight), before.quotas.changed(quotas));
+            let tenant = Tenant { weight: weight_now, quotas: quotas_now, ..before };
             store.put_tenant(&tenant)?;
             let weight = weight.map(|weight| format!("weight {weight}"));
             // Made of numbers, which can always be written as JSON.
