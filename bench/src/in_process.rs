@@ -13,13 +13,13 @@ use taskcell_server::host::{AttemptOf, Services};
 use taskcell_server::key_value::{KeyValueLimits, KeyValues};
 use taskcell_server::limits::Limits;
 use taskcell_server::manager::Manager;
-use taskcell_server::objects::{ObjectLimits, Objects};
+use taskcell_server::objects::Objects;
 use taskcell_server::registry::Registry;
 use taskcell_server::room::{Claim, Memory, Room};
 use taskcell_server::sandbox::{Attempt, CodeCache, Control, Cores, EngineSettings, Program, RunEnd, Sandbox};
 use taskcell_server::secrets::Secrets;
 use taskcell_server::storage::Storage;
-use taskcell_server::store::{self, KeyValueQuota, Quota};
+use taskcell_server::store::{self, KeyValueQuota};
 use taskcell_server::task::{Digest, Outcome, TaskId};
 use tokio::runtime::Handle;
 
@@ -49,13 +49,12 @@ impl InProcess {
         // Nothing that is measured here calls the manager.
         let (manager, _inbox) =
             Manager::new(readers.clone(), registry, live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
-        let quota = Quota { objects: 0, bytes: 0 };
         let secrets = Secrets::new(readers.clone(), None);
         let storage = Storage::new(manager, readers);
-        let objects = Objects::new(storage.clone(), ObjectLimits { max_bytes: 0, quota });
+        let objects = Objects::new(storage.clone(), 0);
         let quota = KeyValueQuota { entries: 0, bytes: 0 };
         let key_values = KeyValues::new(storage, KeyValueLimits { max_bytes: 0, quota });
-        let outbound = Arc::new(Outbound::new(HttpSettings::default(), timers.clone())?);
+        let outbound = Arc::new(Outbound::new(HttpSettings::default(), Arc::default(), timers.clone())?);
         let services = Services { objects, secrets, key_values, timers, outbound, live };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let cores = Arc::new(Cores::new(threads));

@@ -13,6 +13,7 @@ use crate::host::http::{HttpLimits, HttpSettings, Network};
 use crate::key_value::KeyValueLimits;
 use crate::keys::{KeyId, Role};
 use crate::limits::Limits;
+use crate::quotas::{MOST, Quotas};
 use crate::store::KeyValueQuota;
 
 /// taskcell runs other people's code as background tasks, sandboxed and durable.
@@ -181,6 +182,21 @@ pub struct Config {
     /// Tasks that may be Pending of one tenant.
     #[arg(long, env = "TASKCELL_MAX_TENANT_PENDING", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub max_tenant_pending: u64,
+    /// Tasks that may run at once of one tenant: no bound of its own where it is not set.
+    #[arg(long, env = "TASKCELL_MAX_TENANT_RUNNING", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=MOST))]
+    pub max_tenant_running: Option<u64>,
+    /// Memory that running tasks of one tenant may have together, in bytes: no bound of its own where it is not set.
+    #[arg(long, env = "TASKCELL_MAX_TENANT_MEMORY_BYTES", value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=MOST))]
+    pub max_tenant_memory_bytes: Option<u64>,
+    /// CPU time of one tenant's tasks in an hour, in milliseconds: no bound where it is not set.
+    #[arg(long, env = "TASKCELL_TENANT_CPU_MS_PER_HOUR", value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=MOST))]
+    pub tenant_cpu_ms_per_hour: Option<u64>,
+    /// Tasks that a tenant may create in a second, for long: no bound where it is not set.
+    #[arg(long, env = "TASKCELL_SUBMIT_RATE", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=MOST))]
+    pub submit_rate: Option<u64>,
+    /// Tasks that a tenant may create at once, where it has a rate: as many as in a second where it is not set.
+    #[arg(long, env = "TASKCELL_SUBMIT_BURST", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=MOST))]
+    pub submit_burst: Option<u64>,
     /// How many schedules a tenant may have.
     #[arg(long, env = "TASKCELL_MAX_SCHEDULES", default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub max_schedules: u64,
@@ -190,6 +206,9 @@ pub struct Config {
     /// How many task types a tenant may have.
     #[arg(long, env = "TASKCELL_MAX_TASK_TYPES", default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=100_000))]
     pub max_task_types: u64,
+    /// Bytes of all versions of a tenant's task types.
+    #[arg(long, env = "TASKCELL_COMPONENT_QUOTA_BYTES", default_value_t = 4 << 30, value_name = "BYTES")]
+    pub component_quota_bytes: u64,
     /// Bytes of the largest component that can be uploaded.
     #[arg(long, env = "TASKCELL_MAX_COMPONENT_BYTES", default_value_t = 32 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=256 << 20))]
     pub max_component_bytes: u64,
@@ -226,6 +245,9 @@ pub struct Config {
     /// How many keys a tenant may keep.
     #[arg(long, env = "TASKCELL_KEYVALUE_QUOTA_COUNT", default_value_t = 1_000_000, value_name = "COUNT")]
     pub keyvalue_quota_count: u64,
+    /// Bytes of the log lines that are kept of a tenant's tasks; more are dropped.
+    #[arg(long, env = "TASKCELL_LOG_QUOTA_BYTES", default_value_t = 10 << 30, value_name = "BYTES")]
+    pub log_quota_bytes: u64,
     /// Networks that tasks may be granted to reach beside the public internet, such as 10.1.0.0/16: a list with commas.
     #[arg(long, env = "TASKCELL_ALLOW_NETWORK", value_name = "NETWORKS", value_delimiter = ',')]
     pub allow_network: Vec<Network>,
@@ -241,6 +263,9 @@ pub struct Config {
     /// HTTP requests that an attempt may make.
     #[arg(long, env = "TASKCELL_HTTP_REQUESTS", default_value_t = 1000, value_name = "COUNT")]
     pub http_requests: u64,
+    /// HTTP requests that a tenant's tasks may make in an hour: no bound where it is not set.
+    #[arg(long, env = "TASKCELL_HTTP_REQUESTS_PER_HOUR", value_name = "COUNT")]
+    pub http_requests_per_hour: Option<u64>,
     /// HTTP connections of an attempt at once; others wait for their turn.
     #[arg(long, env = "TASKCELL_HTTP_CONNECTIONS", default_value_t = 16, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub http_connections: u32,
@@ -363,6 +388,26 @@ impl Config {
     pub fn key_values(&self) -> KeyValueLimits {
         let quota = KeyValueQuota { entries: self.keyvalue_quota_count, bytes: self.keyvalue_quota_bytes };
         KeyValueLimits { max_bytes: self.max_value_bytes, quota }
+    }
+
+    /// What a tenant may have that has no quotas of its own.
+    pub fn quotas(&self) -> Quotas {
+        Quotas {
+            pending_tasks: Some(self.max_tenant_pending),
+            running_tasks: self.max_tenant_running,
+            running_memory_bytes: self.max_tenant_memory_bytes,
+            cpu_ms_per_hour: self.tenant_cpu_ms_per_hour,
+            submitted_per_second: self.submit_rate,
+            submit_burst: self.submit_burst,
+            task_types: Some(self.max_task_types),
+            component_bytes: Some(self.component_quota_bytes),
+            objects: Some(self.object_quota_count),
+            object_bytes: Some(self.object_quota_bytes),
+            log_bytes: Some(self.log_quota_bytes),
+            http_requests_per_hour: self.http_requests_per_hour,
+            event_streams: Some(u64::from(self.max_event_streams)),
+            schedules: Some(self.max_schedules),
+        }
     }
 
     fn check(&self) -> anyhow::Result<()> {

@@ -24,6 +24,7 @@ pub mod limits;
 pub mod manager;
 pub mod objects;
 pub mod pointer;
+pub mod quotas;
 pub mod registry;
 pub mod room;
 pub mod sandbox;

@@ -7,8 +7,9 @@ use sha2::{Digest as _, Sha256};
 use unicode_normalization::is_nfc;
 
 use crate::manager;
+use crate::quotas::UsedUp;
 use crate::storage::Storage;
-use crate::store::{ObjectMeta, ObjectWrite, Precondition, Quota, StoreError};
+use crate::store::{ObjectMeta, ObjectWrite, Precondition, StoreError};
 
 /// Most bytes of a name.
 pub const NAME_BYTES: usize = 512;
@@ -26,8 +27,8 @@ pub enum Refused {
     #[error("larger than {0} bytes")]
     TooLarge(u64),
     /// The tenant may not keep more.
-    #[error("the tenant's quota is used up")]
-    QuotaExceeded(Quota),
+    #[error(transparent)]
+    QuotaExceeded(UsedUp),
     /// The precondition does not hold.
     #[error("the precondition does not hold")]
     PreconditionFailed,
@@ -37,20 +38,11 @@ pub enum Refused {
     Undone(#[from] manager::Refused),
 }
 
-/// How much may be kept.
-#[derive(Clone, Copy, Debug)]
-pub struct ObjectLimits {
-    /// Bytes of one object.
-    pub max_bytes: u64,
-    /// What a tenant may keep in all.
-    pub quota: Quota,
-}
-
 /// All tenants' objects.
 #[derive(Clone)]
 pub struct Objects {
     storage: Storage,
-    limits: ObjectLimits,
+    max_bytes: u64,
 }
 
 /// A name that is allowed: 1 to 512 bytes of UTF-8 in NFC, `/`-separated segments, none empty, `.`
@@ -73,14 +65,14 @@ pub fn check_name(name: &str) -> Result<(), Refused> {
 }
 
 impl Objects {
-    /// The objects in that storage.
-    pub fn new(storage: Storage, limits: ObjectLimits) -> Objects {
-        Objects { storage, limits }
+    /// The objects in that storage, each of at most `max_bytes`.
+    pub fn new(storage: Storage, max_bytes: u64) -> Objects {
+        Objects { storage, max_bytes }
     }
 
     /// Bytes of the largest object.
     pub fn max_bytes(&self) -> u64 {
-        self.limits.max_bytes
+        self.max_bytes
     }
 
     /// An object's data. At most `max_bytes`: a larger one is refused.
@@ -123,14 +115,13 @@ impl Objects {
         precondition: Precondition,
     ) -> Result<(String, bool), Refused> {
         check_name(&name)?;
-        if data.len() as u64 > self.limits.max_bytes {
-            return Err(Refused::TooLarge(self.limits.max_bytes));
+        if data.len() as u64 > self.max_bytes {
+            return Err(Refused::TooLarge(self.max_bytes));
         }
         // The same bytes have the same tag: strong in the sense of RFC 9110, section 8.8.1.
         let etag = crate::task::Digest(Sha256::digest(&data).into()).hex();
         let _turn = self.storage.turn_to_write().await;
-        let written =
-            self.storage.manager.put_object(tenant, name, etag.clone(), data, precondition, self.limits.quota).await;
+        let written = self.storage.manager.put_object(tenant, name, etag.clone(), data, precondition).await;
         match written {
             Ok(ObjectWrite::Created) => Ok((etag, true)),
             Ok(ObjectWrite::Replaced) => Ok((etag, false)),
@@ -171,7 +162,7 @@ fn refused(write: ObjectWrite) -> Refused {
     match write {
         ObjectWrite::NotFound => Refused::NotFound,
         ObjectWrite::PreconditionFailed => Refused::PreconditionFailed,
-        ObjectWrite::QuotaExceeded(quota) => Refused::QuotaExceeded(quota),
+        ObjectWrite::QuotaExceeded(used_up) => Refused::QuotaExceeded(used_up),
         ObjectWrite::Created | ObjectWrite::Replaced | ObjectWrite::Removed => {
             manager::Refused::Internal(anyhow::anyhow!("the store answered another question")).into()
         }

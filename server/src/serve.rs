@@ -20,14 +20,14 @@ use crate::host::Services;
 use crate::host::http::Outbound;
 use crate::host::live::LiveAttempts;
 use crate::key_value::KeyValues;
-use crate::manager::{BacklogLimits, Changes, Core, CoreSettings, Manager, Workers};
-use crate::objects::{ObjectLimits, Objects};
+use crate::manager::{Changes, Core, CoreSettings, Manager, Workers};
+use crate::objects::Objects;
 use crate::registry::Registry;
 use crate::room::{self, Memory, Room};
 use crate::sandbox::{CodeCache, CompileLimits, Cores, EngineSettings, MAPS_PER_SLOT, Sandbox};
 use crate::secrets::{Key, Secrets};
 use crate::storage::Storage;
-use crate::store::{self, DataDir, Quota};
+use crate::store::{self, DataDir};
 use crate::tenants::Tenants;
 use crate::types_at_start;
 
@@ -66,7 +66,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let reserve = config.memory_reserve.unwrap_or_else(|| room::available().unwrap_or(0) / 10);
     let room = Arc::new(Room::new(slots, working, Memory::new(reserve)));
 
-    let tenants = Arc::new(Tenants::default());
+    let tenants = Arc::new(Tenants::new(config.quotas()));
     writer.tenants()?.into_iter().for_each(|tenant| tenants.put(tenant));
     writer.keys()?.into_iter().for_each(|key| tenants.keys.put(key));
     if !config.listen.ip().is_loopback() && !tenants.keys.are_needed() {
@@ -94,19 +94,17 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let changes = Arc::new(Changes::default());
     let (manager, inbox) =
         Manager::new(readers.clone(), registry.clone(), live.clone(), changes.clone(), defaults, ceiling);
-    let quota = Quota { objects: config.object_quota_count, bytes: config.object_quota_bytes };
     let compile_readers = readers.clone();
     let guest_readers = readers.half();
     let secrets = Secrets::new(readers.clone(), key.clone());
     let guest_secrets = Secrets::new(guest_readers.clone(), key);
-    let object_limits = ObjectLimits { max_bytes: config.max_object_bytes, quota };
     let storage = Storage::new(manager.clone(), readers);
     let for_guests = storage.for_guests(guest_readers);
-    let objects = Objects::new(storage, object_limits);
-    let outbound = Arc::new(Outbound::new(config.http(), api_threads.handle().clone())?);
+    let objects = Objects::new(storage, config.max_object_bytes);
+    let outbound = Arc::new(Outbound::new(config.http(), tenants.clone(), api_threads.handle().clone())?);
     let timers = api_threads.handle().clone();
     let services = Services {
-        objects: Objects::new(for_guests.clone(), object_limits),
+        objects: Objects::new(for_guests.clone(), config.max_object_bytes),
         secrets: guest_secrets,
         key_values: KeyValues::new(for_guests, config.key_values()),
         timers,
@@ -150,10 +148,8 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         defaults,
         ceiling,
         max_interruptions: config.max_interruptions,
-        backlog: BacklogLimits { total: config.max_pending, tenant: config.max_tenant_pending },
-        max_schedules: config.max_schedules,
         max_secrets: config.max_secrets,
-        max_task_types: config.max_task_types,
+        max_pending: config.max_pending,
         retention_ms: config.retention,
         usage_retention_days: config.usage_retention,
         audit_retention_days: config.audit_retention,
@@ -209,7 +205,6 @@ async fn serve_api(
         private,
         api::ServerSettings {
             max_connections: config.max_connections as usize,
-            max_event_streams: config.max_event_streams as usize,
             max_tenants: config.max_tenants,
             tls: tls.clone(),
             client_timeout: Duration::from_millis(config.client_timeout),

@@ -1,9 +1,10 @@
 //! Tenants: those who share the server and know nothing of each other.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::keys::Keys;
+use crate::quotas::{Bucket, Hour, QuotaOverrides, Quotas, Rate};
 use crate::task::Timestamp;
 
 /// A tenant.
@@ -15,6 +16,8 @@ pub struct Tenant {
     pub created_at: Timestamp,
     /// Its share of the machine beside the others', by the weights of those that have work.
     pub weight: u32,
+    /// Quotas of its own.
+    pub quotas: QuotaOverrides,
 }
 
 /// The weight that a tenant has by itself.
@@ -36,9 +39,30 @@ pub struct Tenants {
     known: RwLock<HashMap<Arc<str>, Arc<Tenant>>>,
     /// The keys.
     pub keys: Keys,
+    defaults: Quotas,
+    /// How many tasks each may still create, where that has a rate.
+    submits: Mutex<HashMap<Arc<str>, Bucket>>,
+    /// Requests that each one's tasks sent in this hour.
+    requests: Mutex<HashMap<Arc<str>, Hour>>,
+}
+
+/// How many tasks a tenant may create.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Submits {
+    /// How fast.
+    pub rate: Rate,
+    /// How many at once, now.
+    pub left: u64,
+    /// Seconds until it may again create as many as it ever may at once.
+    pub full_in: u64,
 }
 
 impl Tenants {
+    /// None yet. Those that come have these quotas where they have none of their own.
+    pub fn new(defaults: Quotas) -> Tenants {
+        Tenants { defaults, ..Tenants::default() }
+    }
+
     /// The tenant of that name.
     pub fn find(&self, name: &str) -> Option<Arc<Tenant>> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
@@ -60,4 +84,45 @@ impl Tenants {
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         all
     }
+
+    /// The quotas that hold for a tenant.
+    pub fn quotas(&self, name: &str) -> Quotas {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(name).map_or(self.defaults, |tenant| self.defaults.with(&tenant.quotas))
+    }
+
+    /// How many tasks a tenant may create, where that is bounded.
+    pub fn submits(&self, name: &str, now: Timestamp) -> Option<Submits> {
+        let rate = self.quotas(name).submit_rate()?;
+        let bucket = lock(&self.submits).get(name).copied().unwrap_or(Bucket::full(rate, now));
+        Some(Submits { rate, left: bucket.left(rate, now), full_in: bucket.full_in(rate, now) })
+    }
+
+    /// A task is created. Asked for by one thread alone, which asked before whether it may be.
+    pub fn submit(&self, name: &Arc<str>, rate: Rate, now: Timestamp) {
+        lock(&self.submits).entry(name.clone()).or_insert(Bucket::full(rate, now)).take(rate, now);
+    }
+
+    /// It was not created after all.
+    pub fn unsubmit(&self, name: &str) {
+        if let Some(bucket) = lock(&self.submits).get_mut(name) {
+            bucket.give_back();
+        }
+    }
+
+    /// A task sends a request, where it may: otherwise how many may be sent in an hour.
+    pub fn request(&self, name: &Arc<str>, now: Timestamp) -> Result<(), u64> {
+        let most = self.quotas(name).http_requests_per_hour.unwrap_or(u64::MAX);
+        let mut requests = lock(&self.requests);
+        if requests.entry(name.clone()).or_insert(Hour::new(now)).take(most, now) { Ok(()) } else { Err(most) }
+    }
+
+    /// How many requests a tenant's tasks sent in this hour.
+    pub fn requests(&self, name: &str, now: Timestamp) -> u64 {
+        lock(&self.requests).get(name).map_or(0, |hour| hour.times(now))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -23,6 +23,7 @@ mod objects;
 mod outbound;
 mod outcomes;
 mod overload;
+mod quotas;
 mod readme;
 mod retention;
 mod retries;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::server::Setup;
+use crate::support::server::{Setup, said, taskcell};
 use crate::support::{Server, wait_for};
 
 /// A fenced block: its language and its text.
@@ -41,23 +41,27 @@ fn blocks() -> Vec<Block> {
 }
 
 /// Every command is run in its order against a real server, and its answer compared with the block
-/// that follows it. What makes the key is run before the server starts. The two commands that build are known by their words: the one is what runs this
-/// test, the other is run by the test below.
+/// that follows it. What makes the secrets' key is run before the server starts; where keys of clients are made,
+/// another server begins. The two commands that build are known by their words: the one is what runs this test, the
+/// other is run by the test below.
 #[test]
 fn every_command_answers_what_the_readme_shows() {
     let here = crate::support::temp_dir();
     let blocks = blocks();
+    let mut shell = Shell::default();
     // What makes the key comes first: the server reads it when it starts.
     let key = blocks.iter().find(|block| block.language == "sh" && block.text.contains("/dev/urandom")).unwrap();
-    assert!(run_with(&key.text, here.path(), "").status.success(), "{}", key.text);
+    said(&mut shell.command(&key.text, here.path()));
     let file = here.path().join("taskcell.key");
-    let server = Setup::new(&["--secret-key-file", file.to_str().unwrap()]).with_components(None).start();
+    let start = || Setup::new(&["--secret-key-file", file.to_str().unwrap()]).with_components(None).start();
+    let mut server = Some(start());
     // What its reader has: a component that was built, and a secret.
     std::fs::write(here.path().join("token.txt"), "a reader's own token\n").unwrap();
-    let echo = server.client.get("/task-types/echo").expect(200).json();
+    let client = server.as_ref().unwrap().client.clone();
+    let echo = client.get("/task-types/echo").expect(200).json();
     let path = format!("/task-types/echo/versions/{}", echo["version"].as_str().unwrap());
-    std::fs::write(here.path().join("echo.wasm"), server.client.get(&path).expect(200).body).unwrap();
-    let mut id = String::new();
+    std::fs::write(here.path().join("echo.wasm"), client.get(&path).expect(200).body).unwrap();
+    let mut shell = Shell::default();
     let mut seen = BTreeMap::<&str, u32>::new();
     for (index, block) in blocks.iter().enumerate().filter(|(_, block)| block.language == "sh") {
         let command = block.text.trim();
@@ -65,15 +69,22 @@ fn every_command_answers_what_the_readme_shows() {
             "cargo run --release -- serve" => *seen.entry("serve").or_default() += 1,
             command if command == key.text.trim() => *seen.entry("key").or_default() += 1,
             "cargo test --release --workspace" => *seen.entry("test").or_default() += 1,
+            _ if command.starts_with("taskcell ") => {
+                *seen.entry("keys").or_default() += 1;
+                drop(server.take());
+                let with_keys = start();
+                shell.make_keys(command, with_keys.setup());
+                server = Some(with_keys);
+            }
             _ => {
                 assert!(command.starts_with("curl -s "), "nothing runs this command of the README: {command}");
                 *seen.entry("curl").or_default() += 1;
                 if command.contains("/result") {
-                    server.client.wait_for_status(&id, "Completed");
+                    client.wait_for_status(&shell.id, "Completed");
                 }
-                let answer = shell(command, &server, &id, here.path());
-                if id.is_empty() {
-                    id = answer["id"].as_str().unwrap().to_owned();
+                let answer = shell.run(command, server.as_ref().unwrap(), here.path());
+                if shell.id.is_empty() {
+                    shell.id = answer["id"].as_str().unwrap().to_owned();
                 }
                 let shown = blocks.get(index + 1).filter(|next| next.language == "json");
                 let shown = shown.unwrap_or_else(|| panic!("the README shows no answer to {command}"));
@@ -82,7 +93,10 @@ fn every_command_answers_what_the_readme_shows() {
             }
         }
     }
-    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [("curl", 13), ("key", 1), ("serve", 1), ("test", 1)]);
+    assert_eq!(
+        seen.into_iter().collect::<Vec<_>>(),
+        [("curl", 18), ("key", 1), ("keys", 1), ("serve", 1), ("test", 1)]
+    );
 }
 
 /// The first command of a newcomer: cargo starts the server, and it serves.
@@ -134,15 +148,40 @@ fn the_example_is_the_real_one() {
     assert_eq!(rust.text.trim(), file.trim());
 }
 
-fn shell(command: &str, server: &Server, id: &str, here: &Path) -> Value {
-    let command = command.replace("127.0.0.1:8080", &server.address);
-    let output = run_with(&command, here, id);
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+/// What a reader's shell knows.
+#[derive(Default)]
+struct Shell {
+    id: String,
+    operator: String,
+    key: String,
 }
 
-fn run_with(command: &str, here: &Path, id: &str) -> Output {
-    Command::new("sh").arg("-ec").arg(command).env("ID", id).current_dir(here).output().unwrap()
+impl Shell {
+    /// Runs a command that asks the server, and returns its answer.
+    fn run(&self, command: &str, server: &Server, here: &Path) -> Value {
+        let command = command.replace("127.0.0.1:8080", &server.address);
+        serde_json::from_str(&said(&mut self.command(&command, here))).unwrap()
+    }
+
+    fn command(&self, command: &str, here: &Path) -> Command {
+        let mut shell = Command::new("sh");
+        shell.arg("-ec").arg(command).current_dir(here);
+        shell.env("ID", &self.id).env("OPERATOR", &self.operator).env("KEY", &self.key);
+        shell
+    }
+
+    /// Runs the commands that make keys, and takes these.
+    fn make_keys(&mut self, commands: &str, setup: &Setup) {
+        let bin = crate::support::temp_dir();
+        std::os::unix::fs::symlink(taskcell().get_program(), bin.path().join("taskcell")).unwrap();
+        let path = format!("{}:{}", bin.path().display(), std::env::var("PATH").unwrap());
+        let mut shell = Command::new("sh");
+        shell.arg("-ec").arg(format!("{commands}\necho $OPERATOR $KEY"));
+        shell.env("PATH", path).env("TASKCELL_DATA_DIR", setup.data_dir());
+        let keys = said(&mut shell);
+        let (operator, key) = keys.trim().split_once(' ').unwrap();
+        (self.operator, self.key) = (operator.to_owned(), key.to_owned());
+    }
 }
 
 /// A value with what differs from run to run left out: numbers, times and ids.

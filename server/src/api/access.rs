@@ -79,6 +79,7 @@ const RULES: &[(&str, &str, Rule)] = &[
     ("GET", "/keys", Tenant(Admin)),
     ("POST", "/keys", Tenant(Admin)),
     ("DELETE", "/keys/{id}", Tenant(Admin)),
+    ("GET", "/tenant", Tenant(Read)),
     ("GET", "/tenants", Operator(Read)),
     ("GET", "/tenants/{tenant}", Operator(Read)),
     ("PUT", "/tenants/{tenant}", Operator(Admin)),

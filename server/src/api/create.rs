@@ -19,6 +19,7 @@ use super::idempotency;
 use super::items::{Format, Items};
 use super::prefer;
 use super::problem::{Kind, Problem, problems};
+use super::quotas::tell_submits;
 use super::tasks::{TASK_BYTES, set, task_json, waited};
 use super::wire;
 use crate::clock;
@@ -51,7 +52,7 @@ const UNIQUE_KEY_BYTES: usize = 255;
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 problems!(CreateProblems: Malformed, NotFound, RequestTimeout, TypeNotReady, UniqueKey, KeyGone, TooLarge, UnsupportedMediaType,
-    Unacceptable, KeyReused, TooManyPending, Overloaded, QueueFull, Draining, StorageUnavailable);
+    Unacceptable, KeyReused, TooManySubmitted, TooManyPending, Overloaded, QueueFull, Draining, StorageUnavailable);
 problems!(CreateManyProblems: Malformed, RequestTimeout, TooLarge, UnsupportedMediaType, Overloaded, Draining);
 
 /// A task to be created.
@@ -189,10 +190,14 @@ fn fingerprint(bytes: &[u8]) -> Digest {
     responses(
         (status = 200, description = "The task has ended", body = wire::Task, headers(
             ("Content-Location" = String, description = "The path of the task"),
+            ("RateLimit" = String, description = "How many tasks can still be created, where their rate is bounded"),
+            ("RateLimit-Policy" = String, description = "That rate"),
             ("Idempotency-Replayed" = String, description = "`true`: the task was there already"),
             ("Preference-Applied" = String, description = "`wait=N`"))),
         (status = 202, description = "The task is stored and runs as soon as there is room", body = wire::Task, headers(
             ("Location" = String, description = "The path of the task"),
+            ("RateLimit" = String, description = "How many tasks can still be created, where their rate is bounded"),
+            ("RateLimit-Policy" = String, description = "That rate"),
             ("Idempotency-Replayed" = String, description = "`true`: the task was there already"),
             ("Preference-Applied" = String, description = "`wait=N`, where it was asked for"))),
         CreateProblems,
@@ -220,6 +225,7 @@ pub(super) async fn create(State(api): State<Arc<Api>>, caller: Caller, request:
         set(&mut response, REPLAYED, "true");
     }
     waited(&mut response, wait);
+    tell_submits(&api, &caller.tenant, &mut response);
     Ok(response)
 }
 
@@ -264,7 +270,9 @@ pub(super) struct CreatedItem<'a> {
     post, path = "/tasks", operation_id = "create_tasks", tag = "tasks",
     params(("Idempotency-Key" = Option<String>, Header, description = "Any text of at most 255 bytes")),
     request_body(content = Vec<CreateTask>, description = "The tasks"),
-    responses((status = 200, description = "What became of each", body = CreatedTasks), CreateManyProblems)
+    responses((status = 200, description = "What became of each", body = CreatedTasks, headers(
+        ("RateLimit" = String, description = "How many tasks can still be created, where their rate is bounded"),
+        ("RateLimit-Policy" = String, description = "That rate"))), CreateManyProblems)
 )]
 pub(super) async fn create_many(
     State(api): State<Arc<Api>>,
@@ -321,6 +329,7 @@ pub(super) async fn create_many(
     many.out.extend_from_slice(b"]}");
     let mut response = wire::json_bytes(StatusCode::OK, many.out);
     set(&mut response, CACHE_CONTROL, "no-store");
+    tell_submits(&api, &caller.tenant, &mut response);
     Ok(response)
 }
 

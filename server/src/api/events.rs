@@ -43,8 +43,8 @@ problems!(TaskEventsProblems: Malformed, NotFound, TooManyStreams, Overloaded, D
 problems!(EventsProblems: Malformed, TooManyStreams, Overloaded, Draining);
 
 /// The open streams of each tenant.
+#[derive(Default)]
 pub(super) struct Streams {
-    most: usize,
     open: Mutex<HashMap<Arc<str>, usize>>,
 }
 
@@ -55,18 +55,25 @@ struct OpenStream {
 }
 
 impl Streams {
-    /// At most `most` for each tenant.
-    pub(super) fn new(most: usize) -> Arc<Streams> {
-        Arc::new(Streams { most, open: Mutex::default() })
+    /// How many a tenant has open.
+    pub(super) fn of(&self, tenant: &str) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).copied().unwrap_or(0)
     }
 
-    fn open(self: &Arc<Self>, tenant: &Arc<str>) -> Result<OpenStream, Problem> {
+    /// One more, where the tenant may have that many.
+    fn open(self: &Arc<Self>, tenant: &Arc<str>, most: Option<u64>) -> Result<OpenStream, Problem> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(tenant.clone()).or_default();
-        if *count >= self.most {
-            return Err(Problem::too_many_streams(self.most));
+        let count = open.get(tenant).copied().unwrap_or(0);
+        if let Some(most) = most.filter(|most| count as u64 >= *most) {
+            return Err(Problem::of_quota(
+                Kind::TooManyStreams,
+                "event-streams",
+                0,
+                most,
+                ";qu=\"concurrent-requests\"",
+            ));
         }
-        *count += 1;
+        open.insert(tenant.clone(), count + 1);
         Ok(OpenStream { streams: self.clone(), tenant: tenant.clone() })
     }
 }
@@ -247,7 +254,7 @@ pub(super) async fn of_task(
     }
     // A task that is gone has no path any more; who listens while it goes is told.
     api.manager.get(&caller.tenant, id).await?;
-    let open = api.streams.open(&caller.tenant)?;
+    let open = api.streams.open(&caller.tenant, api.tenants.quotas(&caller.tenant).event_streams)?;
     // Before the first read, so that nothing is missed after it.
     let listener = api.manager.listen(Topic::Task(id));
     let after = known(&api, resumed.unwrap_or(0)).await?;
@@ -281,7 +288,7 @@ pub(super) async fn of_tenant(
     if api.manager.is_draining() {
         return Err(Problem::of(Kind::Draining));
     }
-    let open = api.streams.open(&caller.tenant)?;
+    let open = api.streams.open(&caller.tenant, api.tenants.quotas(&caller.tenant).event_streams)?;
     let listener = api.manager.listen(Topic::Tenant(caller.tenant.clone()));
     let after = match resumed {
         Some(after) => known(&api, after).await?,
@@ -300,14 +307,15 @@ mod tests {
 
     #[test]
     fn streams_are_counted_by_tenant() {
-        let streams = Streams::new(2);
+        let streams = Arc::new(Streams::default());
         let (a, b) = (Arc::from("a"), Arc::from("b"));
-        let first = streams.open(&a).unwrap();
-        let _second = streams.open(&a).unwrap();
-        assert_eq!(streams.open(&a).err().unwrap().status(), 429);
-        let third = streams.open(&b).unwrap();
+        let first = streams.open(&a, Some(2)).unwrap();
+        let _second = streams.open(&a, Some(2)).unwrap();
+        assert_eq!(streams.open(&a, Some(2)).err().unwrap().status(), 429);
+        let third = streams.open(&b, None).unwrap();
+        assert_eq!((streams.of("a"), streams.of("b")), (2, 1));
         drop((first, third));
-        assert!(streams.open(&a).is_ok());
+        assert!(streams.open(&a, Some(2)).is_ok());
         assert!(!streams.open.lock().unwrap().contains_key("b"), "nobody is remembered for ever");
     }
 

@@ -18,6 +18,7 @@ mod objects;
 mod operations;
 mod prefer;
 mod problem;
+mod quotas;
 mod schedules;
 mod secrets;
 mod server;
@@ -73,8 +74,6 @@ pub struct App {
 pub struct ServerSettings {
     /// Connections at once.
     pub max_connections: usize,
-    /// Event streams of one tenant at once.
-    pub max_event_streams: usize,
     /// The most tenants that there may be.
     pub max_tenants: u64,
     /// Speaks TLS on the network; `None`: HTTP.
@@ -148,6 +147,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(trial::test))
         .routes(routes!(tenants::own_keys, tenants::create_own_key))
         .routes(routes!(tenants::revoke_own_key))
+        .routes(routes!(quotas::own))
         .routes(routes!(tenants::list))
         .routes(routes!(tenants::get, tenants::put, tenants::patch))
         .routes(routes!(tenants::keys, tenants::create_key))
@@ -204,7 +204,7 @@ impl Api {
             checks: tokio::sync::Semaphore::new(1),
             uploads: extract::Uploads::new(largest, settings.client_timeout),
             traffic: Arc::new(server::Traffic::new(settings.max_connections)),
-            streams: events::Streams::new(settings.max_event_streams),
+            streams: Arc::default(),
             openapi: document(routes().into_openapi()).into(),
             // No badge of an online validator: the page must work without the internet, and tell nobody.
             docs: Arc::new(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none")),

@@ -9,8 +9,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder};
 
+use super::quotas::{RATE_LIMIT, RATE_LIMIT_POLICY, submits};
 use crate::manager::{self, FieldError};
 use crate::objects;
+use crate::quotas::UsedUp;
 use crate::task::TaskError;
 
 /// The media type of every error.
@@ -107,7 +109,9 @@ kinds! {
     BadObjectName = "bad-object-name", UNPROCESSABLE_ENTITY, "The object's name is not allowed",
         "A name has 1 to 512 bytes of UTF-8 in Unicode normalization form C, in segments separated by '/', none of them empty, '.' or '..', without control characters.";
     QuotaExceeded = "quota-exceeded", TOO_MANY_REQUESTS, "A quota is used up",
-        "The tenant keeps as many objects, or as many bytes in them, as it may. Remove some.";
+        "The tenant keeps as many objects, or as many bytes in them or in its task types, as it may. Remove some.";
+    TooManySubmitted = "too-many-submitted", TOO_MANY_REQUESTS, "Tasks are created too fast",
+        "The tenant created as many tasks at once as it may. One more can be created after the time in Retry-After, and as many as ever after the time in RateLimit.";
     TooManyPending = "too-many-pending", TOO_MANY_REQUESTS, "Too many tasks are pending",
         "As many tasks of the tenant wait as may. Retry-After is reckoned from the rate at which they are done.";
     TooManyStreams = "too-many-event-streams", TOO_MANY_REQUESTS, "Too many event streams are open",
@@ -136,7 +140,7 @@ impl Kind {
     /// When to try again, in seconds.
     fn retry_after(self) -> Option<&'static str> {
         match self {
-            Kind::Overloaded => Some("1"),
+            Kind::Overloaded | Kind::TooManySubmitted => Some("1"),
             Kind::TooManyPending | Kind::TooManyStreams | Kind::TooManyOperations | Kind::QueueFull => Some("10"),
             Kind::Draining | Kind::StorageUnavailable => Some("5"),
             Kind::TypeNotReady => Some("30"),
@@ -228,14 +232,18 @@ impl Problem {
         given.or_else(|| self.kind.retry_after().filter(|_| name == RETRY_AFTER))
     }
 
-    /// A tenant has as many event streams open as it may.
-    pub(super) fn too_many_streams(most: usize) -> Problem {
-        Problem::of(Kind::TooManyStreams)
-            .with(HeaderName::from_static("ratelimit"), "\"event-streams\";r=0".to_owned())
-            .with(
-                HeaderName::from_static("ratelimit-policy"),
-                format!("\"event-streams\";q={most};qu=\"concurrent-requests\""),
-            )
+    /// A quota that does not allow something: what is left of it, how much it is, and what else its policy says.
+    pub(super) fn of_quota(kind: Kind, name: &str, left: u64, limit: u64, more: &str) -> Problem {
+        Problem::of(kind)
+            .with(RATE_LIMIT, format!("\"{name}\";r={left}"))
+            .with(RATE_LIMIT_POLICY, format!("\"{name}\";q={limit}{more}"))
+    }
+
+    fn used_up(used_up: UsedUp) -> Problem {
+        let UsedUp { what, limit, left } = used_up;
+        let unit = if what.ends_with("bytes") { ";qu=\"content-bytes\"" } else { "" };
+        let problem = Problem::of_quota(Kind::QuotaExceeded, &what.replace(' ', "-"), left, limit, unit);
+        Problem { detail: Some(used_up.to_string()), ..problem }
     }
 
     /// The same of a body that has what is at fault under `pointer`.
@@ -282,13 +290,6 @@ fn shortened(mut text: String) -> String {
     text
 }
 
-/// There are as many of something as there may be.
-fn used_up(kind: Kind, what: &str, limit: u64) -> Problem {
-    Problem::of(kind)
-        .with(HeaderName::from_static("ratelimit"), format!("\"{what}\";r=0"))
-        .with(HeaderName::from_static("ratelimit-policy"), format!("\"{what}\";q={limit}"))
-}
-
 /// The way from what the manager refuses to HTTP: the only one.
 impl From<manager::Refused> for Problem {
     fn from(refused: manager::Refused) -> Problem {
@@ -301,9 +302,11 @@ impl From<manager::Refused> for Problem {
             }
             Refused::TypeInUse => Problem::of(Kind::TypeInUse),
             Refused::SharedType => Problem::of(Kind::SharedType),
-            Refused::TooManyTaskTypes { limit } => used_up(Kind::TooManyTaskTypes, "task-types", limit),
-            Refused::TooManyTenants { limit } => used_up(Kind::TooManyTenants, "tenants", limit),
-            Refused::TooManyKeys { limit } => used_up(Kind::TooManyKeys, "keys", limit),
+            Refused::TooManyTaskTypes { limit } => {
+                Problem::of_quota(Kind::TooManyTaskTypes, "task-types", 0, limit, "")
+            }
+            Refused::TooManyTenants { limit } => Problem::of_quota(Kind::TooManyTenants, "tenants", 0, limit, ""),
+            Refused::TooManyKeys { limit } => Problem::of_quota(Kind::TooManyKeys, "keys", 0, limit, ""),
             Refused::TypeNotReady => Problem::of(Kind::TypeNotReady),
             Refused::Invalid(errors) => Problem::fields(errors),
             Refused::InputTooLarge { .. } => Problem::new(Kind::TooLarge, refused.to_string()),
@@ -313,15 +316,23 @@ impl From<manager::Refused> for Problem {
             Refused::KeyReused => Problem::of(Kind::KeyReused),
             Refused::Gone => Problem::of(Kind::KeyGone),
             Refused::TooManyPending { limit, retry_after } => {
-                used_up(Kind::TooManyPending, "pending-tasks", limit).with(RETRY_AFTER, retry_after.to_string())
+                Problem::of_quota(Kind::TooManyPending, "pending-tasks", 0, limit, "")
+                    .with(RETRY_AFTER, retry_after.to_string())
             }
+            Refused::TooManySubmitted { rate, full_in } => {
+                let (limit, policy) = submits(rate, 0, full_in);
+                Problem::of(Kind::TooManySubmitted).with(RATE_LIMIT, limit).with(RATE_LIMIT_POLICY, policy)
+            }
+            Refused::QuotaExceeded(used_up) => Problem::used_up(used_up),
             Refused::QueueFull { retry_after } => {
                 Problem::of(Kind::QueueFull).with(RETRY_AFTER, retry_after.to_string())
             }
             Refused::PreconditionFailed => Problem::of(Kind::PreconditionFailed),
-            Refused::TooManySchedules { limit } => used_up(Kind::TooManySchedules, "schedules", limit),
-            Refused::TooManySecrets { limit } => used_up(Kind::TooManySecrets, "secrets", limit),
-            Refused::TooManyOperations { limit } => used_up(Kind::TooManyOperations, "open-operations", limit),
+            Refused::TooManySchedules { limit } => Problem::of_quota(Kind::TooManySchedules, "schedules", 0, limit, ""),
+            Refused::TooManySecrets { limit } => Problem::of_quota(Kind::TooManySecrets, "secrets", 0, limit, ""),
+            Refused::TooManyOperations { limit } => {
+                Problem::of_quota(Kind::TooManyOperations, "open-operations", 0, limit, "")
+            }
             Refused::NoRoom => Problem::of(Kind::StorageUnavailable),
             Refused::Busy | Refused::TooSlow => {
                 tracing::warn!("a request was refused: {refused}");
@@ -341,14 +352,7 @@ impl From<objects::Refused> for Problem {
             Refused::NotFound => Problem::of(Kind::NotFound),
             Refused::InvalidName(why) => Problem::new(Kind::BadObjectName, why),
             Refused::TooLarge(_) => Problem::new(Kind::TooLarge, refused.to_string()),
-            Refused::QuotaExceeded(quota) => {
-                let policy =
-                    format!("\"object-bytes\";q={};qu=\"content-bytes\", \"objects\";q={}", quota.bytes, quota.objects);
-                let detail = format!("{} objects with {} bytes in all are allowed", quota.objects, quota.bytes);
-                Problem::new(Kind::QuotaExceeded, detail)
-                    .with(HeaderName::from_static("ratelimit"), "\"object-bytes\";r=0, \"objects\";r=0".to_owned())
-                    .with(HeaderName::from_static("ratelimit-policy"), policy)
-            }
+            Refused::QuotaExceeded(used_up) => Problem::used_up(used_up),
             Refused::PreconditionFailed => Problem::of(Kind::PreconditionFailed),
             Refused::Undone(refused) => refused.into(),
         }

@@ -450,8 +450,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let traffic = Arc::new(Traffic::new(max_connections));
         let (stop, stopped) = watch::channel(false);
-        let settings =
-            ServerSettings { max_connections, max_event_streams: 1, max_tenants: 2, tls: None, client_timeout };
+        let settings = ServerSettings { max_connections, max_tenants: 2, tls: None, client_timeout };
         let task = tokio::spawn(serve(listener, settings, router, traffic.clone(), stopped));
         Server { address, traffic, stop, task }
     }

@@ -15,12 +15,14 @@ use super::Api;
 use super::access::Caller;
 use super::extract;
 use super::problem::{Kind, Problem, problems};
+use super::quotas::{TenantWithQuotas, changed, with_quotas};
 use super::task_types::MERGE_PATCH;
 use super::tasks::set;
 use super::wire::{self, Time};
 use crate::clock;
 use crate::keys::{KeyId, Role, StoredKey};
 use crate::manager::{Change, Changed, FieldError, NewKey, Refused};
+use crate::quotas::{MOST, QuotaPatch};
 use crate::task::Timestamp;
 use crate::tenants::{self, MOST_WEIGHT};
 
@@ -34,6 +36,7 @@ const LABEL_BYTES: usize = 200;
 const MOST_TYPES: usize = 100;
 
 problems!(ReadProblems: NotFound);
+problems!(ReadTenantProblems: NotFound, Overloaded, Draining, StorageUnavailable);
 problems!(CreateKeyProblems: Malformed, NotFound, RequestTimeout, TooLarge, UnsupportedMediaType, Unacceptable, TooManyKeys,
     Overloaded, Draining, StorageUnavailable);
 problems!(RevokeProblems: NotFound, Overloaded, Draining, StorageUnavailable);
@@ -131,6 +134,14 @@ pub(super) struct TenantPatch {
     #[serde(default, deserialize_with = "set_or_null")]
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 10_000, default = 100)]
     weight: Option<Option<u32>>,
+    /// What it may have, where that is not as the server's settings say; null sets all of it back.
+    #[serde(default, deserialize_with = "quotas_or_null")]
+    #[schema(value_type = Option<QuotaPatch>)]
+    quotas: Option<Option<QuotaPatch>>,
+}
+
+fn quotas_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<QuotaPatch>>, D::Error> {
+    extract::object_or_null(deserializer).map(Some)
 }
 
 fn set_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u32>>, D::Error> {
@@ -224,11 +235,11 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Response, Proble
 #[utoipa::path(
     get, path = "/tenants/{tenant}", operation_id = "get_tenant", tag = "tenants",
     params(("tenant" = String, Path, description = "The name of the tenant")),
-    responses((status = 200, description = "The tenant", body = Tenant), ReadProblems)
+    responses((status = 200, description = "The tenant", body = TenantWithQuotas), ReadTenantProblems)
 )]
 pub(super) async fn get(State(api): State<Arc<Api>>, TenantInPath(name): TenantInPath) -> Result<Response, Problem> {
     let tenant = api.tenants.find(&name).ok_or_else(|| Problem::of(Kind::NotFound))?;
-    wire::json(StatusCode::OK, &Tenant::of(&tenant))
+    with_quotas(&api, StatusCode::OK, &tenant, api.manager.tenant_use(&name).await?)
 }
 
 /// Make a tenant
@@ -236,8 +247,8 @@ pub(super) async fn get(State(api): State<Arc<Api>>, TenantInPath(name): TenantI
     put, path = "/tenants/{tenant}", operation_id = "put_tenant", tag = "tenants",
     params(("tenant" = String, Path, description = "The name: `[a-z0-9][a-z0-9-]{0,62}`")),
     responses(
-        (status = 201, description = "It is made", body = Tenant),
-        (status = 200, description = "There is one of that name already", body = Tenant),
+        (status = 201, description = "It is made", body = TenantWithQuotas),
+        (status = 200, description = "There is one of that name already", body = TenantWithQuotas),
         PutProblems,
     )
 )]
@@ -252,8 +263,8 @@ pub(super) async fn put(
     }
     let change = Change::CreateTenant { name: name.into(), most: api.max_tenants };
     match api.manager.administer(change, caller.actor()).await? {
-        Changed::Tenant(tenant, true) => wire::json(StatusCode::CREATED, &Tenant::of(&tenant)),
-        Changed::Tenant(tenant, false) => wire::json(StatusCode::OK, &Tenant::of(&tenant)),
+        Changed::Tenant(tenant, true) => changed(&api, StatusCode::CREATED, &tenant).await,
+        Changed::Tenant(tenant, false) => changed(&api, StatusCode::OK, &tenant).await,
         other => Err(unexpected(&other)),
     }
 }
@@ -263,7 +274,7 @@ pub(super) async fn put(
     patch, path = "/tenants/{tenant}", operation_id = "patch_tenant", tag = "tenants",
     params(("tenant" = String, Path, description = "The name of the tenant")),
     request_body(content = TenantPatch, content_type = "application/merge-patch+json"),
-    responses((status = 200, description = "The tenant as it is now", body = Tenant), PatchProblems)
+    responses((status = 200, description = "The tenant as it is now", body = TenantWithQuotas), PatchProblems)
 )]
 pub(super) async fn patch(
     State(api): State<Arc<Api>>,
@@ -273,18 +284,27 @@ pub(super) async fn patch(
 ) -> Result<Response, Problem> {
     extract::check_media_type(request.headers(), MERGE_PATCH)?;
     let body = api.uploads.read(request, MOST_BYTES).await?;
-    let TenantPatch { weight } = extract::from_json(&body.bytes)?;
-    let Some(weight) = weight else {
+    let TenantPatch { weight, quotas } = extract::from_json(&body.bytes)?;
+    if weight.is_none() && quotas.is_none_or(|quotas| quotas == Some(QuotaPatch::default())) {
         let tenant = api.tenants.find(&name).ok_or_else(|| Problem::of(Kind::NotFound))?;
-        return wire::json(StatusCode::OK, &Tenant::of(&tenant));
-    };
-    let weight = weight.unwrap_or(tenants::DEFAULT_WEIGHT);
-    if !(1..=MOST_WEIGHT).contains(&weight) {
-        let detail = format!("must be between 1 and {MOST_WEIGHT}");
-        return Err(Problem::fields(vec![FieldError { pointer: "#/weight".into(), detail }]));
+        return changed(&api, StatusCode::OK, &tenant).await;
     }
-    match api.manager.administer(Change::SetWeight { name, weight }, caller.actor()).await? {
-        Changed::Tenant(tenant, _) => wire::json(StatusCode::OK, &Tenant::of(&tenant)),
+    let weight = weight.map(|weight| weight.unwrap_or(tenants::DEFAULT_WEIGHT));
+    let quotas = quotas.map(|quotas| quotas.unwrap_or(QuotaPatch::RESET)).unwrap_or_default();
+    let mut errors = Vec::new();
+    if weight.is_some_and(|weight| !(1..=MOST_WEIGHT).contains(&weight)) {
+        let detail = format!("must be between 1 and {MOST_WEIGHT}");
+        errors.push(FieldError { pointer: "#/weight".into(), detail });
+    }
+    errors.extend(quotas.faults().map(|(name, least)| FieldError {
+        pointer: format!("#/quotas/{name}"),
+        detail: format!("must be between {least} and {MOST}"),
+    }));
+    if !errors.is_empty() {
+        return Err(Problem::fields(errors));
+    }
+    match api.manager.administer(Change::ChangeTenant { name, weight, quotas }, caller.actor()).await? {
+        Changed::Tenant(tenant, _) => changed(&api, StatusCode::OK, &tenant).await,
         other => Err(unexpected(&other)),
     }
 }
@@ -427,7 +447,7 @@ impl Key {
 
 impl Tenant {
     fn of(tenant: &tenants::Tenant) -> Tenant {
-        let tenants::Tenant { name, created_at, weight } = tenant;
+        let tenants::Tenant { name, created_at, weight, .. } = tenant;
         Tenant { name: name.to_string(), created_at: Time(*created_at), weight: *weight }
     }
 }

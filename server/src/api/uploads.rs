@@ -33,7 +33,7 @@ const WASM: &str = "application/wasm";
 const CANCEL_TIME: Duration = Duration::from_secs(20);
 
 problems!(PutProblems: Malformed, RequestTimeout, PreconditionFailed, TooLarge, UnsupportedMediaType, BadComponent,
-    Unacceptable, TooManyTaskTypes, Overloaded, Draining, StorageUnavailable);
+    Unacceptable, TooManyTaskTypes, QuotaExceeded, Overloaded, Draining, StorageUnavailable);
 problems!(BytesProblems: NotFound, Overloaded);
 problems!(DeleteProblems: Malformed, NotFound, TypeInUse, SharedType, PreconditionFailed, TooManyOperations, Overloaded,
     Draining, StorageUnavailable);

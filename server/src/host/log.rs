@@ -18,7 +18,7 @@ const PROGRESS_BYTES: usize = 256;
 const AT_THE_END: usize = 16 << 10;
 
 /// What is stored of one attempt's lines before it is another's turn.
-const AT_ONCE: usize = 64 << 10;
+const AT_ONCE: u64 = 64 << 10;
 
 /// How serious a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
@@ -61,6 +61,13 @@ pub struct LogLine {
     pub message: String,
 }
 
+impl LogLine {
+    /// What it counts as, in bytes.
+    pub fn cost(&self) -> u64 {
+        (self.message.len() + LINE_OVERHEAD) as u64
+    }
+}
+
 /// Called once when a buffer has its first line, or progress, that waits to be stored.
 pub type OnLine = Arc<dyn Fn(&LogBuffer) + Send + Sync>;
 
@@ -95,12 +102,8 @@ impl News {
     /// What storing it costs, about, in bytes.
     pub fn bytes(&self) -> usize {
         let progress = if self.progress.is_some() { PROGRESS_BYTES } else { 0 };
-        self.lines.iter().map(cost).sum::<usize>() + progress
+        self.lines.iter().map(LogLine::cost).sum::<u64>() as usize + progress
     }
-}
-
-fn cost(line: &LogLine) -> usize {
-    line.message.len() + LINE_OVERHEAD
 }
 
 #[derive(Default)]
@@ -130,7 +133,7 @@ impl LogBuffer {
         }
         let first = inner.news.is_empty();
         let mut line = LogLine { at: clock::now(), level, message };
-        let cost = cost(&line) as u64;
+        let cost = line.cost();
         if inner.bytes.saturating_add(cost) > self.0.limit {
             inner.dropped = true;
             line.level = LogLevel::Warn;
@@ -179,7 +182,7 @@ impl LogBuffer {
         let mut inner = self.lock();
         let mut bytes = 0;
         let few = inner.news.lines.iter().take_while(|line| {
-            bytes += cost(line);
+            bytes += line.cost();
             bytes <= AT_ONCE
         });
         let few = few.count().max(1).min(inner.news.lines.len());
@@ -248,14 +251,14 @@ mod tests {
         for number in 0..10_000 {
             buffer.push(LogLevel::Info, number.to_string());
         }
-        buffer.push(LogLevel::Info, "x".repeat(2 * AT_ONCE));
+        buffer.push(LogLevel::Info, "x".repeat(2 * AT_ONCE as usize));
         buffer.push(LogLevel::Info, "y".into());
         buffer.note_progress(Progress { fraction: 0.5, note: String::new() });
         let (mut taken, mut progress, mut times) = (Vec::new(), Vec::new(), 0);
         let mut more = true;
         while more {
             more = buffer.drain_some(|news| {
-                assert!(news.lines.len() == 1 || news.lines.iter().map(cost).sum::<usize>() <= AT_ONCE);
+                assert!(news.lines.len() == 1 || news.lines.iter().map(LogLine::cost).sum::<u64>() <= AT_ONCE);
                 taken.extend(news.lines.into_iter().map(|line| line.message));
                 progress.extend(news.progress);
             });

@@ -141,10 +141,7 @@ fn answer(refused: Refused) -> ObjectError {
         Refused::NotFound => ObjectError::NotFound,
         Refused::InvalidName(why) => ObjectError::InvalidName(why.to_string()),
         Refused::TooLarge(limit) => too_large(limit),
-        Refused::QuotaExceeded(quota) => ObjectError::QuotaExceeded(format!(
-            "the tenant may keep {} objects with {} bytes together",
-            quota.objects, quota.bytes
-        )),
+        Refused::QuotaExceeded(used_up) => ObjectError::QuotaExceeded(format!("of the tenant: {used_up}")),
         Refused::PreconditionFailed => ObjectError::Other("the precondition does not hold".into()),
         Refused::Undone(why) => ObjectError::Unavailable(undone(why)),
     }

@@ -12,6 +12,7 @@ use crate::sandbox::RunEnd;
 use crate::schedule::rank;
 use crate::store::{KeyUse, StoreError};
 use crate::task::{AttemptRecord, ErrorKind, Event, Hold, Outcome, Rejected, Status, Task, TaskId, Timestamp};
+use crate::tenants::Submits;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -68,7 +69,7 @@ impl Core {
                 &put.etag,
                 &put.data,
                 &put.precondition,
-                put.quota,
+                &self.tenants.quotas(tenant),
             )?)),
             Command::RemoveObject { tenant, name, precondition, .. } => {
                 Ok(Done::Object(self.store.remove_object(tenant, name, precondition)?))
@@ -120,6 +121,10 @@ impl Core {
         {
             return Ok(Err(Refused::UniqueKey { holder }));
         }
+        let submits = self.submits(&task, now);
+        if let Some(Submits { rate, left: 0, full_in }) = submits {
+            return Ok(Err(Refused::TooManySubmitted { rate, full_in }));
+        }
         if self.must_wait(&task) {
             // Where it is not ready yet, that is seen when it is.
             let _ = task.apply(Event::Hold(Hold::Paused), now);
@@ -132,9 +137,13 @@ impl Core {
         let is_ready = task.is_ready() && task.expires_at.is_none_or(|expires| expires > now);
         let start = if is_ready { self.place_for_new(&task) } else { None };
         if start.is_none()
-            && let Err(refused) = self.backlog.check(&task.tenant, now)
+            && let Err(refused) = self.check_backlog(&task.tenant, now)
         {
             return Ok(Err(refused));
+        }
+        if let Some(submits) = submits {
+            self.tenants.submit(&task.tenant, submits.rate, now);
+            self.submitted.push(task.tenant.clone());
         }
         if let Some(Idempotency { key, item, fingerprint }) = &item.idempotency {
             self.store.use_key(&task.tenant, key, *item, fingerprint, task.id, now)?;
@@ -153,6 +162,16 @@ impl Core {
         self.backlog.came(&task.tenant);
         self.waits(&task);
         Ok(Ok(Created { task, replayed: false, start: None }))
+    }
+
+    /// How many tasks the tenant of a new one may create, where that is bounded. Those of schedules are not
+    /// counted: they have their times.
+    pub(super) fn submits(&self, task: &Task, now: Timestamp) -> Option<Submits> {
+        if task.schedule.is_some() { None } else { self.tenants.submits(&task.tenant, now) }
+    }
+
+    fn check_backlog(&self, tenant: &str, now: Timestamp) -> std::result::Result<(), Refused> {
+        self.backlog.check(tenant, self.tenants.quotas(tenant).pending_tasks, now)
     }
 
     /// What an idempotency key leads to, where it was used before, of a request for `new`.
@@ -201,7 +220,7 @@ impl Core {
         if let RunEnd::GiveBack(usage) = &report.end {
             self.store.charge(&task.tenant, ended_at, CameTo::GivenBack, &Sums::of(usage));
             // The number will be given again, and what was logged under it is logged again.
-            self.store.remove_log(task.id, attempt)?;
+            self.store.remove_log(&task, attempt)?;
             // There was no room for it after all. At once there would be none again.
             self.hold_starts = Some(Instant::now() + RETRY_START);
         }
@@ -209,7 +228,8 @@ impl Core {
     }
 
     fn store_log(&mut self, task: &Task, attempt: u32, news: &crate::host::log::News, now: Timestamp) -> Result<()> {
-        if let Some((first, count)) = self.store.append_log(task.id, attempt, &news.lines)? {
+        let most = self.tenants.quotas(&task.tenant).log_bytes;
+        if let Some((first, count)) = self.store.append_log(task, attempt, &news.lines, most)? {
             self.note(task, Happened::Log, attempt, Some(&format!("[{first},{count}]")), now)?;
         }
         if let Some(progress) = &news.progress {
@@ -287,7 +307,7 @@ impl Core {
         {
             return Ok(Err(Refused::UniqueKey { holder }));
         }
-        if let Err(refused) = self.backlog.check(&task.tenant, now) {
+        if let Err(refused) = self.check_backlog(&task.tenant, now) {
             return Ok(Err(refused));
         }
         Ok(self.change(task, Event::Retry, now)?.map_err(|_| Refused::NotEnded))

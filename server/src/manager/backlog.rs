@@ -7,15 +7,6 @@ use std::sync::Arc;
 use super::Refused;
 use crate::task::Timestamp;
 
-/// How many tasks may be Pending.
-#[derive(Clone, Copy, Debug)]
-pub struct BacklogLimits {
-    /// Of all tenants together.
-    pub total: u64,
-    /// Of one tenant.
-    pub tenant: u64,
-}
-
 /// Over how long the drain rate is measured, in milliseconds.
 const RATE_WINDOW_MS: u64 = 10_000;
 
@@ -24,7 +15,8 @@ const LONGEST_WAIT: u64 = 300;
 
 /// Counts of Pending tasks, kept in step with the store.
 pub(super) struct Backlog {
-    limits: BacklogLimits,
+    /// How many may be Pending, of all tenants together.
+    most: u64,
     total: u64,
     tenants: HashMap<Arc<str>, u64>,
     /// What the open transaction changed, to be undone with it.
@@ -35,9 +27,9 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    pub(super) fn new(limits: BacklogLimits, pending: Vec<(Arc<str>, u64)>) -> Backlog {
+    pub(super) fn new(most: u64, pending: Vec<(Arc<str>, u64)>) -> Backlog {
         Backlog {
-            limits,
+            most,
             total: pending.iter().map(|(_, count)| count).sum(),
             tenants: pending.into_iter().collect(),
             changes: Vec::new(),
@@ -99,15 +91,20 @@ impl Backlog {
         }
     }
 
-    /// Whether one more may wait.
-    pub(super) fn check(&self, tenant: &str, now: Timestamp) -> Result<(), Refused> {
-        let of_tenant = self.tenants.get(tenant).copied().unwrap_or(0);
-        if of_tenant >= self.limits.tenant {
-            let limit = self.limits.tenant;
+    /// How many tasks of a tenant wait.
+    pub(super) fn of(&self, tenant: &str) -> u64 {
+        self.tenants.get(tenant).copied().unwrap_or(0)
+    }
+
+    /// Whether one more may wait, of a tenant that may have so many.
+    pub(super) fn check(&self, tenant: &str, most: Option<u64>, now: Timestamp) -> Result<(), Refused> {
+        if let Some(limit) = most
+            && self.of(tenant) >= limit
+        {
             return Err(Refused::TooManyPending { limit, retry_after: self.until_a_tenth_is_free(limit, now) });
         }
-        if self.total >= self.limits.total {
-            return Err(Refused::QueueFull { retry_after: self.until_a_tenth_is_free(self.limits.total, now) });
+        if self.total >= self.most {
+            return Err(Refused::QueueFull { retry_after: self.until_a_tenth_is_free(self.most, now) });
         }
         Ok(())
     }
@@ -129,21 +126,23 @@ mod tests {
     use super::*;
 
     fn backlog() -> (Backlog, Arc<str>) {
-        (Backlog::new(BacklogLimits { total: 100, tenant: 40 }, vec![("b".into(), 60)]), "a".into())
+        (Backlog::new(100, vec![("b".into(), 60)]), "a".into())
     }
 
     #[test]
     fn both_bounds_hold_and_a_rolled_back_transaction_leaves_no_trace() {
         let (mut backlog, tenant) = backlog();
         for _ in 0..40 {
-            backlog.check(&tenant, Timestamp(0)).unwrap();
+            backlog.check(&tenant, Some(40), Timestamp(0)).unwrap();
             backlog.came(&tenant);
         }
-        assert!(matches!(backlog.check(&tenant, Timestamp(0)), Err(Refused::TooManyPending { limit: 40, .. })));
-        assert!(matches!(backlog.check("c", Timestamp(0)), Err(Refused::QueueFull { .. })));
+        let check = |of: &str, most| backlog.check(of, most, Timestamp(0));
+        assert!(matches!(check(&tenant, Some(40)), Err(Refused::TooManyPending { limit: 40, .. })));
+        assert!(matches!(check(&tenant, Some(41)), Err(Refused::QueueFull { .. })));
+        assert!(matches!(check("c", None), Err(Refused::QueueFull { .. })));
         backlog.rolled_back();
         assert_eq!((backlog.total, backlog.tenants.len()), (60, 1));
-        backlog.check(&tenant, Timestamp(0)).unwrap();
+        backlog.check(&tenant, Some(1), Timestamp(0)).unwrap();
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use super::backlog::{Backlog, BacklogLimits};
+use super::backlog::Backlog;
 use super::bulk::BulkDone;
 use super::changes::Changes;
 use super::concurrency::AtOnce;
@@ -79,14 +79,10 @@ pub struct CoreSettings {
     pub ceiling: Limits,
     /// How often an attempt is repeated that the server went down under.
     pub max_interruptions: u32,
-    /// How many tasks may be Pending.
-    pub backlog: BacklogLimits,
-    /// How many schedules a tenant may have.
-    pub max_schedules: u64,
     /// How many secrets a tenant may have.
     pub max_secrets: u64,
-    /// How many task types a tenant may have.
-    pub max_task_types: u64,
+    /// How many tasks may be Pending, of all tenants together.
+    pub max_pending: u64,
     /// How long ended tasks are kept where their type does not say, in milliseconds.
     pub retention_ms: u64,
     /// How many days it is kept what tenants used.
@@ -117,6 +113,8 @@ pub struct Core {
     pub(super) server: i64,
     pub(super) backlog: Backlog,
     pub(super) at_once: AtOnce,
+    /// Whose tasks the open transaction created, of tenants who may create only so many in a time.
+    pub(super) submitted: Vec<Arc<str>>,
     pub(super) timers: Timers,
     pub(super) changes: Arc<Changes>,
     /// What the open transaction changed, for those who listen.
@@ -215,7 +213,7 @@ impl Core {
         store.begin()?;
         let server = store.new_server(now)?;
         store.commit()?;
-        let backlog = Backlog::new(settings.backlog, store.pending()?);
+        let backlog = Backlog::new(settings.max_pending, store.pending()?);
         let backlog_tenants = backlog.tenants().cloned().collect();
         let mut core = Core {
             store,
@@ -227,6 +225,7 @@ impl Core {
             server,
             backlog,
             at_once: AtOnce::default(),
+            submitted: Vec::new(),
             timers: Timers::all_at_once(),
             changes,
             changed: Vec::new(),
@@ -319,6 +318,7 @@ impl Core {
             Ok((done, Started { starts, ended, full })) => {
                 let full = full || !self.at_once.committed();
                 self.backlog.committed(now);
+                self.submitted.clear();
                 self.tell(commands, done, now, kept);
                 starts.into_iter().for_each(|start| self.start(start));
                 ended.into_iter().for_each(|id| self.tell_ended(id));
@@ -347,6 +347,7 @@ impl Core {
                 self.store.rollback();
                 self.backlog.rolled_back();
                 self.at_once.rolled_back();
+                self.submitted.drain(..).for_each(|tenant| self.tenants.unsubmit(&tenant));
                 self.changed.clear();
                 self.gone.clear();
                 self.ready.reset(self.backlog.tenants());

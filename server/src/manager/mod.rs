@@ -33,7 +33,6 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 pub use self::core::{Core, CoreSettings, Workers};
-pub use backlog::BacklogLimits;
 pub use changes::{Changes, Listener, Topic};
 pub use refused::{FieldError, Refused};
 pub use secrets::SecretWritten;

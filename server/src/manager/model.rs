@@ -4,6 +4,7 @@
 mod at_once;
 mod bounds;
 mod ledger;
+mod quotas;
 mod refusals;
 mod waited;
 
@@ -16,8 +17,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use super::core::{Core, CoreSettings, Workers};
-use super::{Answer, BacklogLimits, Command, Idempotency, Manager, NewItem, Refused, Reply, Stored};
+use super::{Answer, Command, Idempotency, Manager, NewItem, Refused, Reply, Stored};
 use ledger::Tally;
+use quotas::Created;
 use waited::Waited;
 
 use crate::compiler::Compiler;
@@ -28,18 +30,20 @@ use crate::host::live::LiveAttempts;
 use crate::host::log::{LogLevel, LogLine, News};
 use crate::key_value::{KeyValueLimits, KeyValues};
 use crate::limits::{LimitOverrides, Limits};
-use crate::objects::{ObjectLimits, Objects};
+use crate::objects::Objects;
+use crate::quotas::Quotas;
 use crate::registry::{Registry, TaskType, Version};
 use crate::room::{Memory, Room};
 use crate::sandbox::{CodeCache, Cores, EngineSettings, RunEnd, Sandbox};
 use crate::schedule::Concurrency;
 use crate::secrets::Secrets;
 use crate::storage::Storage;
-use crate::store::{self, KeyValueQuota, Quota, Readers, StoredType};
+use crate::store::{self, KeyValueQuota, Readers, StoredType};
 use crate::task::{
     AttemptEnd, Digest, ErrorKind, Hold, Labels, Outcome, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp,
     Usage,
 };
+use crate::tenants::Tenants;
 
 /// Attempts at once.
 const SLOTS: usize = 3;
@@ -93,6 +97,9 @@ struct World {
     waited: Vec<Waited>,
     last_event: u64,
     max_pending: u64,
+    /// Its quotas beside that one.
+    quotas: Quotas,
+    created: Created,
     readers: Option<Readers>,
     tally: Tally,
 }
@@ -121,6 +128,8 @@ impl World {
             waited: Vec::new(),
             last_event: 0,
             max_pending: MAX_PENDING,
+            quotas: Quotas::default(),
+            created: Created::default(),
             readers: None,
             tally: Tally::default(),
         };
@@ -139,19 +148,19 @@ impl World {
             defaults: Limits::DEFAULT,
             ceiling: Limits::CEILING,
             max_interruptions: MAX_INTERRUPTIONS,
-            backlog: BacklogLimits { total: self.max_pending, tenant: self.max_pending },
+            max_pending: self.max_pending,
             retention_ms: RETENTION_MS,
             usage_retention_days: USAGE_DAYS,
             audit_retention_days: 1,
-            max_schedules: 1,
             max_secrets: 1,
-            max_task_types: 1,
         };
         let run = Box::new(move |job| drop(send.send(job)));
         let workers = Workers { run, turns: Arc::new(Cores::new(1)), compiler: Compiler::default() };
-        let core =
-            Core::new(writer, room, self.registry.clone(), Arc::default(), workers, Arc::default(), settings, self.now)
-                .unwrap();
+        let tenants = Arc::new(Tenants::new(Quotas { pending_tasks: Some(self.max_pending), ..self.quotas }));
+        let core = Core::new(writer, room, self.registry.clone(), tenants, workers, Arc::default(), settings, self.now)
+            .unwrap();
+        // How many were created at once is forgotten with the process.
+        self.created.times.clear();
         self.core = Some(core);
         self.step(Vec::new());
     }
@@ -269,6 +278,10 @@ impl World {
             }
             Err(Refused::TooManyPending { .. }) => {
                 assert!(pending >= MAX_PENDING, "refused though there is room");
+            }
+            Err(Refused::TooManySubmitted { .. }) => {
+                self.note_created();
+                assert!(self.has_created_enough(), "refused though its rate allows one more");
             }
             Err(refused) => panic!("{refused}"),
         }
@@ -396,6 +409,7 @@ impl World {
     /// What must be true after every step.
     fn check(&mut self) {
         self.check_waited();
+        self.check_quotas();
         let now = self.now;
         let all = self.all();
         let by_id: HashMap<TaskId, &Task> = all.iter().map(|task| (task.id, task)).collect();
@@ -480,14 +494,13 @@ fn program(directory: &Path, runtime: &Runtime) -> crate::sandbox::Program {
     let live = Arc::new(LiveAttempts::default());
     let (manager, _) =
         Manager::new(readers.clone(), Arc::default(), live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
-    let limits = ObjectLimits { max_bytes: 0, quota: Quota { objects: 0, bytes: 0 } };
     let secrets = Secrets::new(readers.clone(), None);
     let storage = Storage::new(manager, readers);
-    let objects = Objects::new(storage.clone(), limits);
+    let objects = Objects::new(storage.clone(), 0);
     let quota = KeyValueQuota { entries: 0, bytes: 0 };
     let key_values = KeyValues::new(storage, KeyValueLimits { max_bytes: 0, quota });
     let timers = runtime.handle().clone();
-    let outbound = Arc::new(Outbound::new(HttpSettings::default(), timers.clone()).unwrap());
+    let outbound = Arc::new(Outbound::new(HttpSettings::default(), Arc::default(), timers.clone()).unwrap());
     let services = Services { objects, secrets, key_values, timers, outbound, live };
     let room = Arc::new(Room::new(1, 1, Memory::new(0)));
     let cache = CodeCache::open(directory.join("compiled")).unwrap();
@@ -506,6 +519,7 @@ fn whatever_happens_the_invariants_hold() {
     let mut random = Random(seed);
     let mut world = World::new();
     assert!(matches!(world.program, Version::Ready(_)));
+    world.bound();
     let _on = world.runtime.handle().clone();
     for _ in 0..steps {
         match random.below(100) {

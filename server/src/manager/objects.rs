@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Command, Manager, Refused};
-use crate::store::{ObjectWrite, Precondition, Quota};
+use crate::store::{ObjectWrite, Precondition};
 
 /// An object to be written.
 pub(super) struct PutObject {
@@ -11,7 +11,6 @@ pub(super) struct PutObject {
     pub(super) etag: String,
     pub(super) data: bytes::Bytes,
     pub(super) precondition: Precondition,
-    pub(super) quota: Quota,
 }
 
 impl Manager {
@@ -23,9 +22,8 @@ impl Manager {
         etag: String,
         data: bytes::Bytes,
         precondition: Precondition,
-        quota: Quota,
     ) -> Result<ObjectWrite, Refused> {
-        let put = PutObject { name, etag, data, precondition, quota };
+        let put = PutObject { name, etag, data, precondition };
         self.ask(|reply| Command::PutObject { tenant: tenant.clone(), put, reply }).await
     }
 

@@ -1,6 +1,7 @@
 //! Why a request was refused, whatever the way it came.
 
 use crate::pointer::add_segment;
+use crate::quotas::{Rate, UsedUp};
 use crate::task::TaskId;
 
 /// A fault in one field of a request's body.
@@ -86,6 +87,17 @@ pub enum Refused {
     /// The task that was created under the idempotency key is gone.
     #[error("the task that was created under this idempotency key was removed")]
     Gone,
+    /// The tenant has as much as it may.
+    #[error(transparent)]
+    QuotaExceeded(UsedUp),
+    /// The tenant creates tasks faster than it may.
+    #[error("{} tasks were created at once", rate.burst)]
+    TooManySubmitted {
+        /// How fast it may.
+        rate: Rate,
+        /// When it may again create as many as it ever may at once, in seconds.
+        full_in: u64,
+    },
     /// The tenant has as many Pending tasks as it may.
     #[error("{limit} tasks are pending")]
     TooManyPending {

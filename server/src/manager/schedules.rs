@@ -119,8 +119,10 @@ impl Core {
         if !precondition.holds(before.as_ref().map(|before| before.spec.tag()).as_deref()) {
             return Ok(Done::Refused(Refused::PreconditionFailed));
         }
-        let limit = self.settings.max_schedules;
-        if before.is_none() && self.store.count_schedules(tenant)? >= limit {
+        if before.is_none()
+            && let Some(limit) = self.tenants.quotas(tenant).schedules
+            && self.store.count_schedules(tenant)? >= limit
+        {
             return Ok(Done::Refused(Refused::TooManySchedules { limit }));
         }
         let created = before.is_none();

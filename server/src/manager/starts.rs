@@ -199,6 +199,7 @@ impl Core {
         self.draining.is_none()
             && self.ready.is_exhausted(&item.task.tenant)
             && !self.admitted().take(&item.task.tenant)
+            && self.submits(&item.task, now).is_none_or(|submits| submits.left > 0)
             && self.held.may_hold(item, reply, now)
     }
 

@@ -7,6 +7,7 @@ use super::{Command, Manager, Refused, Reply, answer};
 use crate::audit::{Act, Actor, Line};
 use crate::keys::{KeyId, Role, StoredKey, Token};
 use crate::ledger::{CameTo, Day, Sums};
+use crate::quotas::{QuotaOverrides, QuotaPatch, Quotas};
 use crate::store::{AuditFilter, StoreError, Writer};
 use crate::task::Timestamp;
 use crate::tenants::{DEFAULT_WEIGHT, Tenant};
@@ -27,12 +28,14 @@ pub enum Change {
         /// The most tenants that there may be.
         most: u64,
     },
-    /// Another weight.
-    SetWeight {
+    /// Other settings of a tenant.
+    ChangeTenant {
         /// The tenant.
         name: Arc<str>,
-        /// The weight.
-        weight: u32,
+        /// The weight, where it changes.
+        weight: Option<u32>,
+        /// What changes of its quotas.
+        quotas: QuotaPatch,
     },
     /// A new key.
     CreateKey(StoredKey),
@@ -56,19 +59,24 @@ pub enum Changed {
     KeyRevoked(StoredKey),
 }
 
-/// The manager's thread is asked for a change.
-pub(super) struct TenantCommand {
-    change: Change,
-    by: Actor,
-    reply: Reply<Changed>,
+/// The manager's thread is asked for a change, or for what it alone knows.
+pub(super) enum TenantCommand {
+    Change { change: Change, by: Actor, reply: Reply<Changed> },
+    Use { tenant: Arc<str>, reply: Reply<Quotas> },
 }
 
 /// What it came to inside the transaction.
-pub(super) type TenantDone = Result<Changed, Refused>;
+pub(super) enum TenantDone {
+    Changed(Result<Changed, Refused>),
+    Use(Quotas),
+}
 
 impl TenantCommand {
     pub(super) fn refuse(self, why: Refused) {
-        answer(self.reply, Err(why));
+        match self {
+            TenantCommand::Change { reply, .. } => answer(reply, Err(why)),
+            TenantCommand::Use { reply, .. } => answer(reply, Err(why)),
+        }
     }
 }
 
@@ -104,7 +112,15 @@ impl NewKey {
 impl Manager {
     /// Changes tenants or keys. It is durable and holds when this returns.
     pub async fn administer(&self, change: Change, by: Actor) -> Result<Changed, Refused> {
-        self.ask(|reply| Command::Tenant(Box::new(TenantCommand { change, by, reply }))).await
+        self.ask(|reply| Command::Tenant(Box::new(TenantCommand::Change { change, by, reply }))).await
+    }
+
+    /// What a tenant uses of its quotas, as far as the store and the manager know.
+    pub async fn tenant_use(&self, tenant: &Arc<str>) -> Result<Quotas, Refused> {
+        let of = tenant.clone();
+        let counted = self.ask(|reply| Command::Tenant(Box::new(TenantCommand::Use { tenant: of, reply }))).await?;
+        let stored = self.0.readers.stored_use(tenant.clone()).await?;
+        Ok(Quotas { pending_tasks: counted.pending_tasks, ..stored })
     }
 }
 
@@ -123,16 +139,23 @@ pub fn administer(
             if store.tenants()?.len() as u64 >= *most {
                 return Ok(Err(Refused::TooManyTenants { limit: *most }));
             }
-            let tenant = Tenant { name: name.clone(), created_at: now, weight: DEFAULT_WEIGHT };
+            let quotas = QuotaOverrides::default();
+            let tenant = Tenant { name: name.clone(), created_at: now, weight: DEFAULT_WEIGHT, quotas };
             store.put_tenant(&tenant)?;
             let act = Act { action: "tenant.create", of: name.clone(), target: name.to_string(), detail: None };
             (Changed::Tenant(tenant, true), act)
         }
-        Change::SetWeight { name, weight } => {
+        Change::ChangeTenant { name, weight, quotas } => {
             let Some(before) = store.tenant(name)? else { return Ok(Err(Refused::NotFound)) };
-            let tenant = Tenant { weight: *weight, ..before };
+            let (weight_now, quotas_now) = (weight.unwrap_or(before.weight), before.quotas.changed(quotas));
+            let tenant = Tenant { weight: weight_now, quotas: quotas_now, ..before };
             store.put_tenant(&tenant)?;
-            let detail = Some(format!("weight {weight}"));
+            let weight = weight.map(|weight| format!("weight {weight}"));
+            // Made of numbers, which can always be written as JSON.
+            let quotas = Some(quotas).filter(|quotas| **quotas != QuotaPatch::default());
+            let quotas = quotas.and_then(|quotas| serde_json::to_string(quotas).ok());
+            let quotas = quotas.map(|quotas| format!("quotas {quotas}"));
+            let detail = Some(weight.into_iter().chain(quotas).collect::<Vec<_>>().join(", "));
             let act = Act { action: "tenant.change", of: name.clone(), target: name.to_string(), detail };
             (Changed::Tenant(tenant, false), act)
         }
@@ -179,10 +202,23 @@ fn place_for_one_more(keys: &[StoredKey], now: Timestamp) -> Result<Option<KeyId
 
 impl Core {
     pub(super) fn apply_tenant(&mut self, command: &TenantCommand, now: Timestamp) -> Result<TenantDone, StoreError> {
-        administer(&mut self.store, &command.change, &command.by, now)
+        Ok(match command {
+            TenantCommand::Change { change, by, .. } => {
+                TenantDone::Changed(administer(&mut self.store, change, by, now)?)
+            }
+            TenantCommand::Use { tenant, .. } => {
+                TenantDone::Use(Quotas { pending_tasks: Some(self.backlog.of(tenant)), ..Quotas::default() })
+            }
+        })
     }
 
     pub(super) fn tell_tenant(&mut self, command: TenantCommand, done: TenantDone) {
+        let (reply, done) = match (command, done) {
+            (TenantCommand::Change { reply, .. }, TenantDone::Changed(done)) => (reply, done),
+            (TenantCommand::Use { reply, .. }, TenantDone::Use(used)) => return answer(reply, Ok(used)),
+            // No command does what another asks for.
+            _ => return,
+        };
         match &done {
             Ok(Changed::Tenant(tenant, _)) => self.tenants.put(tenant.clone()),
             Ok(Changed::KeyCreated(key, gone)) => {
@@ -194,7 +230,7 @@ impl Core {
             Ok(Changed::KeyRevoked(key)) => self.tenants.keys.put(key.clone()),
             Err(_) => {}
         }
-        answer(command.reply, done);
+        answer(reply, done);
     }
 
     /// Writes down when keys were used last.

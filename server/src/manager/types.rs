@@ -8,6 +8,7 @@ use super::{Command, Manager, Refused, Reply, answer};
 use crate::audit::{Act, Actor};
 use crate::compiler::Compiled;
 use crate::grants;
+use crate::quotas::UsedUp;
 use crate::registry::{SHARED, TaskType, Version};
 use crate::sandbox::Program;
 use crate::store::{ListFilter, StoreError, StoredType};
@@ -207,13 +208,15 @@ impl Core {
         if !self.holds(seen, meant.as_ref()) {
             return Ok(TypeDone::refused(Refused::PreconditionFailed));
         }
-        let limit = self.settings.max_task_types;
-        if own.is_none() && self.store.count_task_types(tenant)? >= limit {
+        let quotas = self.tenants.quotas(tenant);
+        let created = own.is_none();
+        if created
+            && let Some(limit) = quotas.task_types
+            && self.store.count_task_types(tenant)? >= limit
+        {
             return Ok(TypeDone::refused(Refused::TooManyTaskTypes { limit }));
         }
-        let created = own.is_none();
         let mut stored = own.clone().unwrap_or_else(|| StoredType::new(tenant.clone(), name.clone()));
-        self.store.put_version(tenant, name, digest, bytes, now)?;
         // Whoever sends bytes again that could not be compiled wants it tried again.
         let loaded = self.registry.version(digest).filter(|_| !self.gone.components.contains(&digest));
         stored.next = Some(digest);
@@ -225,6 +228,18 @@ impl Core {
             Some(Version::Compiling) => false,
             Some(Version::Failed(_)) | None => true,
         };
+        if let Some(limit) = quotas.component_bytes
+            && !self.store.has_version(tenant, name, digest)?
+        {
+            // What goes for the new version makes room for it.
+            let (old, all) = self.store.version_bytes(&stored)?;
+            let used = all.saturating_sub(old);
+            if used + bytes.len() as u64 > limit {
+                let used_up = UsedUp { what: "component bytes", limit, left: limit.saturating_sub(used) };
+                return Ok(TypeDone::refused(Refused::QuotaExceeded(used_up)));
+            }
+        }
+        self.store.put_version(tenant, name, digest, bytes, now)?;
         self.store.put_task_type(&stored)?;
         // The bytes that are current already change nothing.
         if own.as_ref() != Some(&stored) || compile {

@@ -1,5 +1,6 @@
 //! What is kept of a task beside itself: events, log lines, attempts that are over.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -23,6 +24,9 @@ pub type LoggedLine = (u64, u32, LogLine);
 
 /// Log lines as they are kept: time, level, text.
 type StoredLine<'a> = (i64, u8, std::borrow::Cow<'a, str>);
+
+/// Bytes of the log lines that are kept of tenants whose lines the transaction changes: when it began, and now.
+pub(super) type LogUse = HashMap<Arc<str>, (u64, u64)>;
 
 pub(super) fn next_event(conn: &Connection) -> rusqlite::Result<u64> {
     conn.query_row(
@@ -61,18 +65,39 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds lines to a task's log, and returns the number of the first and how many there are.
-    pub fn append_log(&mut self, task: TaskId, attempt: u32, lines: &[LogLine]) -> Result<Option<(u64, u64)>> {
+    /// Adds lines to a task's log, and returns the number of the first and how many there are. The lines that are
+    /// kept of its tenant come to no more than `most` bytes: from the first that does not fit on they are dropped,
+    /// and a marker, which counts nothing, is there in their place.
+    pub fn append_log(
+        &mut self,
+        task: &Task,
+        attempt: u32,
+        lines: &[LogLine],
+        most: Option<u64>,
+    ) -> Result<Option<(u64, u64)>> {
         if lines.is_empty() {
             return Ok(None);
         }
-        let first: u64 = self
+        let last: Option<(u64, u32, u64)> = self
             .conn
-            .prepare_cached("SELECT first + count FROM log_lines WHERE task = ?1 ORDER BY first DESC LIMIT 1")?
-            .query_row([task], |row| row.get(0))
-            .or_else(|error| if error == rusqlite::Error::QueryReturnedNoRows { Ok(1) } else { Err(error) })?;
+            .prepare_cached(
+                "SELECT first + count, attempt, bytes FROM log_lines WHERE task = ?1 ORDER BY first DESC LIMIT 1",
+            )?
+            .query_row([task.id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .optional()?;
+        let first = last.map_or(1, |(next, ..)| next);
         let mut next = first;
-        let mut rest = lines;
+        let kept = self.log_bytes(task)?;
+        let mut left = most.map_or(u64::MAX, |most| most.saturating_sub(kept));
+        let fit = lines.iter().take_while(|line| match left.checked_sub(line.cost()) {
+            Some(rest) => {
+                left = rest;
+                true
+            }
+            None => false,
+        });
+        let (mut rest, dropped) = lines.split_at(fit.count());
+        let marked = rest.is_empty() && last.is_some_and(|(_, of, bytes)| of == attempt && bytes == 0);
         while !rest.is_empty() {
             let mut bytes = 0;
             let together = rest.iter().take_while(|line| {
@@ -80,17 +105,76 @@ impl Writer {
                 bytes <= LINES_BYTES
             });
             let (now, later) = rest.split_at(together.count().max(1));
-            let stored: Vec<StoredLine<'_>> =
-                now.iter().map(|line| (line.at.0, line.level as u8, line.message.as_str().into())).collect();
-            self.conn
-                .prepare_cached(
-                    "INSERT INTO log_lines (task, first, count, attempt, lines) VALUES (?1, ?2, ?3, ?4, ?5)",
-                )?
-                .execute(params![task, next, now.len(), attempt, Json(stored)])?;
+            let bytes = now.iter().map(LogLine::cost).sum();
+            self.insert_lines(task, next, attempt, now, bytes)?;
+            self.count_lines(task, bytes, 0)?;
             next += now.len() as u64;
             rest = later;
         }
-        Ok(Some((first, next - first)))
+        if let (Some(line), Some(most), false) = (dropped.first(), most, marked) {
+            let message = format!("the tenant's quota of {most} bytes of log lines is used up, lines are dropped");
+            self.insert_lines(task, next, attempt, &[LogLine { at: line.at, level: LogLevel::Warn, message }], 0)?;
+            next += 1;
+        }
+        Ok((next > first).then_some((first, next - first)))
+    }
+
+    fn insert_lines(&mut self, task: &Task, first: u64, attempt: u32, lines: &[LogLine], bytes: u64) -> Result<()> {
+        let stored: Vec<StoredLine<'_>> =
+            lines.iter().map(|line| (line.at.0, line.level as u8, line.message.as_str().into())).collect();
+        self.conn
+            .prepare_cached(
+                "INSERT INTO log_lines (task, first, count, attempt, bytes, lines) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![task.id, first, lines.len(), attempt, bytes, Json(stored)])?;
+        Ok(())
+    }
+
+    /// Removes the lines of a task, or of one of its attempts.
+    pub(super) fn remove_lines(&mut self, task: &Task, attempt: Option<u32>) -> Result<()> {
+        let mut statement = self
+            .conn
+            .prepare_cached("DELETE FROM log_lines WHERE task = ?1 AND (?2 IS NULL OR attempt = ?2) RETURNING bytes")?;
+        let rows = statement.query_map(params![task.id, attempt], |row| row.get::<_, u64>(0))?;
+        let removed = rows.sum::<rusqlite::Result<u64>>()?;
+        drop(statement);
+        if removed > 0 { self.count_lines(task, 0, removed) } else { Ok(()) }
+    }
+
+    /// Bytes of the lines that are kept of a task's tenant.
+    fn log_bytes(&mut self, task: &Task) -> Result<u64> {
+        if let Some((_, bytes)) = self.log_use.get(&task.tenant) {
+            return Ok(*bytes);
+        }
+        let bytes = self
+            .conn
+            .prepare_cached("SELECT bytes FROM log_use WHERE tenant = ?1")?
+            .query_row([&*task.tenant], |row| row.get(0))
+            .optional()?
+            .unwrap_or(0);
+        self.log_use.insert(task.tenant.clone(), (bytes, bytes));
+        Ok(bytes)
+    }
+
+    fn count_lines(&mut self, task: &Task, added: u64, removed: u64) -> Result<()> {
+        let bytes = (self.log_bytes(task)? + added).saturating_sub(removed);
+        if let Some((_, now)) = self.log_use.get_mut(&task.tenant) {
+            *now = bytes;
+        }
+        Ok(())
+    }
+
+    /// Writes down how many bytes of log lines are kept of whom.
+    pub(super) fn flush_log_use(&mut self) -> Result<()> {
+        for (tenant, (_, bytes)) in self.log_use.drain().filter(|(_, (before, now))| before != now) {
+            self.conn
+                .prepare_cached(
+                    "INSERT INTO log_use (tenant, bytes) VALUES (?1, ?2)
+                     ON CONFLICT (tenant) DO UPDATE SET bytes = ?2",
+                )?
+                .execute(params![&*tenant, bytes])?;
+        }
+        Ok(())
     }
 
     /// Removes an event.
@@ -100,13 +184,11 @@ impl Writer {
     }
 
     /// Removes the lines that an attempt wrote, and what was told of them.
-    pub fn remove_log(&mut self, task: TaskId, attempt: u32) -> Result<()> {
-        self.conn
-            .prepare_cached("DELETE FROM log_lines WHERE task = ?1 AND attempt = ?2")?
-            .execute(params![task, attempt])?;
+    pub fn remove_log(&mut self, task: &Task, attempt: u32) -> Result<()> {
+        self.remove_lines(task, Some(attempt))?;
         self.conn
             .prepare_cached("DELETE FROM event WHERE task = ?1 AND attempt = ?2 AND kind = ?3")?
-            .execute(params![task, attempt, Happened::Log as u8])?;
+            .execute(params![task.id, attempt, Happened::Log as u8])?;
         Ok(())
     }
 
@@ -123,6 +205,16 @@ impl Writer {
             record.usage.as_ref().map(Json),
         ])?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Writer {
+    /// Bytes of the log lines that are counted, and of those that there are.
+    pub(crate) fn counted_and_kept_log_bytes(&mut self) -> (u64, u64) {
+        let sum = |sql: &str| self.conn.query_row(sql, [], |row| row.get::<_, Option<u64>>(0)).unwrap().unwrap_or(0);
+        let kept = "SELECT sum(octet_length(value ->> 2) + 64) FROM log_lines, json_each(lines) WHERE bytes > 0";
+        (sum("SELECT sum(bytes) FROM log_use"), sum(kept))
     }
 }
 

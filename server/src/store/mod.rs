@@ -40,7 +40,7 @@ pub use read::{ListFilter, ObjectMeta, Page, Readers, TaskSummary};
 pub use rows::StoredType;
 pub use secrets::SecretMeta;
 pub use task_types::StoredComponent;
-pub use write::{ObjectWrite, Precondition, Quota, Writer};
+pub use write::{ObjectWrite, Precondition, Writer};
 
 /// The name of the database in a data directory.
 const DATABASE: &str = "taskcell.db";

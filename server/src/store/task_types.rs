@@ -30,6 +30,19 @@ pub struct StoredComponent {
     pub failure: Option<(Arc<str>, Arc<str>)>,
 }
 
+/// Versions of a type that are neither current, nor to become it, nor among the newest, and that no task is pinned
+/// to: those of the tenant ?1 and the name ?2, apart from ?3, ?4 and the ?5 newest of the others.
+const OLD_VERSIONS: &str = "tenant = ?1 AND name = ?2 AND component IN (
+         SELECT component FROM task_type_version WHERE tenant = ?1 AND name = ?2
+         AND component IS NOT ?3 AND component IS NOT ?4
+         ORDER BY created_at DESC, component LIMIT -1 OFFSET ?5)
+     AND component NOT IN (SELECT digest FROM component_use WHERE tasks > 0)";
+
+/// How many versions are kept for their age: the current one and the one to become it are kept whatever that is.
+fn kept(task_type: &StoredType) -> i64 {
+    KEPT_VERSIONS as i64 - i64::from(task_type.component.is_some()) - i64::from(task_type.next.is_some())
+}
+
 impl Writer {
     /// Stores a component as a version of a type that is there.
     pub fn put_version(
@@ -158,25 +171,33 @@ impl Writer {
         self.remove_unused(versions)
     }
 
-    /// Removes versions of a type that are neither current, nor to become it, nor among the newest, and that no
-    /// task is pinned to. Returned are the components that are gone with them.
+    /// Removes versions of a type that are old. Returned are the components that are gone with them.
     pub fn remove_old_versions(&mut self, task_type: &StoredType) -> Result<Vec<Digest>> {
         let StoredType { tenant, name, component, next, .. } = task_type;
         self.flush_uses()?;
-        let mut statement = self.conn.prepare_cached(
-            "DELETE FROM task_type_version WHERE tenant = ?1 AND name = ?2 AND component IN (
-                 SELECT component FROM task_type_version WHERE tenant = ?1 AND name = ?2
-                 AND component IS NOT ?3 AND component IS NOT ?4
-                 ORDER BY created_at DESC, component LIMIT -1 OFFSET ?5)
-             AND component NOT IN (SELECT digest FROM component_use WHERE tasks > 0)
-             RETURNING component",
-        )?;
-        // These two are kept whatever their age.
-        let kept = KEPT_VERSIONS as i64 - i64::from(component.is_some()) - i64::from(next.is_some());
+        let sql = format!("DELETE FROM task_type_version WHERE {OLD_VERSIONS} RETURNING component");
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        let kept = kept(task_type);
         let rows = statement.query_map(params![&**tenant, &**name, component, next, kept], |row| row.get(0))?;
         let old: Vec<Digest> = rows.collect::<rusqlite::Result<_>>()?;
         drop(statement);
         self.remove_unused(old)
+    }
+
+    /// Bytes of what [`remove_old_versions`](Self::remove_old_versions) would remove, and of what a tenant has in
+    /// all.
+    pub fn version_bytes(&mut self, task_type: &StoredType) -> Result<(u64, u64)> {
+        let StoredType { tenant, name, component, next, .. } = task_type;
+        self.flush_uses()?;
+        let sql = format!(
+            "SELECT (SELECT coalesce(sum(length(bytes)), 0) FROM component WHERE digest IN
+                     (SELECT component FROM task_type_version WHERE {OLD_VERSIONS})),
+                 coalesce((SELECT bytes FROM version_use WHERE tenant = ?1), 0)"
+        );
+        let kept = kept(task_type);
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        Ok(statement
+            .query_row(params![&**tenant, &**name, component, next, kept], |row| Ok((row.get(0)?, row.get(1)?)))?)
     }
 
     /// Of these components, removes those that are no version of any type and that no task is pinned to.

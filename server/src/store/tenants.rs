@@ -1,15 +1,21 @@
 //! Tenants and their keys.
 
+use std::sync::Arc;
+
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput};
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::rows::Json;
-use super::{StoreError, Writer};
+use super::{Readers, StoreError, Writer};
 use crate::keys::{KeyId, Role, StoredKey};
+use crate::quotas::Quotas;
 use crate::task::Timestamp;
 use crate::tenants::Tenant;
 
 type Result<T> = std::result::Result<T, StoreError>;
+
+/// The columns of a tenant, in the order of [`tenant`].
+const TENANT_COLUMNS: &str = "name, created_at, weight, quotas";
 
 /// The columns of a key, in the order of [`key`].
 const KEY_COLUMNS: &str = "id, tenant, role, task_types, hash, label, created_at, expires_at, revoked_at, last_used_at";
@@ -54,35 +60,37 @@ fn key(row: &Row<'_>) -> rusqlite::Result<StoredKey> {
 }
 
 fn tenant(row: &Row<'_>) -> rusqlite::Result<Tenant> {
-    Ok(Tenant { name: row.get::<_, String>(0)?.into(), created_at: row.get(1)?, weight: row.get(2)? })
+    Ok(Tenant {
+        name: row.get::<_, String>(0)?.into(),
+        created_at: row.get(1)?,
+        weight: row.get(2)?,
+        quotas: row.get::<_, Json<_>>(3)?.0,
+    })
 }
 
 impl Writer {
     /// All tenants.
     pub fn tenants(&mut self) -> Result<Vec<Tenant>> {
-        let mut statement = self.conn.prepare_cached("SELECT name, created_at, weight FROM tenant ORDER BY name")?;
+        let sql = format!("SELECT {TENANT_COLUMNS} FROM tenant ORDER BY name");
+        let mut statement = self.conn.prepare_cached(&sql)?;
         let rows = statement.query_map([], tenant)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// The tenant of that name.
     pub fn tenant(&mut self, name: &str) -> Result<Option<Tenant>> {
-        Ok(self
-            .conn
-            .prepare_cached("SELECT name, created_at, weight FROM tenant WHERE name = ?1")?
-            .query_row([name], tenant)
-            .optional()?)
+        let sql = format!("SELECT {TENANT_COLUMNS} FROM tenant WHERE name = ?1");
+        Ok(self.conn.prepare_cached(&sql)?.query_row([name], tenant).optional()?)
     }
 
     /// Writes a tenant, in place of the one of that name.
     pub fn put_tenant(&mut self, tenant: &Tenant) -> Result<()> {
-        let Tenant { name, created_at, weight } = tenant;
-        self.conn
-            .prepare_cached(
-                "INSERT INTO tenant (name, created_at, weight) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (name) DO UPDATE SET weight = ?3",
-            )?
-            .execute(params![&**name, created_at, weight])?;
+        let Tenant { name, created_at, weight, quotas } = tenant;
+        let sql = format!(
+            "INSERT INTO tenant ({TENANT_COLUMNS}) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (name) DO UPDATE SET weight = ?3, quotas = ?4"
+        );
+        self.conn.prepare_cached(&sql)?.execute(params![&**name, created_at, weight, Json(quotas)])?;
         Ok(())
     }
 
@@ -135,5 +143,33 @@ impl Writer {
     pub fn delete_key(&mut self, id: KeyId) -> Result<()> {
         self.conn.prepare_cached("DELETE FROM api_key WHERE id = ?1")?.execute([id])?;
         Ok(())
+    }
+}
+
+impl Readers {
+    /// What a tenant uses of the quotas of what is stored.
+    pub async fn stored_use(&self, tenant: Arc<str>) -> Result<Quotas> {
+        self.read(move |conn| {
+            conn.prepare_cached(
+                "SELECT (SELECT count(*) FROM task_type WHERE tenant = ?1),
+                     coalesce((SELECT bytes FROM version_use WHERE tenant = ?1), 0),
+                     coalesce((SELECT objects FROM object_use WHERE tenant = ?1), 0),
+                     coalesce((SELECT bytes FROM object_use WHERE tenant = ?1), 0),
+                     coalesce((SELECT bytes FROM log_use WHERE tenant = ?1), 0),
+                     (SELECT count(*) FROM schedule WHERE tenant = ?1)",
+            )?
+            .query_row([&*tenant], |row| {
+                Ok(Quotas {
+                    task_types: row.get(0)?,
+                    component_bytes: row.get(1)?,
+                    objects: row.get(2)?,
+                    object_bytes: row.get(3)?,
+                    log_bytes: row.get(4)?,
+                    schedules: row.get(5)?,
+                    ..Quotas::default()
+                })
+            })
+        })
+        .await
     }
 }

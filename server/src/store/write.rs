@@ -2,11 +2,13 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::history::LogUse;
 use super::ledger::Ledger;
 use super::rows::{self, INSERT_TASK, TASK_COLUMNS, UPDATE_TASK};
 use super::task_types::Uses;
 use super::{StoreError, history};
 use crate::clock;
+use crate::quotas::{Quotas, UsedUp};
 use crate::task::{Task, TaskId};
 
 /// Pages the write-ahead log may have before the writer moves them into the database: 64 MiB. A page
@@ -14,15 +16,6 @@ use crate::task::{Task, TaskId};
 const CHECKPOINT_PAGES: u64 = 16_384;
 
 type Result<T> = std::result::Result<T, StoreError>;
-
-/// How much a tenant may keep in objects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quota {
-    /// How many objects.
-    pub objects: u64,
-    /// How many bytes in all of them together.
-    pub bytes: u64,
-}
 
 /// What must hold for a write of an object or a schedule to happen (RFC 9110, section 13.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,8 +55,8 @@ pub enum ObjectWrite {
     NotFound,
     /// The precondition does not hold; nothing changed.
     PreconditionFailed,
-    /// The tenant's quota of objects or bytes does not allow it; nothing changed.
-    QuotaExceeded(Quota),
+    /// A quota of the tenant does not allow it; nothing changed.
+    QuotaExceeded(UsedUp),
 }
 
 /// Makes every change, inside transactions that its owner begins and commits.
@@ -76,6 +69,7 @@ pub struct Writer {
     pub(super) next_event: u64,
     pub(super) uses: Uses,
     pub(super) ledger: Ledger,
+    pub(super) log_use: LogUse,
 }
 
 impl Writer {
@@ -87,7 +81,8 @@ impl Writer {
             Ok(())
         }))?;
         let next_event = history::next_event(&conn)?;
-        Ok(Writer { conn, wal_pages, next_event, uses: Uses::new(), ledger: Ledger::new() })
+        let (uses, ledger, log_use) = (Uses::new(), Ledger::new(), LogUse::new());
+        Ok(Writer { conn, wal_pages, next_event, uses, ledger, log_use })
     }
 
     /// Begins a transaction.
@@ -100,6 +95,7 @@ impl Writer {
     pub fn commit(&mut self) -> Result<()> {
         self.flush_uses()?;
         self.flush_ledger()?;
+        self.flush_log_use()?;
         self.conn.prepare_cached("COMMIT")?.execute([])?;
         Ok(())
     }
@@ -108,6 +104,7 @@ impl Writer {
     pub fn rollback(&mut self) {
         self.uses.clear();
         self.ledger.clear();
+        self.log_use.clear();
         if !self.conn.is_autocommit()
             && let Err(error) = self.conn.execute_batch("ROLLBACK")
         {
@@ -154,7 +151,8 @@ impl Writer {
 
     /// Removes a task with everything that is kept of it.
     pub fn delete_task(&mut self, task: &Task) -> Result<()> {
-        for table in ["log_lines", "attempt", "event"] {
+        self.remove_lines(task, None)?;
+        for table in ["attempt", "event"] {
             self.conn.prepare_cached(&format!("DELETE FROM {table} WHERE task = ?1"))?.execute([task.id])?;
         }
         for (key, value) in &task.labels {
@@ -193,21 +191,29 @@ impl Writer {
         etag: &str,
         data: &[u8],
         precondition: &Precondition,
-        quota: Quota,
+        quotas: &Quotas,
     ) -> Result<ObjectWrite> {
         let current = self.object_head(tenant, name)?;
         if !precondition.holds(current.as_ref().map(|(etag, _)| etag.as_str())) {
             return Ok(ObjectWrite::PreconditionFailed);
         }
         let (objects, bytes) = self.object_use(tenant)?;
-        let old_size = current.as_ref().map_or(0, |(_, size)| *size);
-        let objects = objects + u64::from(current.is_none());
-        let bytes = bytes - old_size.min(bytes) + data.len() as u64;
+        let (old_size, size) = (current.as_ref().map_or(0, |(_, size)| *size), data.len() as u64);
         // What shrinks is always taken, also from a tenant that is over a quota lowered since.
-        let grows = current.is_none() || data.len() as u64 > old_size;
-        if grows && (objects > quota.objects || bytes > quota.bytes) {
-            return Ok(ObjectWrite::QuotaExceeded(quota));
+        let more = [
+            ("objects", quotas.objects, objects, u64::from(current.is_none())),
+            ("object bytes", quotas.object_bytes, bytes, size.saturating_sub(old_size)),
+        ];
+        for (what, limit, used, more) in more {
+            if let Some(limit) = limit
+                && more > 0
+                && used + more > limit
+            {
+                return Ok(ObjectWrite::QuotaExceeded(UsedUp { what, limit, left: limit.saturating_sub(used) }));
+            }
         }
+        let objects = objects + u64::from(current.is_none());
+        let bytes = bytes - old_size.min(bytes) + size;
         self.conn
             .prepare_cached(
                 "INSERT INTO object (tenant, name, etag, size, updated_at, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6)

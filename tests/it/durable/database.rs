@@ -143,6 +143,8 @@ fn older_databases_are_brought_up_to_date() {
         assert_eq!(client.task(&io[1])["usage"]["io_bytes"], 8192);
         let log = client.get(&format!("/task/{}/logs", io[1])).expect(200).json();
         assert_eq!(log["lines"].as_array().unwrap().len(), 2, "{log:#}");
+        let used = &client.get("/tenant").expect(200).json()["quotas"]["log_bytes"]["used"];
+        assert_eq!(*used, client.task(&io[1])["usage"]["log_bytes"], "they are counted from now on");
         let attempts = client.get(&format!("/task/{}/attempts", io[1])).expect(200).json();
         assert_eq!(attempts["attempts"][0]["usage"]["io_bytes"], 8192, "{attempts:#}");
         assert_eq!(client.get("/objects/kept/a").expect(200).body, b"bytes");

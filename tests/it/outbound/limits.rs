@@ -35,6 +35,42 @@ fn requests_of_an_attempt() {
     assert_eq!(ask_one(client, &get(&peer))["body"], "a", "another attempt has its own");
 }
 
+/// By 64 tasks at once.
+#[test]
+fn requests_of_a_tenant_in_an_hour() {
+    let server = with_loopback(&["--http-requests-per-hour", "10"]);
+    let client = &server.client;
+    let peer = Peer::http(ok("a"));
+    grant(client, &http_to(&peer));
+    let ask_all = || -> Vec<Value> {
+        std::thread::scope(|scope| {
+            let asking: Vec<_> = (0..64).map(|_| scope.spawn(|| ask_one(client, &get(&peer)))).collect();
+            asking.into_iter().map(|asking| asking.join().unwrap()).collect()
+        })
+    };
+    let used = || client.get("/tenant").expect(200).json()["quotas"]["http_requests_per_hour"].clone();
+    // What is not granted does not go out, and is not counted.
+    assert_eq!(ask_one(client, &json!({"scheme": "http", "authority": "elsewhere.test"})), error("HttpRequestDenied"));
+    assert_eq!(used(), json!({"limit": 10, "used": 0}));
+    let answers = ask_all();
+    assert_eq!(answers.iter().filter(|answer| answer["body"] == "a").count(), 10);
+    assert_eq!(answers.iter().filter(|answer| **answer == error("ConnectionLimitReached")).count(), 54);
+    assert_eq!((peer.connections(), used()), (10, json!({"limit": 10, "used": 10})));
+    // More, while it runs.
+    let patch = |body: &str| {
+        let headers = [("content-type", "application/merge-patch+json")];
+        client.send("PATCH", "/tenants/default", &headers, Some(body.as_bytes())).expect(200)
+    };
+    patch(r#"{"quotas":{"http_requests_per_hour":13}}"#);
+    assert_eq!(ask_all().iter().filter(|answer| answer["body"] == "a").count(), 3);
+    patch(r#"{"quotas":{"http_requests_per_hour":1}}"#);
+    let task = client.run(&json!({"task_type": guest("http"), "input": {"requests": [get(&peer)]}}));
+    assert_eq!(task["output"], json!([error("ConnectionLimitReached")]));
+    let logs = client.get(&format!("/task/{}/logs", task["id"].as_str().unwrap())).expect(200).text();
+    assert!(logs.contains("only 1 are allowed in an hour"), "{logs}");
+    assert_eq!(peer.connections(), 13);
+}
+
 #[test]
 fn connections_of_an_attempt_at_once() {
     for (flags, refused) in [

@@ -23,6 +23,7 @@ use wasmtime_wasi_http::Error;
 
 use super::addresses::{self, Network};
 use crate::grants::Scheme;
+use crate::tenants::Tenants;
 
 /// How long a name may take to be resolved.
 const LOOKUP: Duration = Duration::from_secs(5);
@@ -69,6 +70,8 @@ pub struct Outbound {
     lookups: Arc<Semaphore>,
     pub(super) connections: Arc<Semaphore>,
     pub(super) limits: HttpLimits,
+    /// Who may still send requests.
+    pub(super) tenants: Arc<Tenants>,
     /// Where sockets and timers are: not on the guests' threads, which have none.
     pub(super) runtime: Handle,
 }
@@ -89,7 +92,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl Outbound {
     /// Reads the authorities' file.
-    pub fn new(settings: HttpSettings, runtime: Handle) -> anyhow::Result<Outbound> {
+    pub fn new(settings: HttpSettings, tenants: Arc<Tenants>, runtime: Handle) -> anyhow::Result<Outbound> {
         let HttpSettings { allowed, resolve, authorities, max_connections, limits } = settings;
         Ok(Outbound {
             allowed,
@@ -98,6 +101,7 @@ impl Outbound {
             lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
             connections: Arc::new(Semaphore::new(max_connections)),
             limits,
+            tenants,
             runtime,
         })
     }

@@ -16,6 +16,7 @@ use super::connect::{HttpLimits, Outbound, Target};
 use super::exchange::{Answer, Exchange, Timeouts};
 use super::secrets::{self, PutIn};
 use super::{Allowed, BODY_CHUNK_BYTES, BODY_CHUNKS};
+use crate::clock;
 use crate::grants::{MOST_SECRETS, Scheme};
 use crate::host::log::LogLevel;
 
@@ -60,6 +61,10 @@ impl Hooks {
         }
         let put_in = self.put_in(&request, &target)?;
         let request = origin_form(request, &target)?;
+        if let Err(most) = self.outbound.tenants.request(&self.allowed.tenant, clock::now()) {
+            let what = format!("a request: only {most} are allowed in an hour, of all the tenant's tasks");
+            return Err(self.refuse(&what, Error::ConnectionLimitReached));
+        }
         let options = options.unwrap_or_default();
         let capped = |asked: Option<Duration>| asked.map_or(timeout, |asked| asked.min(timeout));
         Ok(Exchange {

@@ -28,6 +28,8 @@ impl World {
         let (flush, mut flushed) = reply();
         self.step(vec![Command::Flush { reply: flush }]);
         flushed.try_recv().unwrap().unwrap();
+        self.note_created();
+        let refused = refused || self.has_created_enough();
         match self.stored(task.id) {
             Some(stored) => drop(self.told.tasks.insert(task.id, stored)),
             None => assert!(known || refused, "it is neither stored nor refused: {task:?}"),
@@ -46,7 +48,9 @@ impl World {
                 }
                 Ok(Err(Refused::NotFound)) => assert!(self.told.deleted.contains(&id)),
                 Ok(Err(Refused::UniqueKey { .. })) => assert!(waited.task.unique_key.is_some() && stored.is_none()),
-                Ok(Err(Refused::TooManyPending { .. })) => assert!(stored.is_none()),
+                Ok(Err(Refused::TooManyPending { .. } | Refused::TooManySubmitted { .. })) => {
+                    assert!(stored.is_none());
+                }
                 Ok(Err(refused)) => panic!("{refused}"),
                 Err(oneshot::error::TryRecvError::Empty) => {
                     if let Some(stored) = stored {

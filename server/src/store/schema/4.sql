@@ -39,7 +39,9 @@ CREATE TABLE tenant (
     name       TEXT PRIMARY KEY,
     created_at INTEGER NOT NULL,
     -- Its share of the machine beside the others'.
-    weight     INTEGER NOT NULL
+    weight     INTEGER NOT NULL,
+    -- What is set of its quotas; the others are as the server has them.
+    quotas     TEXT NOT NULL DEFAULT '{}'
 ) WITHOUT ROWID;
 -- The one that is served without keys, and the one that administers the others.
 INSERT INTO tenant (name, created_at, weight) VALUES
@@ -124,3 +126,47 @@ CREATE INDEX task_at_once ON task (tenant, task_type, id) WHERE held >= 2;
 -- The queue, by tenant.
 DROP INDEX task_ready;
 CREATE INDEX task_ready ON task (tenant, rank, id) WHERE status = 0 AND due_at IS NULL AND held = 0;
+
+-- Anew, with what the lines count as in front of them.
+CREATE TABLE log_lines_4 (
+    task    BLOB NOT NULL,
+    -- The number of the first line, and how many there are.
+    first   INTEGER NOT NULL,
+    count   INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    -- Of each line its text and 64 bytes. 0: it is the marker of lines that were dropped.
+    bytes   INTEGER NOT NULL,
+    -- A JSON array of [time, level, message].
+    lines   TEXT NOT NULL,
+    PRIMARY KEY (task, first)
+) WITHOUT ROWID;
+INSERT INTO log_lines_4 (task, first, count, attempt, bytes, lines)
+    SELECT task, first, count, attempt, (SELECT sum(octet_length(value ->> 2) + 64) FROM json_each(lines)), lines
+    FROM log_lines;
+DROP TABLE log_lines;
+ALTER TABLE log_lines_4 RENAME TO log_lines;
+
+-- What a tenant's log lines add up to, kept in the transaction of every change.
+CREATE TABLE log_use (
+    tenant TEXT PRIMARY KEY,
+    bytes  INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO log_use (tenant, bytes)
+    SELECT tenant, sum(bytes) FROM log_lines JOIN task ON id = log_lines.task GROUP BY tenant;
+
+-- The same of its task types. Each version counts, also where two have the same component.
+CREATE TABLE version_use (
+    tenant TEXT PRIMARY KEY,
+    bytes  INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO version_use (tenant, bytes)
+    SELECT tenant, sum(length(bytes)) FROM task_type_version JOIN component ON digest = component GROUP BY tenant;
+CREATE TRIGGER version_added AFTER INSERT ON task_type_version BEGIN
+    INSERT INTO version_use (tenant, bytes)
+        SELECT NEW.tenant, length(bytes) FROM component WHERE digest = NEW.component
+        ON CONFLICT (tenant) DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER version_removed AFTER DELETE ON task_type_version BEGIN
+    UPDATE version_use SET bytes = bytes - (SELECT length(bytes) FROM component WHERE digest = OLD.component)
+        WHERE tenant = OLD.tenant;
+END;

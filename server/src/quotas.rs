@@ -1,0 +1,296 @@
+//! Quotas: what a tenant may have of the server. Which there are, how the server's defaults and what is set for a
+//! tenant become one set, and how what is counted over time is counted. Pure.
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::task::Timestamp;
+
+/// The largest value that can be set: the largest whole number that every reader of JSON takes.
+pub const MOST: u64 = (1 << 53) - 1;
+
+/// A quota that does not allow something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{limit} {what} are allowed, and {left} are left")]
+pub struct UsedUp {
+    /// What it is of.
+    pub what: &'static str,
+    /// How much it is.
+    pub limit: u64,
+    /// How much is left of it, which is too little.
+    pub left: u64,
+}
+
+/// Declares the quotas once: all of them, those that are set for a tenant, and a change of those.
+macro_rules! quotas {
+    ($($(#[$doc:meta])* $name:ident, at least $least:literal;)*) => {
+        /// All quotas of a tenant; `None`: there is no bound. What it uses of each has the same form; `None`:
+        /// that is not counted.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Quotas { $($(#[$doc])* pub $name: Option<u64>,)* }
+
+        /// Quotas that are set for a tenant; the others are as the server has them.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct QuotaOverrides {
+            $(
+                $(#[$doc])*
+                #[serde(default, skip_serializing_if = "Option::is_none")]
+                pub $name: Option<u64>,
+            )*
+        }
+
+        /// A change of what is set for a tenant. What is not there stays as it is; null sets it back to the default.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+        #[serde(deny_unknown_fields)]
+        pub struct QuotaPatch {
+            $(
+                $(#[$doc])*
+                #[serde(default, deserialize_with = "set_or_null", skip_serializing_if = "Option::is_none")]
+                #[schema(value_type = Option<u64>, minimum = $least, maximum = 9_007_199_254_740_991_u64)]
+                pub $name: Option<Option<u64>>,
+            )*
+        }
+
+        impl Quotas {
+            /// Name and value of each.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, Option<u64>)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+
+            /// These, with what is set for a tenant.
+            pub fn with(&self, set: &QuotaOverrides) -> Quotas {
+                Quotas { $($name: set.$name.or(self.$name),)* }
+            }
+        }
+
+        impl QuotaOverrides {
+            /// These after a change.
+            pub fn changed(&self, patch: &QuotaPatch) -> QuotaOverrides {
+                QuotaOverrides { $($name: patch.$name.unwrap_or(self.$name),)* }
+            }
+        }
+
+        impl QuotaPatch {
+            /// A change that sets every quota back to its default.
+            pub const RESET: QuotaPatch = QuotaPatch { $($name: Some(None),)* };
+
+            /// The name of each value that cannot be, and the least that it can be.
+            pub fn faults(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), $least, self.$name),)*].into_iter().filter_map(|(name, least, set)| {
+                    set.flatten().is_some_and(|set| set < least || set > MOST).then_some((name, least))
+                })
+            }
+        }
+    };
+}
+
+quotas! {
+    /// Tasks that are Pending.
+    pending_tasks, at least 0;
+    /// Tasks that are Running; more wait.
+    running_tasks, at least 1;
+    /// Memory that running tasks may have together, in bytes; more tasks wait.
+    running_memory_bytes, at least 1;
+    /// CPU time in an hour, in milliseconds; past it tasks wait.
+    cpu_ms_per_hour, at least 1;
+    /// Tasks that are created in a second, for long.
+    submitted_per_second, at least 1;
+    /// Tasks that can be created at once, where fewer were before; as many as in a second where it is not set.
+    submit_burst, at least 1;
+    /// Task types.
+    task_types, at least 0;
+    /// All versions of the task types together, in bytes.
+    component_bytes, at least 0;
+    /// Objects.
+    objects, at least 0;
+    /// All objects together, in bytes.
+    object_bytes, at least 0;
+    /// Log lines that are kept of all tasks, in bytes; each counts its text and 64 bytes. More lines are dropped.
+    log_bytes, at least 0;
+    /// HTTP requests of all tasks that go out in an hour; more are refused.
+    http_requests_per_hour, at least 0;
+    /// Event streams that are open.
+    event_streams, at least 0;
+    /// Schedules.
+    schedules, at least 0;
+}
+
+/// A field that may be there as null.
+fn set_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u64>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+impl Quotas {
+    /// How fast tasks may be created, where that is bounded.
+    pub fn submit_rate(&self) -> Option<Rate> {
+        let per_second = self.submitted_per_second?;
+        Some(Rate { per_second, burst: self.submit_burst.unwrap_or(per_second) })
+    }
+}
+
+/// How often something may be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Times a second, for long; at least 1.
+    pub per_second: u64,
+    /// Times at once; at least 1.
+    pub burst: u64,
+}
+
+impl Rate {
+    /// Seconds in which all of the burst comes back.
+    pub fn window(self) -> u64 {
+        self.burst.div_ceil(self.per_second)
+    }
+}
+
+/// How often something can still be done (a token bucket). It is counted in thousandths, as a rate of one a
+/// second gives them each millisecond: so nothing is rounded.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    thousandths: u64,
+    at: Timestamp,
+}
+
+const ONE: u64 = 1000;
+
+impl Bucket {
+    /// One from which nothing was taken yet.
+    pub fn full(rate: Rate, now: Timestamp) -> Bucket {
+        Bucket { thousandths: rate.burst * ONE, at: now }
+    }
+
+    /// As it is at `now`. A clock that was put back gives nothing.
+    fn at(self, rate: Rate, now: Timestamp) -> Bucket {
+        let came = now.millis_since(self.at).saturating_mul(rate.per_second);
+        Bucket { thousandths: self.thousandths.saturating_add(came).min(rate.burst * ONE), at: now }
+    }
+
+    /// How often it can be done at once.
+    pub fn left(self, rate: Rate, now: Timestamp) -> u64 {
+        self.at(rate, now).thousandths / ONE
+    }
+
+    /// Does it once, if it can be done.
+    pub fn take(&mut self, rate: Rate, now: Timestamp) -> bool {
+        *self = self.at(rate, now);
+        let left = self.thousandths.checked_sub(ONE);
+        self.thousandths = left.unwrap_or(self.thousandths);
+        left.is_some()
+    }
+
+    /// It was not done after all.
+    pub fn give_back(&mut self) {
+        self.thousandths += ONE;
+    }
+
+    /// Seconds until all of the burst is there again.
+    pub fn full_in(self, rate: Rate, now: Timestamp) -> u64 {
+        (rate.burst * ONE - self.at(rate, now).thousandths).div_ceil(rate.per_second * ONE)
+    }
+}
+
+/// How often something was done in an hour, which begins with the first time and not before the hour before it is
+/// over.
+#[derive(Clone, Copy, Debug)]
+pub struct Hour {
+    since: Timestamp,
+    times: u64,
+}
+
+impl Hour {
+    /// One in which nothing was done yet.
+    pub fn new(now: Timestamp) -> Hour {
+        Hour { since: now, times: 0 }
+    }
+
+    /// How often it was done in the hour of `now`.
+    pub fn times(self, now: Timestamp) -> u64 {
+        // A clock that was put back begins another one: the time that is gone is not known.
+        let elapsed = now.0.saturating_sub(self.since.0);
+        if (0..60 * 60 * 1000).contains(&elapsed) { self.times } else { 0 }
+    }
+
+    /// Does it once, where that is not more than `most` times in the hour.
+    pub fn take(&mut self, most: u64, now: Timestamp) -> bool {
+        let times = self.times(now);
+        if times == 0 {
+            *self = Hour::new(now);
+        }
+        let allowed = times < most;
+        self.times = times + u64::from(allowed);
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_for_a_tenant_wins_and_null_takes_it_back() {
+        let defaults = Quotas { pending_tasks: Some(10), objects: Some(5), ..Quotas::default() };
+        let patch = |text: &str| serde_json::from_str::<QuotaPatch>(text).unwrap();
+        let set = QuotaOverrides::default().changed(&patch(r#"{"objects":7,"submit_burst":3}"#));
+        let of = defaults.with(&set);
+        assert_eq!((of.pending_tasks, of.objects, of.submit_burst), (Some(10), Some(7), Some(3)));
+        let set = set.changed(&patch(r#"{"objects":null}"#));
+        assert_eq!(defaults.with(&set), Quotas { submit_burst: Some(3), ..defaults });
+        assert_eq!(set.changed(&QuotaPatch::RESET), QuotaOverrides::default());
+        assert_eq!(serde_json::to_string(&set).unwrap(), r#"{"submit_burst":3}"#);
+    }
+
+    #[test]
+    fn values_that_cannot_be() {
+        let patch = QuotaPatch {
+            objects: Some(Some(0)),
+            submit_burst: Some(Some(0)),
+            log_bytes: Some(Some(MOST + 1)),
+            task_types: Some(None),
+            ..QuotaPatch::default()
+        };
+        assert_eq!(patch.faults().collect::<Vec<_>>(), [("submit_burst", 1), ("log_bytes", 0)]);
+    }
+
+    #[test]
+    fn a_rate_holds_for_long_and_at_once() {
+        let rate = Rate { per_second: 3, burst: 10 };
+        let mut bucket = Bucket::full(rate, Timestamp(0));
+        // Whatever the steps of the clock: the burst, and then three a second.
+        for step in [1, 7, 333, 1000] {
+            bucket = Bucket::full(rate, Timestamp(0));
+            let taken: usize =
+                (0..=10_000).step_by(step).map(|ms| (0..20).filter(|_| bucket.take(rate, Timestamp(ms))).count()).sum();
+            let last = 10_000 / step as u64 * step as u64;
+            assert_eq!(taken as u64, 10 + last * 3 / 1000, "{step}");
+        }
+        assert_eq!((bucket.left(rate, Timestamp(10_000)), bucket.full_in(rate, Timestamp(10_000))), (0, 4));
+        assert_eq!((bucket.left(rate, Timestamp(60_000)), bucket.full_in(rate, Timestamp(60_000))), (10, 0));
+        // A clock that is put back gives nothing, and goes on from there.
+        assert!(!bucket.take(rate, Timestamp(-10_000)));
+        assert_eq!(bucket.left(rate, Timestamp(-9_000)), 3);
+        bucket.give_back();
+        assert_eq!(bucket.left(rate, Timestamp(-10_000)), 1);
+        assert_eq!(rate.window(), 4);
+    }
+
+    #[test]
+    fn a_lowered_burst_holds_at_once() {
+        let bucket = Bucket::full(Rate { per_second: 1, burst: 100 }, Timestamp(0));
+        let lower = Rate { per_second: 1, burst: 3 };
+        assert_eq!((bucket.left(lower, Timestamp(0)), bucket.full_in(lower, Timestamp(0))), (3, 0));
+    }
+
+    #[test]
+    fn an_hour_begins_with_the_first_time() {
+        const HOUR: i64 = 60 * 60 * 1000;
+        let mut hour = Hour::new(Timestamp(0));
+        assert!(hour.take(2, Timestamp(1000)) && hour.take(2, Timestamp(HOUR)));
+        assert!(!hour.take(2, Timestamp(HOUR + 999)));
+        assert_eq!((hour.times(Timestamp(HOUR + 999)), hour.times(Timestamp(HOUR + 1000))), (2, 0));
+        assert!(hour.take(2, Timestamp(HOUR + 1000)));
+        assert!(hour.take(3, Timestamp(HOUR + 1001)) && hour.take(3, Timestamp(HOUR + 1002)));
+        assert!(!hour.take(3, Timestamp(HOUR + 1003)) && !hour.take(1, Timestamp(HOUR + 1003)));
+        assert!(!Hour::new(Timestamp(0)).take(0, Timestamp(5)));
+        assert!(hour.take(1, Timestamp(0)), "a clock that was put back");
+    }
+}
