@@ -29,6 +29,9 @@ pub enum Command {
     Backup(BackupArgs),
     /// Fill an empty data directory from a backup.
     Restore(BackupArgs),
+    /// Look at a component on stdin: the server's own doing, in a process apart.
+    #[command(hide = true)]
+    CheckComponent,
     /// Compile a component from stdin to stdout: the server's own doing, in a process apart.
     #[command(hide = true)]
     CompileComponent {
