@@ -2,22 +2,26 @@
 //! tasks that expired, schedules that are due, and what is kept no longer.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::{Core, Started};
 use crate::registry::TaskType;
-use crate::store::{KEY_AGE_MS, StoreError, Time};
-use crate::task::{Event, TaskId, Timestamp};
+use crate::store::{HeldGroup, KEY_AGE_MS, StoreError, Time};
+use crate::task::{Event, Timestamp};
 
 /// Tasks that one transaction looks at for each of these.
 const STEP: usize = 500;
 
-/// A place among the tasks that are held back: a type, and a task of it.
-pub(super) type HeldPlace = (Arc<str>, Option<TaskId>);
-
-/// Tasks that are held back, of which one transaction looks at so many.
+/// Of the tasks that are held back, one transaction looks at so many groups, and releases about so many.
+pub(super) const HELD_GROUPS: usize = 100;
 pub(super) const HELD_STEP: usize = 500;
+
+/// Which groups of tasks that are held back are to be looked at.
+#[derive(Clone, Debug)]
+pub(super) enum LookAtHeld {
+    All,
+    After(HeldGroup),
+}
 
 /// Tasks that one transaction removes because they ended long ago: as many as things happened in it, which
 /// are two or more for each task that comes and ends, so that removing is faster than what comes; but at
@@ -73,21 +77,21 @@ pub(super) struct Timers {
     pub(super) full_due: usize,
     pub(super) full_queued: usize,
     sweep: Timer,
-    /// Tasks that are held back have to be looked at, from after this one on.
-    held: Option<HeldPlace>,
+    /// Tasks that are held back have to be looked at.
+    held: Option<LookAtHeld>,
 }
 
 impl Timers {
     /// Look at everything at once.
     pub(super) fn all_at_once() -> Timers {
         let now = Timer(Some(Timestamp(0)));
-        let held = Some(("".into(), None));
+        let held = Some(LookAtHeld::All);
         Timers { due: now, expires: now, schedules: now, queued: now, full_due: 0, full_queued: 0, sweep: now, held }
     }
 
     /// Look at the tasks that are held back: some may not have to be any more.
     pub(super) fn look_at_held(&mut self) {
-        self.held = Some(("".into(), None));
+        self.held = Some(LookAtHeld::All);
     }
 
     /// How long until the first.
@@ -132,8 +136,8 @@ impl Core {
                 self.timers.expires = Timer(self.store.next(Time::Expires)?);
             }
         }
-        if let Some(after) = self.timers.held.take() {
-            self.timers.held = self.release_held(&after, now)?;
+        if let Some(groups) = self.timers.held.take() {
+            self.timers.held = self.release_held(groups, now)?;
         }
         self.keep_schedules(now, &mut done.starts)?;
         if self.timers.sweep.has_come(now) && !self.sweep(now)? {

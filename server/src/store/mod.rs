@@ -28,7 +28,7 @@ pub use error::StoreError;
 pub use history::{LoggedLine, Told, ToldEvents};
 pub use list::Found;
 pub use operations::{Action, Operation, OperationId};
-pub use queue::{KEY_AGE_MS, KeyUse, Time};
+pub use queue::{HeldGroup, KEY_AGE_MS, KeyUse, Time};
 pub use read::{ListFilter, ObjectMeta, Page, Readers, TaskSummary};
 pub use rows::StoredType;
 pub use task_types::StoredComponent;

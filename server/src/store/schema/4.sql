@@ -1,4 +1,4 @@
--- Version 4: secrets, key-value.
+-- Version 4: secrets, key-value, tasks that are held back by what they wait for.
 
 -- Sealed with the operator's key, which is not in here.
 CREATE TABLE secret (
@@ -26,3 +26,7 @@ CREATE TABLE key_value_use (
     entries INTEGER NOT NULL,
     bytes   INTEGER NOT NULL
 ) WITHOUT ROWID;
+
+-- Whether a task is still held back is the same for all of a type and a version: so they are looked at together.
+DROP INDEX task_held;
+CREATE INDEX task_held ON task (tenant, task_type, component, id) WHERE held = 1;
