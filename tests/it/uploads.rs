@@ -1,8 +1,10 @@
 //! Task types that are uploaded while the server runs.
 
 mod compiling;
+mod many;
 mod refused;
 mod trial;
+mod ways;
 
 use serde_json::{Value, json};
 
