@@ -127,14 +127,21 @@ impl Reader {
 
     /// One GET: the status and the body.
     pub(crate) fn get(&mut self, path: &str) -> Result<(u16, Vec<u8>)> {
-        let fault = || format!("GET {path}");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address);
+        self.send("GET", path, "", &[])
+    }
+
+    /// One request with more lines of its head, each with its end: the status and the body of the answer.
+    pub(crate) fn send(&mut self, method: &str, path: &str, head: &str, body: &[u8]) -> Result<(u16, Vec<u8>)> {
+        let fault = || format!("{method} {path}");
+        let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{head}{length}\r\n", self.address);
         self.stream.write_all(request.as_bytes()).with_context(fault)?;
+        self.stream.write_all(body).with_context(fault)?;
         let mut buffer = Vec::new();
         let mut piece = [0; 65536];
         loop {
             let count = self.stream.read(&mut piece).with_context(fault)?;
-            ensure!(count > 0, "GET {path}: closed before the answer was whole");
+            ensure!(count > 0, "{method} {path}: closed before the answer was whole");
             buffer.extend_from_slice(&piece[..count]);
             if let Some(response) = parse(&buffer).with_context(fault)? {
                 return Ok((response.status, response.body.to_vec()));
