@@ -127,25 +127,16 @@ impl Reader {
 
     /// One GET: the status and the body.
     pub(crate) fn get(&mut self, path: &str) -> Result<(u16, Vec<u8>)> {
-        self.send("GET", path, &[], "")
+        self.send("GET", path, "", &[])
     }
 
-    /// Any request: the status and the body.
-    pub(crate) fn send(
-        &mut self,
-        method: &str,
-        path: &str,
-        head: &[(&str, String)],
-        body: &str,
-    ) -> Result<(u16, Vec<u8>)> {
+    /// One request with more lines of its head, each with its end: the status and the body of the answer.
+    pub(crate) fn send(&mut self, method: &str, path: &str, head: &str, body: &[u8]) -> Result<(u16, Vec<u8>)> {
         let fault = || format!("{method} {path}");
-        let head: String = head.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let length = body.len();
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\n{head}Content-Length: {length}\r\n\r\n{body}",
-            self.address
-        );
+        let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{head}{length}\r\n", self.address);
         self.stream.write_all(request.as_bytes()).with_context(fault)?;
+        self.stream.write_all(body).with_context(fault)?;
         let mut buffer = Vec::new();
         let mut piece = [0; 65536];
         loop {

@@ -9,6 +9,10 @@ mod drain;
 mod enqueue;
 mod guests;
 mod histogram;
+/// The tests upload the same ones.
+#[expect(dead_code, reason = "the tests use more of it")]
+#[path = "../../tests/it/support/hostile.rs"]
+mod hostile;
 mod http;
 mod in_process;
 mod latency;
@@ -23,6 +27,8 @@ mod sandbox;
 mod server;
 mod start;
 mod tenants;
+mod types;
+mod uploads;
 mod waited;
 
 use std::ffi::OsString;
@@ -71,6 +77,10 @@ enum Command {
     Start,
     /// Tenants beside each other: latency beside another's backlog, shares of CPU time, what keys cost
     Tenants,
+    /// The server's start with 100 uploaded types of 200 KB
+    Types,
+    /// Uploads that are refused, each kind, and tasks beside them and beside what is hard to compile
+    Uploads,
     /// The sandbox alone, in this process: instantiate, run `echo` and drop
     Sandbox,
     /// Guests that compute: with all limits, without any, and the same code native
@@ -215,6 +225,12 @@ fn run(cli: Cli) -> Result<bool> {
     }
     if matches!(cli.command, None | Some(Command::Tenants)) {
         good &= tenants::run(&setup, &mut random)?;
+    }
+    if matches!(cli.command, None | Some(Command::Types)) {
+        good &= types::run(&setup)?;
+    }
+    if matches!(cli.command, None | Some(Command::Uploads)) {
+        good &= uploads::run(&setup)?;
     }
     let in_process = setup.program.dir.join("in-process");
     if matches!(cli.command, None | Some(Command::Sandbox)) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::runtime::Handle;
 
-use crate::sandbox::{CompileLimits, NotCompiled, Program, Sandbox};
+use crate::sandbox::{CompileLimits, NotCompiled, Program, Sandbox, one_line};
 use crate::store::Readers;
 use crate::task::Digest;
 
@@ -98,14 +98,14 @@ fn compile(
 ) -> anyhow::Result<Compiled> {
     // Under another name it may have been compiled already.
     if let Some(loaded) = sandbox.load(digest) {
-        return Ok(loaded.map(Arc::new).map_err(|error| format!("{error:#}").into()));
+        return Ok(loaded.map(Arc::new).map_err(|error| one_line(&format!("{error:#}")).into()));
     }
     let Some(bytes) = runtime.block_on(readers.component(digest))? else {
         return Ok(Err("it was removed".into()));
     };
     match sandbox.compile_apart(digest, &bytes, limits) {
         Ok(program) => Ok(Ok(Arc::new(program))),
-        Err(NotCompiled::Refused(why)) => Ok(Err(why.into())),
+        Err(NotCompiled::Refused(why)) => Ok(Err(one_line(&why).into())),
         Err(NotCompiled::Failed(error)) => Err(error),
     }
 }

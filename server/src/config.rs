@@ -39,6 +39,9 @@ pub enum Command {
     /// Keys: what clients authenticate with.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Look at a component on stdin: the server's own doing, in a process apart.
+    #[command(hide = true)]
+    CheckComponent,
     /// Compile a component from stdin to stdout: the server's own doing, in a process apart.
     #[command(hide = true)]
     CompileComponent {

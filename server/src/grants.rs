@@ -454,5 +454,26 @@ mod tests {
         assert_eq!(bad(json!({ "keyvalue": names })), wrong);
         assert_eq!(bad(json!({"keyvalue": vec!["a"; 65]})), ["keyvalue"]);
         assert_eq!(bad(json!({"keyvalue": "a"})), ["keyvalue"]);
+        assert_eq!(bad(json!({ "config": many })), ["config"]);
+        let (long, method) = ("n".repeat(NAME_BYTES + 1), "M".repeat(33));
+        assert_eq!(bad(json!({"env": {&long: ""}})), [format!("env/{long}")]);
+        assert_eq!(bad(json!({"config": {&long: ""}})), [format!("config/{long}")]);
+        assert_eq!(bad(json!({"http": [{"host": "a", "methods": [method]}]})), ["http/0/methods"]);
+    }
+
+    /// As much as there may be of each.
+    #[test]
+    fn the_most_is_taken() {
+        let values: BTreeMap<String, String> = (0..MOST_VALUES).map(|n| (n.to_string(), String::new())).collect();
+        let long = "n".repeat(NAME_BYTES);
+        let value = "x".repeat(VALUES_BYTES - NAME_BYTES);
+        for taken in [
+            json!({"http": vec![json!({"host": "a"}); MOST_DESTINATIONS]}),
+            json!({"http": [{"host": "a", "methods": vec!["M".repeat(32); MOST_METHODS]}]}),
+            json!({"env": values, "config": values}),
+            json!({"env": {&long: &value}, "config": {&long: &value}}),
+        ] {
+            Grants::read(taken).unwrap();
+        }
     }
 }

@@ -491,4 +491,35 @@ mod tests {
         assert!(any.check(&format!("[{}0]", r#"{"a":0},"#.repeat(1000))).is_ok());
         assert!(any.check(&format!("[{}0]", r#"{"a":0},"#.repeat(200_000))).is_err());
     }
+
+    /// Each bound takes what is at it, and nothing more.
+    #[test]
+    fn bounds() {
+        let is_taken = |value: &Value| schema(value).fault().is_none();
+        let items = |count: u64| json!({"enum": (0..count).collect::<Vec<_>>()});
+        assert!(is_taken(&items(MOST_PARTS - 2)) && !is_taken(&items(MOST_PARTS - 1)));
+        let patterns = |count: u64| json!({"anyOf": (0..count).map(|_| json!({"pattern": "a"})).collect::<Vec<_>>()});
+        assert!(is_taken(&patterns(MOST_PATTERNS)) && !is_taken(&patterns(MOST_PATTERNS + 1)));
+        let named = |count: u64| {
+            let patterns = (0..count).map(|at| (format!("a{at}"), json!({}))).collect::<serde_json::Map<_, _>>();
+            json!({"patternProperties": patterns})
+        };
+        assert!(is_taken(&named(MOST_PATTERNS)) && !is_taken(&named(MOST_PATTERNS + 1)));
+        let deep = |depth: u64| (0..depth).fold(json!(true), |inner, _| json!({"not": inner}));
+        assert!(is_taken(&deep(MOST_DEPTH)) && !is_taken(&deep(MOST_DEPTH + 1)));
+        assert!(is_taken(&json!({"pattern": "a{100}"})) && !is_taken(&json!({"pattern": "(a{100}){100}"})));
+        assert!(!is_taken(&json!({"patternProperties": {"(a{100}){100}": {}}})));
+        // What a pattern costs grows with the text.
+        let pattern = schema(&json!({"pattern": "a"}));
+        let text = |bytes: u64| format!("\"{}\"", "a".repeat(usize::try_from(bytes).unwrap()));
+        let most = MOST_WORK / PATTERN_WORK;
+        assert_eq!(pattern.check(&text(most - 10)), Ok(()));
+        assert!(pattern.check(&text(most)).unwrap_err()[0].detail.contains("too much"));
+        // Where every fault is told, and where only that there is one.
+        let numbers = schema(&json!({"items": {"type": "string"}}));
+        let input = |values: u64| format!("[{}0]", "0,".repeat(usize::try_from(values - 2).unwrap()));
+        let most = MOST_WORK_FOR_FAULTS / numbers.compiled().as_ref().unwrap().parts;
+        assert_eq!(numbers.check(&input(most)).unwrap_err().len(), MOST_FAULTS);
+        assert_eq!(numbers.check(&input(most + 1)).unwrap_err().len(), 1);
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +35,10 @@ use crate::types_at_start;
 /// Kernel memory maps left for everything that is not an attempt.
 const MAPS_RESERVED: usize = 4_000;
 
+/// File descriptors left for everything that is no connection: the database, its readers, the log, the processes
+/// that compile.
+const FILES_RESERVED: u64 = 256;
+
 /// Attempts that may work at once, for each core: so few that the default CPU time of all of them fits
 /// into the default timeout, and a full machine makes tasks wait and not fail.
 const WORKING_PER_CORE: usize = 16;
@@ -46,6 +51,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let file = config.secret_key_file.as_deref();
     let key = file.map(|file| Key::read(file, &config.data_dir)).transpose()?.map(Arc::new);
+    raise_open_files(u64::from(config.max_connections) + u64::from(config.max_http_connections));
     let data_dir = DataDir::open(&config.data_dir)?;
     let (mut writer, readers) = store::open(&data_dir.path, READERS)?;
     let (defaults, ceiling) = (config.defaults.limits(), config.ceilings.limits());
@@ -245,6 +251,29 @@ fn threads(name: &'static str, count: usize) -> Builder {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(count).thread_name(name);
     builder
+}
+
+/// Raises the limit of open files to what so many connections need, as far as the system allows. The usual one, 1024,
+/// is less than `--max-connections`.
+fn raise_open_files(connections: u64) {
+    let needed = connections + FILES_RESERVED;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // `None` is without a limit.
+    if current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let allowed = maximum.map_or(needed, |maximum| maximum.min(needed));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(allowed), maximum });
+    let open_files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if open_files < needed {
+        tracing::warn!(
+            open_files,
+            needed,
+            error = raised.err().map(tracing::field::display),
+            "the system allows fewer open files than --max-connections and --max-http-connections ask for: raise the \
+             hard limit (ulimit -Hn {needed}), or lower them"
+        );
+    }
 }
 
 /// How many attempts the kernel's limit of memory maps allows, if that is less than asked for.

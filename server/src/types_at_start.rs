@@ -11,7 +11,7 @@ use crate::clock;
 use crate::compiler::Compiler;
 use crate::manager;
 use crate::registry::{Registry, SHARED, TaskType, Version};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, one_line};
 use crate::store::{StoredComponent, StoredType, Writer};
 use crate::task::Digest;
 
@@ -122,7 +122,7 @@ pub(crate) fn load(
 }
 
 fn failed(name: &str, digest: Digest, error: &anyhow::Error) -> Version {
-    let why = format!("{error:#}");
+    let why = one_line(&format!("{error:#}"));
     tracing::error!(task_type = name, %digest, why, "this task type cannot be used");
     Version::Failed(why.into())
 }

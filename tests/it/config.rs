@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::process::Signal;
 
 use crate::support::server::{Setup, refused, taskcell};
-use crate::support::{server, temp_dir};
+use crate::support::{server, temp_dir, wait_for};
 
 /// `serve` with nothing but its data directory.
 fn serve_on(data_dir: &Path) -> std::process::Command {
@@ -208,4 +208,35 @@ fn guest_threads() {
     let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
     let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
     assert_eq!(names.filter(|name| name == "guest\n").count(), 3);
+}
+
+/// The limit of open files is raised to what the connections need, and where the system does not allow that, the
+/// log says so.
+#[test]
+fn open_files() {
+    let limit = |ulimit: &str, is_enough: bool| {
+        let setup = Setup::new(&["--max-connections", "1000", "--max-http-connections", "100"]).with_components(None);
+        let server = setup.command();
+        let mut command = std::process::Command::new("sh");
+        command
+            .args(["-c", &format!("{ulimit}; exec \"$0\" \"$@\"")])
+            .arg(server.get_program())
+            .args(server.get_args());
+        for (name, value) in server.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let server = setup.start_command(command);
+        server.client.get("/healthz").expect(200);
+        let limits = fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        wait_for("its log", || server.log().contains("sandbox ready").then_some(()));
+        assert_eq!(server.log().contains("fewer open files"), !is_enough, "{}", server.log());
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(limit("ulimit -Sn 300", true), 1_356);
+    assert_eq!(limit("ulimit -n 400", false), 400);
+    assert_eq!(limit("ulimit -Sn 2000", true), 2_000, "it is not lowered");
 }

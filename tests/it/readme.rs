@@ -48,7 +48,7 @@ fn blocks() -> Vec<Block> {
 fn every_command_answers_what_the_readme_shows() {
     let here = crate::support::temp_dir();
     let blocks = blocks();
-    let mut shell = Shell::default();
+    let shell = Shell::default();
     // What makes the key comes first: the server reads it when it starts.
     let key = blocks.iter().find(|block| block.language == "sh" && block.text.contains("/dev/urandom")).unwrap();
     said(&mut shell.command(&key.text, here.path()));

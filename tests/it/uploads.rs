@@ -1,12 +1,15 @@
 //! Task types that are uploaded while the server runs.
 
 mod compiling;
+mod many;
 mod refused;
 mod trial;
+mod ways;
 
 use serde_json::{Value, json};
 
 use crate::support::guests::GUESTS;
+use crate::support::hostile::with_module;
 use crate::support::server::Setup;
 use crate::support::{Answer, Client, guest, server, wait_for};
 
@@ -23,22 +26,6 @@ fn echo_version(number: u8) -> Vec<u8> {
     let mut bytes = echo();
     bytes.extend([0, 3, 1, b'v', number]);
     bytes
-}
-
-/// A component with a core module more.
-fn with_module(mut component: Vec<u8>, module: &[u8]) -> Vec<u8> {
-    component.push(1);
-    let mut size = module.len();
-    loop {
-        let byte = (size & 0x7f) as u8;
-        size >>= 7;
-        component.push(if size == 0 { byte } else { byte | 0x80 });
-        if size == 0 {
-            break;
-        }
-    }
-    component.extend(module);
-    component
 }
 
 fn put(client: &Client, name: &str, bytes: &[u8]) -> Answer {

@@ -97,13 +97,13 @@ pub(super) async fn put(
     let wait = prefer::wait_seconds(request.headers());
     let body = api.uploads.read(request, api.max_component_bytes).await?;
     let bytes = body.bytes.clone();
-    // As many at once as there are turns: each takes a processor for a moment.
+    // One at a time: it takes a processor for a moment.
     let looked = {
         let _turn = api.checks.acquire().await.map_err(|error| Problem::internal(&error.into()))?;
         tokio::task::spawn_blocking(move || (sandbox::check(&bytes), Digest(Sha256::digest(&bytes).into()))).await
     };
     let (checked, digest) = looked.map_err(|error| Problem::internal(&error.into()))?;
-    checked.map_err(|faults| {
+    checked.map_err(|error| Problem::internal(&error))?.map_err(|faults| {
         let errors = faults.0.into_iter().map(|detail| FieldError { pointer: "#".into(), detail });
         Problem::fields_of(Kind::BadComponent, errors.collect())
     })?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::core::Core;
-use super::upkeep::{HELD_STEP, HeldPlace};
+use super::upkeep::{HELD_GROUPS, HELD_STEP, LookAtHeld};
 use super::{Command, Manager, Refused, Reply, answer};
 use crate::audit::{Act, Actor};
 use crate::compiler::Compiled;
@@ -308,22 +308,46 @@ impl Core {
 
     /// Whether a task that is ready must not be started at the moment.
     pub(super) fn must_wait(&self, task: &Task) -> bool {
-        self.registry.is_paused(&task.tenant, &task.task_type)
-            || matches!(self.registry.version(task.component), Some(Version::Compiling))
+        self.is_held_back(&task.tenant, &task.task_type, task.component)
     }
 
-    /// Looks at some of the tasks that are held back, after `after`, and releases those that can be started
-    /// now. Returns the last one; `None`: there are no more.
-    pub(super) fn release_held(&mut self, after: &HeldPlace, now: Timestamp) -> Result<Option<HeldPlace>, StoreError> {
-        let tasks = self.store.held(&after.0, after.1, HELD_STEP)?;
-        let last =
-            tasks.last().filter(|_| tasks.len() == HELD_STEP).map(|task| (task.task_type.clone(), Some(task.id)));
-        for mut task in tasks {
-            if !self.must_wait(&task) {
-                let _ = self.change(&mut task, Event::Release, now)?;
+    fn is_held_back(&self, tenant: &str, task_type: &str, component: Digest) -> bool {
+        self.registry.is_paused(tenant, task_type)
+            || matches!(self.registry.version(component), Some(Version::Compiling))
+    }
+
+    /// Looks at some groups of the tasks that are held back, and releases those that can be started now. Returns
+    /// the groups that are left to be looked at; `None`: there are no more.
+    pub(super) fn release_held(
+        &mut self,
+        groups: LookAtHeld,
+        now: Timestamp,
+    ) -> Result<Option<LookAtHeld>, StoreError> {
+        let mut after = match groups {
+            LookAtHeld::All => None,
+            LookAtHeld::After(group) => Some(group),
+        };
+        let mut released = 0;
+        for _ in 0..HELD_GROUPS {
+            let Some(group) = self.store.next_held(after.as_ref())? else { return Ok(None) };
+            if !self.is_held_back(&group.tenant, &group.task_type, group.component) {
+                let tasks = self.store.held(&group, HELD_STEP)?;
+                let mut more = tasks.len() == HELD_STEP;
+                released += tasks.len();
+                for mut task in tasks {
+                    more &= self.change(&mut task, Event::Release, now)?.is_ok();
+                }
+                // What is left of this group comes next: those before it are held no more.
+                if more {
+                    break;
+                }
+            }
+            after = Some(group);
+            if released >= HELD_STEP {
+                break;
             }
         }
-        Ok(last)
+        Ok(Some(after.map_or(LookAtHeld::All, LookAtHeld::After)))
     }
 }
 

@@ -2,24 +2,28 @@
 //! tasks that expired, schedules that are due, and what is kept no longer.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::{Core, Started};
 use super::tenants::NOTE_USE_EVERY_MS;
 use crate::ledger::Day;
 use crate::registry::TaskType;
-use crate::store::{KEY_AGE_MS, StoreError, Time};
-use crate::task::{Event, TaskId, Timestamp};
+use crate::store::{HeldGroup, KEY_AGE_MS, StoreError, Time};
+use crate::task::{Event, Timestamp};
 
 /// Tasks that one transaction looks at for each of these.
 const STEP: usize = 500;
 
-/// A place among the tasks that are held back: a type, and a task of it.
-pub(super) type HeldPlace = (Arc<str>, Option<TaskId>);
-
-/// Tasks that are held back, of which one transaction looks at so many.
+/// Of the tasks that are held back, one transaction looks at so many groups, and releases about so many.
+pub(super) const HELD_GROUPS: usize = 100;
 pub(super) const HELD_STEP: usize = 500;
+
+/// Which groups of tasks that are held back are to be looked at.
+#[derive(Clone, Debug)]
+pub(super) enum LookAtHeld {
+    All,
+    After(HeldGroup),
+}
 
 /// Tasks that one transaction removes because they ended long ago: as many as things happened in it, which
 /// are two or more for each task that comes and ends, so that removing is faster than what comes; but at
@@ -82,15 +86,15 @@ pub(super) struct Timers {
     keys: Timer,
     /// Until when that was done.
     keys_noted: Timestamp,
-    /// Tasks that are held back have to be looked at, from after this one on.
-    held: Option<HeldPlace>,
+    /// Tasks that are held back have to be looked at.
+    held: Option<LookAtHeld>,
 }
 
 impl Timers {
     /// Look at everything at once.
     pub(super) fn all_at_once() -> Timers {
         let now = Timer(Some(Timestamp(0)));
-        let held = Some(("".into(), None));
+        let held = Some(LookAtHeld::All);
         Timers {
             due: now,
             expires: now,
@@ -107,7 +111,7 @@ impl Timers {
 
     /// Look at the tasks that are held back: some may not have to be any more.
     pub(super) fn look_at_held(&mut self) {
-        self.held = Some(("".into(), None));
+        self.held = Some(LookAtHeld::All);
     }
 
     /// How long until the first.
@@ -152,8 +156,8 @@ impl Core {
                 self.timers.expires = Timer(self.store.next(Time::Expires)?);
             }
         }
-        if let Some(after) = self.timers.held.take() {
-            self.timers.held = self.release_held(&after, now)?;
+        if let Some(groups) = self.timers.held.take() {
+            self.timers.held = self.release_held(groups, now)?;
         }
         self.release_freed(now)?;
         self.keep_schedules(now, &mut done.starts)?;

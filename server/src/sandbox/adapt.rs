@@ -4,18 +4,21 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME as WASI, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER as ADAPTER,
 };
 use wasm_encoder::{EntityType, ImportSection, Module, RawSection};
+use wasmparser::types::TypesRef;
 use wasmparser::{ExternalKind, FuncType, Parser, Payload, TypeRef, Validator, WasmFeatures};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
+use super::precheck;
+
 /// What a module may be made of. Compilers put out no more by default, and the encoder sees no types that
 /// it may not know.
-const FEATURES: WasmFeatures = WasmFeatures::WASM2.union(WasmFeatures::EXTENDED_CONST);
+pub(super) const FEATURES: WasmFeatures = WasmFeatures::WASM2.union(WasmFeatures::EXTENDED_CONST);
 
 /// What a module gets in place of `proc_exit`: the adapter's passes on only whether the code is 0.
 const EXIT: (&str, &str) = ("wasi:cli/exit@0.2.12", "exit-with-code");
@@ -44,20 +47,23 @@ pub(super) fn adapt(bytes: &[u8]) -> anyhow::Result<Cow<'_, [u8]>> {
     if !Parser::is_core_wasm(bytes) {
         return Ok(Cow::Borrowed(bytes));
     }
-    check(bytes)?;
+    // First of all: the encoder is made for what compilers put out, and need not stand anything else.
+    precheck::check(bytes, None)?;
     let component = encode(prepared(bytes)?).context("the module cannot be made a component")?;
     Ok(Cow::Owned(component))
 }
 
-/// Refuses a module that is not a command, or wants more than the adapter has.
-pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
-    // First of all: the encoder is made for what compilers put out, and need not stand anything else.
-    let types = Validator::new_with_features(FEATURES)
-        .validate_all(bytes)
-        .context("it is no valid WebAssembly that is taken here")?;
-    let types = types.as_ref();
+/// What the adapter is: another makes another component of the same module.
+pub(super) fn adapter() -> &'static [u8] {
+    ADAPTER
+}
+
+/// Everything that is wrong with a module of these types: that it is not a command, or wants more than the adapter
+/// has.
+pub(super) fn faults(bytes: &[u8], types: TypesRef<'_>) -> anyhow::Result<Vec<String>> {
     let offered = functions_of_adapter()?;
-    let mut refused = Vec::new();
+    let mut faults = Vec::new();
+    let mut refused: usize = 0;
     let (mut has_start, mut has_memory) = (false, false);
     for payload in Parser::new(0).parse_all(bytes) {
         match payload? {
@@ -72,8 +78,11 @@ pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
                         }
                         _ => false,
                     };
-                    if !fits {
-                        refused.push((import.module, import.name, offered));
+                    refused += usize::from(!fits);
+                    if !fits && refused <= NAMED {
+                        let (module, name) = (shown(import.module), shown(import.name));
+                        let why = if offered.is_some() { " (of that type)" } else { "" };
+                        faults.push(format!("it imports {module}.{name}{why}, which is not in WASI 0.1"));
                     }
                 }
             }
@@ -86,24 +95,21 @@ pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
             }
             // Types of a component: it is more than a command, and whoever has the types can make it one.
             Payload::CustomSection(section) if section.name().starts_with("component-type") => {
-                bail!("the module is one half of a component: make the whole of it first");
+                return Ok(vec!["the module is one half of a component: make the whole of it first".to_owned()]);
             }
             _ => {}
         }
     }
-    if !refused.is_empty() {
-        let named = |(module, name, offered): &(&str, &str, Option<&FuncType>)| {
-            let why = if offered.is_some() { " (of that type)" } else { "" };
-            format!("{}.{}{why}", shown(module), shown(name))
-        };
-        let names = refused.iter().take(NAMED).map(named).collect::<Vec<_>>().join(", ");
-        let more = refused.len().saturating_sub(NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        bail!("the module imports what is not in WASI 0.1 ({WASI}): {names}{more}");
+    if refused > NAMED {
+        faults.push(format!("and {} more", refused - NAMED));
     }
-    ensure!(has_start, "the module is no command: it exports no function _start");
-    ensure!(has_memory, "the module is no command: it exports no memory of the name memory");
-    Ok(())
+    if !has_start {
+        faults.push("the module is no command: it exports no function _start".to_owned());
+    }
+    if !has_memory {
+        faults.push("the module is no command: it exports no memory of the name memory".to_owned());
+    }
+    Ok(faults)
 }
 
 /// What the adapter offers: the functions of WASI 0.1, and some of its own that harm nobody but their caller.

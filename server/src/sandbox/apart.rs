@@ -1,17 +1,28 @@
-//! Compiling in a process of its own. A component of a megabyte can cost a compiler minutes and many
-//! gigabytes: what it may use is bounded by the kernel, and where it takes more that process ends and not
-//! the server.
+//! Looking at components, and compiling them, in a process of its own. A component of two kilobytes can cost a
+//! parser gigabytes, and one of a megabyte a compiler: what it may use is bounded by the kernel, and where it takes
+//! more that process ends and not the server.
 
 use std::io::{Read, Write};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
 
-use super::{adapt, engine, precheck};
+use super::{Faults, adapt, engine, precheck};
 
-/// What compiling one component may use.
+/// What looking at a component may use. CPython takes 70 ms and 90 MB.
+const LOOK: CompileLimits = CompileLimits { memory_bytes: 512 << 20, cpu_ms: 200 };
+
+/// CPU time after which functions are no longer looked into when a component is looked at. What is left then is the
+/// compiler's, which looks into all of them.
+const BODIES_UNTIL: Duration = Duration::from_millis(60);
+
+/// How exactly the CPU time of looking is bounded.
+const TICK: Duration = Duration::from_millis(5);
+
+/// What compiling one component, or looking at it, may use.
 #[derive(Clone, Copy, Debug)]
 pub struct CompileLimits {
     /// Address space, in bytes.
@@ -29,33 +40,66 @@ pub enum NotCompiled {
     Failed(anyhow::Error),
 }
 
-/// The subcommand of this program that is the other process.
-const SUBCOMMAND: &str = "compile-component";
+/// The subcommands of this program that are the other process.
+const COMPILE: &str = "compile-component";
+const CHECK: &str = "check-component";
 
 /// The largest compiled code, in bytes.
 const MOST_CODE: u64 = 1 << 30;
+
+/// Open files of the other process.
+const MOST_FILES: u64 = 64;
 
 /// How many times its CPU time the other process may take on the clock, on a machine that is busy.
 const PATIENCE: u32 = 10;
 
 /// Bytes of its last words that are kept.
-const MOST_WORDS: u64 = 4 << 10;
+const MOST_WORDS: u64 = 1 << 20;
+
+/// Looks at a component of a client; an error is the server's own trouble.
+pub fn check(bytes: &[u8]) -> anyhow::Result<Result<(), Faults>> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(CHECK).stdout(Stdio::null());
+    let (status, words) = run(command, bytes, LOOK.cpu_ms).context("cannot look at the component")?;
+    let fault = |what: &str| Ok(Err(Faults(vec![what.to_owned()])));
+    match status.code() {
+        Some(0) => Ok(Ok(())),
+        Some(REFUSED) => {
+            Ok(Err(Faults(serde_json::from_str(&words).with_context(|| format!("what is wrong with it: {words}"))?)))
+        }
+        Some(COULD_NOT) => Err(anyhow::anyhow!(words)),
+        Some(TOO_LONG) | None => fault("looking at it takes more time or memory than is allowed"),
+        // A panic.
+        Some(_) => fault("it is no valid WebAssembly that is taken here"),
+    }
+}
 
 /// Compiles `bytes` into `into`.
 pub(super) fn compile(bytes: &[u8], into: std::fs::File, limits: CompileLimits) -> Result<(), NotCompiled> {
-    let failed = |error: std::io::Error| NotCompiled::Failed(error.into());
-    let mut child = Command::new("/proc/self/exe")
-        .args([SUBCOMMAND, &limits.memory_bytes.to_string(), &limits.cpu_ms.to_string()])
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(into)
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
+    let mut command = Command::new("/proc/self/exe");
+    command.args([COMPILE, &limits.memory_bytes.to_string(), &limits.cpu_ms.to_string()]).stdout(into);
+    let (status, words) = run(command, bytes, limits.cpu_ms).map_err(NotCompiled::Failed)?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(REFUSED) => Err(NotCompiled::Refused(words)),
+        Some(COULD_NOT) => Err(NotCompiled::Failed(anyhow::anyhow!(words))),
+        // A panic.
+        Some(_) => Err(NotCompiled::Refused("the compiler cannot take it".to_owned())),
+        // A signal: the kernel ended it, or it had no memory left.
+        None => Err(NotCompiled::Refused(format!(
+            "compiling it takes more than is allowed: {} ms of CPU time and {} bytes of memory",
+            limits.cpu_ms, limits.memory_bytes
+        ))),
+    }
+}
+
+/// Runs the other process, which may take `cpu_ms` of CPU time. Returns how it ended, and its last words.
+fn run(mut command: Command, bytes: &[u8], cpu_ms: u64) -> anyhow::Result<(ExitStatus, String)> {
+    let mut child = command.env_clear().stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
     let child = Guard(child);
     let pid = child.0.id();
-    let patience = Duration::from_millis(limits.cpu_ms).max(Duration::from_secs(1)) * PATIENCE;
+    let patience = Duration::from_millis(cpu_ms).max(Duration::from_secs(1)) * PATIENCE;
     std::thread::scope(|scope| {
         let mut child = child;
         let (done, ended) = std::sync::mpsc::channel::<()>();
@@ -77,19 +121,7 @@ pub(super) fn compile(bytes: &[u8], into: std::fs::File, limits: CompileLimits) 
         let words = words.join().unwrap_or_default();
         let status = child.0.wait();
         drop(done);
-        let words = String::from_utf8_lossy(&words).trim().to_owned();
-        match status.map_err(failed)?.code() {
-            Some(0) => Ok(()),
-            Some(REFUSED) => Err(NotCompiled::Refused(words)),
-            Some(COULD_NOT) => Err(NotCompiled::Failed(anyhow::anyhow!(words))),
-            // A panic.
-            Some(_) => Err(NotCompiled::Refused("the compiler cannot take it".to_owned())),
-            // A signal: the kernel ended it, or it had no memory left.
-            None => Err(NotCompiled::Refused(format!(
-                "compiling it takes more than is allowed: {} ms of CPU time and {} bytes of memory",
-                limits.cpu_ms, limits.memory_bytes
-            ))),
-        }
+        Ok((status?, String::from_utf8_lossy(&words).trim().to_owned()))
     })
 }
 
@@ -104,32 +136,65 @@ impl Drop for Guard {
 }
 
 const REFUSED: i32 = 65;
+const TOO_LONG: i32 = 66;
 const COULD_NOT: i32 = 74;
+
+/// The other process: looks at what comes on stdin, and says on stderr what is wrong with it.
+pub fn check_here() -> ExitCode {
+    // The kernel counts whole seconds only.
+    std::thread::spawn(|| {
+        while cpu_time() < Duration::from_millis(LOOK.cpu_ms) {
+            std::thread::sleep(TICK);
+        }
+        std::process::exit(TOO_LONG);
+    });
+    match read(LOOK) {
+        Err(error) => end(COULD_NOT, &format!("{error:#}")),
+        Ok(bytes) => match precheck::check(&bytes, Some(BODIES_UNTIL)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Faults(faults)) => end(REFUSED, &serde_json::json!(faults).to_string()),
+        },
+    }
+}
 
 /// The other process: compiles what comes on stdin to stdout, and says on stderr why it does not.
 pub fn compile_here(limits: CompileLimits) -> ExitCode {
-    let read = bound(limits).and_then(|()| {
-        let mut bytes = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read the component")?;
-        Ok(bytes)
-    });
-    let (code, why) = match read {
-        Err(error) => (COULD_NOT, error),
-        Ok(bytes) => match code_of(&bytes) {
-            Err(error) => (REFUSED, error),
-            Ok(code) => match std::io::stdout().lock().write_all(&code) {
-                Ok(()) => return ExitCode::SUCCESS,
-                Err(error) => (COULD_NOT, anyhow::Error::from(error).context("cannot write the code")),
-            },
-        },
+    // It goes on beside tasks, and not in their place.
+    let step_back = || rustix::process::nice(19).context("cannot step back");
+    let bytes = match step_back().and_then(|_| read(limits)) {
+        Err(error) => return end(COULD_NOT, &format!("{error:#}")),
+        Ok(bytes) => bytes,
     };
-    let _ = writeln!(std::io::stderr(), "{why:#}");
+    match code_of(&bytes) {
+        Err(error) => end(REFUSED, &format!("{error:#}")),
+        Ok(code) => match std::io::stdout().lock().write_all(&code) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => end(COULD_NOT, &format!("cannot write the code: {error}")),
+        },
+    }
+}
+
+/// Bounds this process and reads the component.
+fn read(limits: CompileLimits) -> anyhow::Result<Vec<u8>> {
+    bound(limits)?;
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read the component")?;
+    Ok(bytes)
+}
+
+fn end(code: i32, why: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{why}");
     ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+/// The CPU time that this process has used.
+pub(super) fn cpu_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
 fn code_of(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     let bytes = adapt::adapt(bytes)?;
-    precheck::check(&bytes)?;
+    precheck::check(&bytes, None)?;
     Ok(engine::compiler()?.precompile_component(&bytes)?)
 }
 
@@ -140,8 +205,9 @@ fn bound(limits: CompileLimits) -> anyhow::Result<()> {
     cap(Resource::Cpu, limits.cpu_ms.div_ceil(1000)).context("cannot bound the CPU time")?;
     cap(Resource::Fsize, MOST_CODE).context("cannot bound the output")?;
     cap(Resource::Core, 0).context("cannot switch off core dumps")?;
-    // It goes on beside tasks, and not in their place; and where memory is short it is the first to go.
-    rustix::process::nice(19).context("cannot step back")?;
+    // The server may have many, and this process needs few.
+    cap(Resource::Nofile, MOST_FILES).context("cannot bound the open files")?;
+    // Where memory is short it is the first to go.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     // The server may end meanwhile.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))

@@ -1,27 +1,31 @@
 //! Compiled code on disk, so that a restart compiles nothing again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use super::adapt;
 use crate::task::Digest;
 
-/// Which checks a component passed before it was compiled. Changed with them, so that what passed weaker ones
-/// is looked at again.
-const CHECKS: u32 = 2;
+/// Which checks a component passed before it was compiled, and how a component is made of a module. Changed
+/// with them, so that what passed weaker ones is looked at again.
+const CHECKS: u32 = 3;
 
-/// A directory of compiled code. The name of a file says which component it was compiled from, for
-/// which engine, and what the SHA-256 of the file itself is: code is run as it is, so a file that
+/// A directory of compiled code. The name of a file says what it was compiled from, by which
+/// compiler, and what the SHA-256 of the file itself is: code is run as it is, so a file that
 /// is damaged or was put there by somebody else must not be loaded.
 pub struct CodeCache {
     dir: PathBuf,
+    /// The files that are there, so that nobody has to go through the directory for each component: the hash that
+    /// is at the end of each name, by what is before it.
+    files: Mutex<HashMap<String, String>>,
     /// What was loaded from it.
     used: Mutex<HashSet<PathBuf>>,
 }
@@ -30,7 +34,18 @@ impl CodeCache {
     /// The cache in `dir`, which is created.
     pub fn open(dir: PathBuf) -> anyhow::Result<CodeCache> {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(CodeCache { dir, used: Mutex::default() })
+        let entries = std::fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
+        let files = entries.filter_map(Result::ok).filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (prefix, hash) = name.strip_suffix(".cwasm")?.rsplit_once('-')?;
+            Some((format!("{prefix}-"), hash.to_owned()))
+        });
+        let files = Mutex::new(files.collect());
+        Ok(CodeCache { dir, files, used: Mutex::default() })
+    }
+
+    fn files(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes what was not loaded since the start: code for earlier engines and of components that are
@@ -46,26 +61,24 @@ impl CodeCache {
         }
     }
 
-    /// Which compiler makes code for an engine, with which checks.
+    /// What makes code of a component for an engine: the compiler, the checks, and the adapter for modules.
     pub(super) fn compiler(engine: &Engine) -> String {
-        let mut hasher = DefaultHasher::new();
-        engine.precompile_compatibility_hash().hash(&mut hasher);
-        format!("{:016x}.{CHECKS}", hasher.finish())
+        compiler(&engine.precompile_compatibility_hash(), adapt::adapter())
     }
 
     fn prefix(engine: &Engine, digest: Digest) -> String {
         format!("{}-{}-", digest.hex(), CodeCache::compiler(engine))
     }
 
+    fn path(&self, prefix: &str, hash: &str) -> PathBuf {
+        self.dir.join(format!("{prefix}{hash}.cwasm"))
+    }
+
     /// Where the code of a component is, if it is whole.
     pub(super) fn get(&self, engine: &Engine, digest: Digest) -> Option<PathBuf> {
         let prefix = CodeCache::prefix(engine, digest);
-        let found = std::fs::read_dir(&self.dir).ok()?.filter_map(Result::ok).find_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let hash = name.strip_prefix(&prefix)?.strip_suffix(".cwasm")?.to_owned();
-            Some((entry.path(), hash))
-        });
-        let (path, hash) = found?;
+        let hash = self.files().get(&prefix)?.clone();
+        let path = self.path(&prefix, &hash);
         match hash_of(&path) {
             Ok(found) if found == hash => {
                 self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
@@ -74,6 +87,7 @@ impl CodeCache {
             Ok(_) => {
                 tracing::warn!(path = %path.display(), "compiled code is damaged and is compiled again");
                 let _ = std::fs::remove_file(&path);
+                self.files().remove(&prefix);
                 None
             }
             Err(error) => {
@@ -93,6 +107,7 @@ impl CodeCache {
     /// Removes all code of a component.
     pub(super) fn remove(&self, digest: Digest) {
         let digest = digest.hex();
+        self.files().retain(|prefix, _| !prefix.starts_with(&digest));
         let ours = |entry: &std::fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&digest));
         for entry in std::fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok).filter(ours) {
             let _ = std::fs::remove_file(entry.path());
@@ -110,7 +125,9 @@ impl CodeCache {
     pub(super) fn adopt(&self, engine: &Engine, digest: Digest, partial: &Path) -> anyhow::Result<()> {
         let hash = hash_of(partial)?;
         std::fs::File::open(partial)?.sync_all()?;
-        std::fs::rename(partial, self.dir.join(format!("{}{hash}.cwasm", CodeCache::prefix(engine, digest))))?;
+        let prefix = CodeCache::prefix(engine, digest);
+        std::fs::rename(partial, self.path(&prefix, &hash))?;
+        self.files().insert(prefix, hash);
         Ok(())
     }
 
@@ -118,19 +135,45 @@ impl CodeCache {
     pub(super) fn store(&self, engine: &Engine, digest: Digest, code: &[u8]) -> anyhow::Result<()> {
         let prefix = CodeCache::prefix(engine, digest);
         let hash = Digest(Sha256::digest(code).into()).hex();
-        let path = self.dir.join(format!("{prefix}{hash}.cwasm"));
         // Under another name until it is whole: whoever looks sees all of it or nothing.
         let partial = self.dir.join(format!("{prefix}{hash}.partial"));
         let mut file = std::fs::File::create(&partial)?;
         file.write_all(code)?;
         file.sync_all()?;
-        std::fs::rename(&partial, &path)?;
+        std::fs::rename(&partial, self.path(&prefix, &hash))?;
+        self.files().insert(prefix, hash);
         Ok(())
     }
+}
+
+fn compiler(engine: &impl Hash, adapter: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    engine.hash(&mut hasher);
+    adapter.hash(&mut hasher);
+    format!("{:016x}.{CHECKS}", hasher.finish())
 }
 
 fn hash_of(path: &Path) -> std::io::Result<String> {
     let mut hasher = Sha256::new();
     std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
     Ok(Digest(hasher.finalize().into()).hex())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Code is found only by what would make it again.
+    #[test]
+    fn another_compiler_or_adapter_makes_other_code() {
+        let names = [compiler(&1, b"adapter"), compiler(&2, b"adapter"), compiler(&1, b"adapter of a newer version")];
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), 3, "{names:?}");
+        assert_eq!(names[0], compiler(&1, b"adapter"));
+        let engine = Engine::default();
+        assert_eq!(
+            CodeCache::compiler(&engine),
+            compiler(&engine.precompile_compatibility_hash(), adapt::adapter()),
+            "the adapter is the one that modules get"
+        );
+    }
 }

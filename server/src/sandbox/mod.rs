@@ -21,12 +21,12 @@ use wasmtime::component::{Component, InstancePre, Linker};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::CommandPre;
 
-pub use apart::{CompileLimits, NotCompiled, compile_here};
+pub use apart::{CompileLimits, NotCompiled, check, check_here, compile_here};
 pub use cache::CodeCache;
 pub use cores::Cores;
 pub use engine::{EngineSettings, MAPS_PER_SLOT};
 pub use meter::{Control, Stop};
-pub use precheck::{Faults, check};
+pub use precheck::Faults;
 pub use typed::Function;
 
 use crate::grants::Grants;
@@ -160,7 +160,7 @@ impl Sandbox {
     /// machine: for components of the operator only.
     pub fn compile(&self, digest: Digest, bytes: &[u8]) -> anyhow::Result<Program> {
         let bytes = adapt::adapt(bytes)?;
-        precheck::check(&bytes)?;
+        precheck::check(&bytes, None)?;
         let code = self.pooled.engine().precompile_component(&bytes)?;
         if let Err(error) = self.cache.store(self.pooled.engine(), digest, &code) {
             // A cache that cannot be written only costs time at the next start.
@@ -308,6 +308,28 @@ fn link(linker: &Linker<Host>, component: &Component) -> anyhow::Result<World> {
              of its own: {error:#}"
         )
     })
+}
+
+/// The longest of what is told of a component, in characters.
+const MOST_TOLD: usize = 16_000;
+
+/// What is told of a component, on one line. Parsers write some of it on several, and names out of the component
+/// may be in it, with anything in them.
+pub(crate) fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let line = lines.collect::<Vec<_>>().join(": ");
+    let mut shown = String::new();
+    for char in line.chars().take(MOST_TOLD) {
+        if char.is_control() || matches!(char, '\u{2028}' | '\u{2029}') {
+            shown.extend(char.escape_default());
+        } else {
+            shown.push(char);
+        }
+    }
+    if line.chars().nth(MOST_TOLD).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// In milliseconds, to the microsecond.

@@ -1,13 +1,18 @@
-//! What a component is refused for before it is compiled. All of it is told from the bytes, in one pass whose
-//! cost is linear in their number.
+//! What a component is refused for before it is compiled. All of it is told from the bytes, in one pass.
+//!
+//! The pass costs more than the bytes let expect: types refer to each other, so that in two kilobytes of them are
+//! millions. So it is made in a process apart (`apart.rs`).
 
 use std::fmt;
+use std::time::Duration;
 
+use wasmparser::types::Types;
 use wasmparser::{
-    CanonicalFunction, FuncValidatorAllocations, FunctionBody, Parser, Payload, ValidPayload, Validator, WasmFeatures,
+    CanonicalFunction, FuncToValidate, FuncValidatorAllocations, FunctionBody, Parser, Payload, ValidPayload,
+    Validator, ValidatorResources, WasmFeatures,
 };
 
-use super::{adapt, offered};
+use super::{adapt, apart, offered, one_line};
 
 /// The largest function, in bytes of code. Compilers take more than linear time and memory for one; the largest
 /// seen in real programs has 427 KB (CPython's).
@@ -25,10 +30,14 @@ const MOST_MODULES: u64 = 200;
 const MOST_COMPONENTS: u64 = 200;
 
 /// How deep components may lie inside of each other.
-const MOST_DEPTH: usize = 16;
+const MOST_DEPTH: u64 = 16;
 
-/// Most things that a component imports, and exports.
+/// Most things that a component imports, and exports, and the most bytes of all their names.
 const MOST_NAMES: usize = 1_000;
+const MOST_NAME_BYTES: usize = 64 << 10;
+
+/// How many instructions are looked at between two looks at the clock.
+const CLOCK_EVERY: u32 = 1_000;
 
 /// Everything that is wrong with a component.
 #[derive(Debug)]
@@ -65,14 +74,33 @@ fn features() -> WasmFeatures {
         .difference(WasmFeatures::TAIL_CALL)
 }
 
-/// Refuses bytes that are neither a component nor a WASI 0.1 program, one that uses what no task needs or what costs a compiler too much, one
-/// that imports what is not offered here, and one that is no task.
-pub fn check(bytes: &[u8]) -> Result<(), Faults> {
-    if Parser::is_core_wasm(bytes) {
-        adapt::check(bytes).map_err(|error| fault(format!("{error:#}")))?;
+/// Refuses bytes that are neither a component nor a WASI 0.1 program, one that uses what no task needs or what
+/// costs a compiler too much, one that imports what is not offered here, and one that is no task. Functions are
+/// looked into until this process has used `bodies_until` of CPU time.
+pub(super) fn check(bytes: &[u8], bodies_until: Option<Duration>) -> Result<(), Faults> {
+    check_all(bytes, bodies_until)
+        .map_err(|Faults(faults)| Faults(faults.iter().map(|fault| one_line(fault)).collect()))
+}
+
+fn check_all(bytes: &[u8], bodies_until: Option<Duration>) -> Result<(), Faults> {
+    // The parser's own words for it take sixteen lines.
+    if !bytes.starts_with(b"\0asm") {
+        return Err(fault("it is no valid WebAssembly: it does not begin with the bytes 00 61 73 6d"));
     }
-    let mut validator = Validator::new_with_features(features());
-    let mut allocations = FuncValidatorAllocations::default();
+    let faults = if Parser::is_core_wasm(bytes) {
+        let (types, _) = look(bytes, adapt::FEATURES, bodies_until)?;
+        adapt::faults(bytes, types.as_ref()).map_err(|error| fault(format!("{error:#}")))?
+    } else {
+        let (types, names) = look(bytes, features(), bodies_until)?;
+        offered::faults(&types, &names.imports, &names.exports)
+    };
+    if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
+}
+
+/// The pass over the bytes: the types of what is in them, and what it imports and exports.
+fn look(bytes: &[u8], features: WasmFeatures, bodies_until: Option<Duration>) -> Result<(Types, Names), Faults> {
+    let mut validator = Validator::new_with_features(features);
+    let mut bodies = Bodies { allocations: FuncValidatorAllocations::default(), until: bodies_until, instructions: 0 };
     let mut names = Names::default();
     let mut counts = Counts::default();
     for payload in Parser::new(0).parse_all(bytes) {
@@ -89,17 +117,9 @@ pub fn check(bytes: &[u8]) -> Result<(), Faults> {
         match validator.payload(&payload)? {
             ValidPayload::Func(function, body) => {
                 check_body(&body)?;
-                let mut function = function.into_validator(allocations);
-                function.validate(&body)?;
-                allocations = function.into_allocations();
+                bodies.look_into(function, &body)?;
             }
-            ValidPayload::End(types) if counts.ended => {
-                if Parser::is_core_wasm(bytes) {
-                    return Ok(());
-                }
-                let faults = offered::faults(&types, &names.imports, &names.exports);
-                return if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) };
-            }
+            ValidPayload::End(types) if counts.ended => return Ok((types, names)),
             ValidPayload::Ok | ValidPayload::Parser(_) | ValidPayload::End(_) => {}
         }
     }
@@ -113,7 +133,7 @@ struct Counts {
     modules: u64,
     components: u64,
     /// Components and modules that are open.
-    depth: usize,
+    depth: u64,
     /// The last of them has ended.
     ended: bool,
 }
@@ -135,7 +155,7 @@ impl Counts {
             ("functions", self.functions, MOST_FUNCTIONS),
             ("core modules", self.modules, MOST_MODULES),
             ("components", self.components, MOST_COMPONENTS),
-            ("components inside of each other", self.depth as u64, MOST_DEPTH as u64),
+            ("components inside of each other", self.depth, MOST_DEPTH),
         ];
         match bounds.into_iter().find(|(_, found, most)| found > most) {
             Some((what, _, most)) => Err(fault(format!("it has more than {most} {what}"))),
@@ -149,30 +169,42 @@ impl Counts {
 struct Names {
     imports: Vec<String>,
     exports: Vec<String>,
+    bytes: usize,
 }
 
 impl Names {
-    fn add(&mut self, payload: &Payload<'_>, depth: usize) -> Result<(), Faults> {
+    fn add(&mut self, payload: &Payload<'_>, depth: u64) -> Result<(), Faults> {
         if depth != 1 {
             return Ok(());
         }
         match payload {
             Payload::ComponentImportSection(imports) => {
                 for import in imports.clone() {
-                    self.imports.push(import?.name.name.to_owned());
+                    let name = self.room_for(import?.name.name)?;
+                    self.imports.push(name);
                 }
             }
             Payload::ComponentExportSection(exports) => {
                 for export in exports.clone() {
-                    self.exports.push(export?.name.name.to_owned());
+                    let name = self.room_for(export?.name.name)?;
+                    self.exports.push(name);
                 }
             }
             _ => {}
         }
-        if self.imports.len().max(self.exports.len()) > MOST_NAMES {
+        Ok(())
+    }
+
+    /// A name more, where there is room for it.
+    fn room_for(&mut self, name: &str) -> Result<String, Faults> {
+        self.bytes += name.len();
+        if self.bytes > MOST_NAME_BYTES {
+            return Err(fault(format!("what it imports and exports has names of more than {MOST_NAME_BYTES} bytes")));
+        }
+        if self.imports.len().max(self.exports.len()) >= MOST_NAMES {
             return Err(fault(format!("it imports or exports more than {MOST_NAMES} things")));
         }
-        Ok(())
+        Ok(name.to_owned())
     }
 }
 
@@ -192,6 +224,43 @@ fn check_body(body: &FunctionBody<'_>) -> Result<(), Faults> {
         return Err(fault(format!("a function has {size} bytes of code and {locals} locals, too much of both")));
     }
     Ok(())
+}
+
+/// Looks into functions, for as long as it may.
+struct Bodies {
+    allocations: FuncValidatorAllocations,
+    /// When, by the CPU time of this process, it is enough; `None`: never.
+    until: Option<Duration>,
+    instructions: u32,
+}
+
+impl Bodies {
+    fn look_into(
+        &mut self,
+        function: FuncToValidate<ValidatorResources>,
+        body: &FunctionBody<'_>,
+    ) -> Result<(), Faults> {
+        if self.until == Some(Duration::ZERO) {
+            return Ok(());
+        }
+        let mut function = function.into_validator(std::mem::take(&mut self.allocations));
+        let mut reader = body.get_binary_reader();
+        function.read_locals(&mut reader)?;
+        reader.set_features(*function.features());
+        while !reader.eof() {
+            self.instructions = self.instructions.wrapping_add(1);
+            if self.instructions.is_multiple_of(CLOCK_EVERY)
+                && self.until.is_some_and(|until| apart::cpu_time() >= until)
+            {
+                self.until = Some(Duration::ZERO);
+                return Ok(());
+            }
+            reader.visit_operator(&mut function.visitor(reader.original_position()))??;
+        }
+        reader.finish_expression(&function.visitor(reader.original_position()))?;
+        self.allocations = function.into_allocations();
+        Ok(())
+    }
 }
 
 /// The name of a built-in that is refused. Streams, futures and the like are open to

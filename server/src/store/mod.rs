@@ -35,7 +35,7 @@ pub use history::{LoggedLine, Told, ToldEvents};
 pub use key_value::{KeyValueChange, KeyValueQuota, KeyValueWrite, KeyWithValue, Versioned};
 pub use list::Found;
 pub use operations::{Action, Operation, OperationId};
-pub use queue::{KEY_AGE_MS, KeyUse, Time};
+pub use queue::{HeldGroup, KEY_AGE_MS, KeyUse, Time};
 pub use read::{ListFilter, ObjectMeta, Page, Readers, TaskSummary};
 pub use rows::StoredType;
 pub use secrets::SecretMeta;

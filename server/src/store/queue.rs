@@ -28,6 +28,17 @@ impl Time {
     }
 }
 
+/// What tasks that are held back have in common: whether they still are is the same for all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldGroup {
+    /// Their tenant.
+    pub tenant: Arc<str>,
+    /// Their type.
+    pub task_type: Arc<str>,
+    /// Their version of it.
+    pub component: Digest,
+}
+
 /// What an idempotency key was used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyUse {
@@ -78,15 +89,34 @@ impl Writer {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Tasks that are held back, in the order of their types and ids, after `after`; without their input.
-    pub fn held(&mut self, task_type: &str, after: Option<TaskId>, limit: usize) -> Result<Vec<Task>> {
+    /// The tenant, type and version of the tasks that are held back, in that order: the first after `after`.
+    pub fn next_held(&mut self, after: Option<&HeldGroup>) -> Result<Option<HeldGroup>> {
+        const SELECT: &str = "SELECT tenant, task_type, component FROM task WHERE held = 1";
+        const FIRST: &str = "ORDER BY tenant, task_type, component LIMIT 1";
+        let group = |row: &rusqlite::Row<'_>| {
+            let (tenant, task_type): (String, String) = (row.get(0)?, row.get(1)?);
+            Ok(HeldGroup { tenant: tenant.into(), task_type: task_type.into(), component: row.get(2)? })
+        };
+        let found = match after {
+            None => self.conn.prepare_cached(&format!("{SELECT} {FIRST}"))?.query_row([], group),
+            Some(HeldGroup { tenant, task_type, component }) => self
+                .conn
+                .prepare_cached(&format!("{SELECT} AND (tenant, task_type, component) > (?1, ?2, ?3) {FIRST}"))?
+                .query_row(params![&**tenant, &**task_type, component], group),
+        };
+        Ok(found.optional()?)
+    }
+
+    /// Tasks of such a group, in the order of their ids; without their input.
+    pub fn held(&mut self, group: &HeldGroup, limit: usize) -> Result<Vec<Task>> {
         let sql = format!(
-            "SELECT {} FROM task WHERE held = 1 AND (task_type, id) > (?1, ?2) ORDER BY task_type, id LIMIT ?3",
+            "SELECT {} FROM task WHERE held = 1 AND tenant = ?1 AND task_type = ?2 AND component = ?3
+             ORDER BY id LIMIT ?4",
             rows::without_data()
         );
-        let after = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
+        let HeldGroup { tenant, task_type, component } = group;
         let mut statement = self.conn.prepare_cached(&sql)?;
-        let rows = statement.query_map(params![task_type, after, limit as i64], rows::task)?;
+        let rows = statement.query_map(params![&**tenant, &**task_type, component, limit as i64], rows::task)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod guests;
+pub(crate) mod hostile;
 pub(crate) mod server;
 pub(crate) mod time;
 mod turns;

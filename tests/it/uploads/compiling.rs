@@ -1,28 +1,14 @@
 //! Compiling, in a process apart.
 
-use std::collections::BTreeMap;
-use std::time::SystemTime;
-
 use serde_json::{Value, json};
 
 use super::{echo, echo_version, put, task_type, upload, wait_until_current, with_module};
-use crate::support::server::Setup;
+use crate::support::hostile;
 use crate::support::{Client, server, wait_for};
 
 /// A component that takes a compiler a while, which grows with `functions`, and that runs like `echo`.
 fn slow(functions: usize) -> Vec<u8> {
-    // Each local is used again much later, so that all of them live at the same time.
-    let locals: String = (0..300).map(|_| " i64").collect();
-    let mut code = String::new();
-    for round in 1..=8 {
-        for local in 0..300 {
-            let other = (local * 7 + round) % 300;
-            code += &format!("(local.set {local} (i64.add (local.get {other}) (i64.const {round})))");
-            code += &format!("(if (i64.eqz (local.get {other})) (then (local.set {local} (local.get 0))))");
-        }
-    }
-    let functions = format!("(func (local{locals}) {code})").repeat(functions);
-    with_module(echo(), &wat::parse_str(format!("(module {functions})")).unwrap())
+    hostile::slow(&echo(), functions)
 }
 
 fn state_of(client: &Client, name: &str, version: &Value) -> (String, String) {
@@ -192,46 +178,5 @@ fn crashes_while_uploading() {
         }
         assert!(whole || !acknowledged, "an upload that was acknowledged is gone");
         client.output(&json!({"task_type": "mine"}));
-    }
-}
-
-/// A restart with many types compiles nothing again.
-#[test]
-fn a_restart_compiles_nothing_again() {
-    let server = server(&[]);
-    for number in 0..10 {
-        upload(&server.client, &format!("type-{number}"), &echo_version(number));
-    }
-    let setup = server.crash();
-    let code = |setup: &Setup| -> BTreeMap<std::path::PathBuf, SystemTime> {
-        let files = std::fs::read_dir(setup.data_dir().join("compiled")).unwrap();
-        files
-            .map(|file| file.unwrap())
-            .map(|file| (file.path(), file.metadata().unwrap().modified().unwrap()))
-            .collect()
-    };
-    let before = code(&setup);
-    let server = setup.start();
-    for number in 0..10 {
-        let read = task_type(&server.client, &format!("type-{number}"));
-        assert_eq!(read["state"], "ready", "{read:#}");
-    }
-    assert_eq!(code(server.setup()), before);
-    // Code that is damaged is made again, by the compiler apart.
-    let setup = server.stop();
-    for file in std::fs::read_dir(setup.data_dir().join("compiled")).unwrap() {
-        let path = file.unwrap().path();
-        let mut bytes = std::fs::read(&path).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        // Another file of the name: the one that is linked belongs to other tests as well.
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, bytes).unwrap();
-    }
-    let server = setup.start();
-    for number in 0..10 {
-        let name = format!("type-{number}");
-        wait_for_state(&server.client, &name, &newest(&server.client, &name), "ready");
-        assert_eq!(server.client.output(&json!({"task_type": name, "input": number})), number);
     }
 }

@@ -1,90 +1,92 @@
 //! What is refused before it is compiled, and what that costs the others.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde_json::{Value, json};
 
 use super::{echo, put, with_module};
 use crate::support::guests::GUESTS;
-use crate::support::{Answer, guest, server};
-
-fn wat(text: &str) -> Vec<u8> {
-    wat::parse_str(text).unwrap()
-}
-
-/// A component with one function that has so many bytes of code and so many locals.
-fn heavy(bytes: usize, locals: usize) -> Vec<u8> {
-    let names: String = (0..locals).map(|_| " i64").collect();
-    let code = "(local.set 0 (i64.mul (local.get 0) (local.get 0)))".repeat(bytes / 7);
-    with_module(echo(), &wat(&format!("(module (func (local{names}) {code}))")))
-}
-
-/// What cannot be a task, with what the answer has to say of it.
-fn hopeless() -> Vec<(&'static str, Vec<u8>, Vec<&'static str>)> {
-    let good = echo();
-    let mut trailing = good.clone();
-    trailing.extend(b"more");
-    let many_functions = format!("(module {})", "(func)".repeat(200_001));
-    let many_modules = format!("(component {})", "(core module)".repeat(201));
-    let deep = format!("{}{}", "(component ".repeat(40), ")".repeat(40));
-    let many_imports: String = (0..1001).map(|number| format!("(import \"a{number}\" (func))")).collect();
-    vec![
-        ("text", b"this is no component".to_vec(), vec!["no valid WebAssembly"]),
-        ("nothing", Vec::new(), vec![""]),
-        ("half", good[..good.len() / 2].to_vec(), vec![""]),
-        ("more behind it", trailing, vec!["no valid WebAssembly"]),
-        ("a module that is no program", wat("(module)"), vec![""]),
-        ("nothing exported", wat("(component)"), vec!["run"]),
-        (
-            "several imports that are not offered",
-            wat(r#"(component
-                (import "nowhere:special/thing@1.0.0" (instance (export "f" (func))))
-                (import "wasi:io/poll@0.2.0" (instance (export "fly" (func))))
-                (import "wasi:io/poll@0.3.0" (instance))
-                (import "lonely" (func)))"#),
-            vec!["nowhere:special/thing@1.0.0", "fly of wasi:io/poll@0.2.0", "wasi:io/poll@0.3.0", "lonely", "run"],
-        ),
-        ("shared memory", with_module(good.clone(), &wat("(module (memory 1 1 shared))")), vec!["threads"]),
-        ("64-bit memory", with_module(good.clone(), &wat("(module (memory i64 1))")), vec!["memory64"]),
-        ("a built-in", wat("(component (type $s (stream u8)) (core func (canon stream.new $s)))"), vec!["stream.new"]),
-        // What would cost a compiler minutes and gigabytes.
-        ("a large function", heavy(600 << 10, 10), vec!["bytes of code, more than"]),
-        ("many locals", heavy(1 << 10, 2_001), vec!["2001 locals, more than"]),
-        ("much of both", heavy(400 << 10, 1_500), vec!["too much of both"]),
-        ("many functions", with_module(good.clone(), &wat(&many_functions)), vec!["more than 200000 functions"]),
-        ("many modules", wat(&many_modules), vec!["more than 200 core modules"]),
-        ("deep", wat(&deep), vec!["more than 16 components inside"]),
-        ("many imports", wat(&format!("(component {many_imports})")), vec!["more than 1000"]),
-        ("nonsense in a function", with_module(good, &broken_function()), vec!["no valid WebAssembly"]),
-    ]
-}
-
-/// A module whose function adds what is not there.
-fn broken_function() -> Vec<u8> {
-    let mut bytes = wat("(module (func (drop (i32.add (i32.const 1) (i32.const 2)))))");
-    // One constant becomes two instructions that do nothing.
-    let at = bytes.windows(2).rposition(|pair| pair == [0x41, 2]).unwrap();
-    bytes[at..at + 2].copy_from_slice(&[1, 1]);
-    bytes
-}
+use crate::support::hostile::{self, wat};
+use crate::support::{Answer, Server, guest, server, wait_for};
 
 fn details(problem: &Value) -> String {
     let errors = problem["errors"].as_array().unwrap().iter();
     errors.map(|error| error["detail"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join("; ")
 }
 
+/// The most memory that the server's process has ever had, in bytes.
+fn most_memory(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+/// Says at its end that it is over, also where a test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Meanwhile tasks are run as ever, and the server's own memory does not grow by what the components would cost.
 #[test]
 fn what_cannot_be_a_task_is_refused_with_every_reason() {
     let server = server(&[]);
     let client = &server.client;
-    for (what, bytes, reasons) in hopeless() {
-        let problem = put(client, "hopeless", &bytes).problem(422);
-        assert_eq!(problem["type"], "/problems/bad-component", "{what}");
-        for reason in reasons {
-            assert!(details(&problem).contains(reason), "{what}: no {reason:?} in {problem:#}");
+    let before = most_memory(&server);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let tasks = scope.spawn(|| {
+            let mut number = 0;
+            while !over.load(Ordering::Relaxed) {
+                assert_eq!(client.output(&json!({"task_type": "echo", "input": number})), number);
+                number += 1;
+            }
+            number
+        });
+        let uploads = Over(&over);
+        for hostile::Refused { what, bytes, reasons } in hostile::refused(&echo()) {
+            let problem = put(client, "hopeless", &bytes).problem(422);
+            assert_eq!(problem["type"], "/problems/bad-component", "{what}");
+            for error in problem["errors"].as_array().unwrap() {
+                let detail = error["detail"].as_str().unwrap();
+                let is_line = !detail.contains(|char: char| char.is_control() || char == '\u{2028}');
+                assert!(is_line, "{what}: {detail:?}");
+            }
+            for reason in reasons {
+                assert!(details(&problem).contains(reason), "{what}: no {reason:?} in {problem:#}");
+            }
+            client.get("/task-types/hopeless").problem(404);
         }
-        client.get("/task-types/hopeless").problem(404);
-        // It is the component's fault alone.
-        assert_eq!(client.output(&json!({"task_type": "echo", "input": what})), what);
-    }
+        drop(uploads);
+        assert!(tasks.join().unwrap() > 0);
+    });
+    let grown = most_memory(&server) - before;
+    // The largest of them has 26 MB.
+    assert!(grown < 200 << 20, "{grown} bytes");
+}
+
+#[test]
+fn no_more_than_a_hundred_faults_are_told() {
+    let server = server(&[]);
+    let imports: String = (0..150).map(|number| format!("(import \"a{number}\" (func))")).collect();
+    let problem = put(&server.client, "hopeless", &wat(&format!("(component {imports})"))).problem(422);
+    assert_eq!(problem["errors"].as_array().unwrap().len(), 100);
+}
+
+/// What takes too long to be looked at as a whole is stored, and the compiler finds what is wrong with it.
+#[test]
+fn code_that_there_is_no_time_to_look_at_is_the_compilers() {
+    let server = server(&[]);
+    let client = &server.client;
+    put(client, "long", &hostile::long_and_broken(&echo())).expect(201);
+    let reason = wait_for("it to be refused", || {
+        let read = super::task_type(client, "long");
+        (read["state"] == "failed").then(|| read["reason"].as_str().unwrap().to_owned())
+    });
+    assert!(reason.contains("no valid WebAssembly"), "{reason}");
 }
 
 /// A new version that is refused leaves the one before.

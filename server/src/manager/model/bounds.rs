@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::super::core::MAX_STARTS;
+use super::super::upkeep::HELD_STEP;
 use super::super::{Command, Inbox, MAX_WAITING, Manager, NewItem};
-use super::{MAX_PENDING, RETENTION_MS, Random, SLOTS, World, reply};
+use super::{COMPONENT, MAX_PENDING, RETENTION_MS, Random, SLOTS, World, put_type, reply};
 use crate::limits::Limits;
-use crate::registry::Version;
+use crate::registry::{TaskType, Version};
 use crate::schedules::{CatchUp, Overlap, Schedule, ScheduledTask, Spec};
-use crate::store::{KEY_AGE_MS, Time};
-use crate::task::{Digest, ErrorKind, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp};
+use crate::store::{KEY_AGE_MS, StoredType, Time};
+use crate::task::{Digest, ErrorKind, Hold, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp};
 
 impl World {
     /// A task that is ready.
@@ -266,5 +267,37 @@ fn what_was_missed_is_looked_at_a_part_at_a_time() {
         let mut next = names.iter().map(|name| core.store.schedule("default", name).unwrap().unwrap().next_at);
         assert_eq!(next.by_ref().filter(|next| *next > Some(now)).count(), looked_at);
         assert_eq!(again.is_zero(), looked_at < names.len());
+    }
+}
+
+/// However many tasks of another type are held back, and however many versions that has.
+#[test]
+fn tasks_that_stay_held_back_are_passed_over() {
+    let mut world = World::new();
+    let held = |world: &World, task_type: &str, component| Task {
+        task_type: task_type.into(),
+        component,
+        held: Some(Hold::Paused),
+        ..world.plain_task()
+    };
+    let others = StoredType::new(crate::registry::SHARED.into(), "a".into());
+    world.registry.put_type(
+        others.tenant.clone(),
+        TaskType::of(&StoredType { component: Some(COMPONENT), paused: true, ..others }),
+    );
+    world.pause();
+    let mut tasks: Vec<Task> =
+        (0..4 * HELD_STEP).map(|number| held(&world, "a", Digest([10 + (number % 2) as u8; 32]))).collect();
+    let released = 2 * HELD_STEP + 10;
+    tasks.extend((0..released).map(|_| held(&world, "t", COMPONENT)));
+    world.store(&tasks);
+    put_type(&world.registry, false, Default::default());
+    world.core.as_mut().unwrap().timers.look_at_held();
+    for expected in [HELD_STEP, 2 * HELD_STEP, released] {
+        assert!(world.one_step(Vec::new()).is_zero() || expected == released);
+        let all = world.all();
+        let still =
+            |task_type: &str| all.iter().filter(|task| task.held.is_some() && &*task.task_type == task_type).count();
+        assert_eq!((still("a"), still("t")), (4 * HELD_STEP, released - expected));
     }
 }

@@ -363,5 +363,19 @@ fn signatures() {
     }
     let deep = why(&with_function(&nested, r#"(param "p" $t39)"#, "", "(param i32 i32)"));
     assert!(deep.contains("deep"), "{deep}");
+    // 2,000 parts at the most, and so long that it comes to more than all names may.
+    let cases = |count: usize| {
+        let name = "n".repeat(100);
+        let cases: String = (0..count).map(|at| format!("\"{name}{at}\" ")).collect();
+        with_function(
+            &format!("(type $e' (enum {cases}))(export $e \"e\" (type $e'))"),
+            r#"(param "p" $e)"#,
+            "",
+            "(param i32)",
+        )
+    };
+    assert!(signature(&cases(600)).is_ok());
+    let long = why(&cases(650));
+    assert!(long.contains("names of more than 65536 bytes"), "{long}");
     assert!(why("(component)").contains("exports no function"));
 }

@@ -1,4 +1,4 @@
--- Version 4: secrets, key-value, tenants with their keys, the audit log, the ledger.
+-- Version 4: secrets, key-value, tenants with their keys and quotas, the audit log, the ledger, concurrency.
 
 -- Sealed with the operator's key, which is not in here.
 CREATE TABLE secret (
@@ -170,3 +170,7 @@ CREATE TRIGGER version_removed AFTER DELETE ON task_type_version BEGIN
     UPDATE version_use SET bytes = bytes - (SELECT length(bytes) FROM component WHERE digest = OLD.component)
         WHERE tenant = OLD.tenant;
 END;
+
+-- Whether a task is still held back is the same for all of a type and a version: so they are looked at together.
+DROP INDEX task_held;
+CREATE INDEX task_held ON task (tenant, task_type, component, id) WHERE held = 1;
