@@ -28,23 +28,30 @@ pub(super) fn names(headers: &HeaderMap) -> Result<Vec<String>, Malformed> {
     let mut names = Vec::new();
     for value in headers.values() {
         let mut rest = value.as_bytes();
-        while let Some((_, name, after)) = next(rest)? {
-            if !names.iter().any(|known| known == name) {
-                names.push(name.to_owned());
+        while let Some(found) = next(rest)? {
+            if !names.iter().any(|known| known == found.name) {
+                names.push(found.name.to_owned());
             }
-            rest = after;
+            rest = found.after;
         }
     }
     Ok(names)
 }
 
-/// The first placeholder: what is before it, its name, and what is behind.
-fn next(value: &[u8]) -> Result<Option<(&[u8], &str, &[u8])>, Malformed> {
+/// A placeholder, and what is around it.
+struct Placeholder<'a> {
+    before: &'a [u8],
+    name: &'a str,
+    after: &'a [u8],
+}
+
+/// The first placeholder of a value.
+fn next(value: &[u8]) -> Result<Option<Placeholder<'_>>, Malformed> {
     let Some(at) = find(value, OPEN) else { return Ok(None) };
     let inside = &value[at + OPEN.len()..];
     let end = find(inside, CLOSE).ok_or(Malformed)?;
     let name = std::str::from_utf8(&inside[..end]).ok().filter(|name| is_secret_name(name)).ok_or(Malformed)?;
-    Ok(Some((&value[..at], name, &inside[end + CLOSE.len()..])))
+    Ok(Some(Placeholder { before: &value[..at], name, after: &inside[end + CLOSE.len()..] }))
 }
 
 fn find(text: &[u8], part: &[u8]) -> Option<usize> {
@@ -106,7 +113,7 @@ fn put(headers: &mut HeaderMap, secrets: &[(String, Secret)]) -> bool {
 /// A value with the secrets in place, of at most that many bytes; `Some(None)`: it has no placeholder.
 fn filled(value: &[u8], secrets: &[(String, Secret)], most: usize) -> Option<Option<HeaderValue>> {
     let (mut filled, mut rest, mut found) = (Vec::new(), value, false);
-    while let Ok(Some((before, name, after))) = next(rest) {
+    while let Ok(Some(Placeholder { before, name, after })) = next(rest) {
         let (_, secret) = secrets.iter().find(|(known, _)| known == name)?;
         filled.extend_from_slice(before);
         filled.extend_from_slice(secret.bytes());
