@@ -250,13 +250,11 @@ fn tests_of_a_type_are_in_the_ledger_apart() {
     assert_eq!(tests_and_given_back(client)[0], expected);
     assert_eq!(ledger(client), Default::default());
     // Also where whoever asked has gone away, which stops it.
-    let name = guest("spin");
+    let (name, before) = (guest("spin"), charged(&server));
     let mut connection = TcpStream::connect(&server.address).unwrap();
     let head = format!("POST /task-types/{name}/test HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n");
     connection.write_all(format!("{head}content-length: 2\r\n\r\n{{}}").as_bytes()).unwrap();
-    wait_for("the test to run", || {
-        client.get("/metrics").expect(200).text().contains("\ntaskcell_tasks_running 1\n").then_some(())
-    });
+    wait_for("CPU time to be used", || (charged(&server) > before + 20_000_000).then_some(()));
     drop(connection);
     let tests = wait_for("the test to be in the ledger", || {
         let tests = tests_and_given_back(client)[0].clone();
