@@ -86,12 +86,6 @@ macro_rules! quotas {
 quotas! {
     /// Tasks that are Pending.
     pending_tasks, at least 0;
-    /// Tasks that are Running; more wait.
-    running_tasks, at least 1;
-    /// Memory that running tasks may have together, in bytes; more tasks wait.
-    running_memory_bytes, at least 1;
-    /// CPU time in an hour, in milliseconds; past it tasks wait.
-    cpu_ms_per_hour, at least 1;
     /// Tasks that are created in a second, for long.
     submitted_per_second, at least 1;
     /// Tasks that can be created at once, where fewer were before; as many as in a second where it is not set.

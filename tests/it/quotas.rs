@@ -362,12 +362,6 @@ fn schedules() {
 #[test]
 fn what_is_set_is_kept_told_and_noted() {
     let flags = [
-        "--max-tenant-running",
-        "7",
-        "--max-tenant-memory-bytes",
-        "1000000",
-        "--tenant-cpu-ms-per-hour",
-        "9",
         "--submit-rate",
         "1000",
         "--submit-burst",
@@ -388,25 +382,25 @@ fn what_is_set_is_kept_told_and_noted() {
         quotas.map(|(name, quota)| (name.clone(), quota["limit"].clone())).collect()
     };
     let expected = json!({
-        "pending_tasks": 1_000_000, "running_tasks": 7, "running_memory_bytes": 1_000_000, "cpu_ms_per_hour": 9,
+        "pending_tasks": 1_000_000,
         "submitted_per_second": 1000, "submit_burst": 2000, "task_types": 1000, "component_bytes": 5, "objects": 3,
         "object_bytes": 1 << 30, "log_bytes": 6, "http_requests_per_hour": 8, "event_streams": 100, "schedules": 1000,
     });
     let expected: Vec<_> = expected.as_object().unwrap().clone().into_iter().collect();
     assert_eq!(limits(&all), expected);
     assert_eq!((&all["name"], &all["weight"]), (&json!("a"), &json!(100)));
-    let set = two.set(&json!({"objects": 4, "running_tasks": 1}));
-    assert_eq!((&set["quotas"]["objects"]["limit"], &set["quotas"]["running_tasks"]["limit"]), (&json!(4), &json!(1)));
+    let set = two.set(&json!({"objects": 4, "schedules": 1}));
+    assert_eq!((&set["quotas"]["objects"]["limit"], &set["quotas"]["schedules"]["limit"]), (&json!(4), &json!(1)));
     // Of what is set nothing goes with another change, and what is not set follows the server.
     two.operator.send("PATCH", "/tenants/a", &[MERGE_PATCH], Some(br#"{"weight":5}"#)).expect(200);
-    two.set(&json!({"running_tasks": null}));
+    two.set(&json!({"schedules": null}));
     let setup = two.server.crash().with_flags(&["--max-schedules", "2"]);
     let operator = setup.make_key("operator", "admin", &[]);
     let server = setup.start();
     let operator = server.client.with_key(&operator);
     let a = operator.get("/tenants/a").expect(200).json();
     let of = |name: &str| a["quotas"][name]["limit"].clone();
-    assert_eq!((of("objects"), of("running_tasks"), of("schedules")), (json!(4), Value::Null, json!(2)));
+    assert_eq!((of("objects"), of("schedules")), (json!(4), json!(2)));
     assert_eq!(a["weight"], 5);
     let reset =
         operator.send("PATCH", "/tenants/a", &[MERGE_PATCH], Some(br#"{"quotas":null,"weight":6}"#)).expect(200);
@@ -414,10 +408,7 @@ fn what_is_set_is_kept_told_and_noted() {
     let database = rusqlite::Connection::open(server.setup().database()).unwrap();
     let mut lines = database.prepare("SELECT detail FROM audit WHERE action = 'tenant.change' ORDER BY seq").unwrap();
     let lines: Vec<String> = lines.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-    assert_eq!(
-        lines[..3],
-        [r#"quotas {"running_tasks":1,"objects":4}"#, "weight 5", r#"quotas {"running_tasks":null}"#]
-    );
+    assert_eq!(lines[..3], [r#"quotas {"objects":4,"schedules":1}"#, "weight 5", r#"quotas {"schedules":null}"#]);
     assert!(lines[3].starts_with("weight 6, quotas {") && lines.len() == 4, "{lines:?}");
 }
 
