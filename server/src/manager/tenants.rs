@@ -61,7 +61,7 @@ pub enum Changed {
 
 /// The manager's thread is asked for a change, or for what it alone knows.
 pub(super) enum TenantCommand {
-    Change { change: Change, by: Actor, reply: Reply<Changed> },
+    Change { change: Box<Change>, by: Actor, reply: Reply<Changed> },
     Use { tenant: Arc<str>, reply: Reply<Quotas> },
 }
 
@@ -112,6 +112,7 @@ impl NewKey {
 impl Manager {
     /// Changes tenants or keys. It is durable and holds when this returns.
     pub async fn administer(&self, change: Change, by: Actor) -> Result<Changed, Refused> {
+        let change = Box::new(change);
         self.ask(|reply| Command::Tenant(Box::new(TenantCommand::Change { change, by, reply }))).await
     }
 
