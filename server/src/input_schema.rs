@@ -234,7 +234,9 @@ impl<'s> Measure<'s> {
         let at_root = self.path.len() == 1;
         match (name, value) {
             ("pattern", Value::String(_)) => sum.patterns += 1,
-            ("patternProperties", Value::Object(patterns)) => sum.patterns += patterns.len() as u64,
+            ("patternProperties", Value::Object(patterns)) => {
+                self.sum(sum, Measured { parts: 0, patterns: patterns.len() as u64, depth: 0 })?;
+            }
             ("$schema", Value::String(draft)) if !at_root || draft.trim_end_matches('#') != DRAFT => {
                 return self.wrong(format!("only {DRAFT} is taken, and for the whole schema"));
             }

@@ -31,7 +31,7 @@ impl World {
         core.store.begin().unwrap();
         tasks.iter().for_each(|task| core.store.insert_task(task).unwrap());
         core.store.commit().unwrap();
-        core.ready.reset(core.backlog.tenants());
+        core.ready.reset([&"default".into()].into_iter());
     }
 
     /// A single transaction; how long the next can wait.
@@ -57,8 +57,10 @@ fn tasks_that_cannot_begin_are_looked_at_a_part_at_a_time() {
         // One whose wait happens to be none is attempted again at once.
         let attempts = all.iter().map(|task| task.attempt as usize).sum::<usize>();
         assert!(attempts == looked_at || (looked_at == tasks.len() && all.iter().all(|task| task.attempt > 0)));
-        assert_eq!(again.is_zero(), looked_at < tasks.len());
+        assert!(again.is_zero() || looked_at == tasks.len());
     }
+    // What it does then comes to an end.
+    assert!((0..100).any(|_| !world.one_step(Vec::new()).is_zero()));
 }
 
 #[test]

@@ -83,6 +83,7 @@ fn those_held_back_keep_the_order_of_the_queue() {
             ready_at: world.now,
             expires_at: None,
             unique_key: None,
+            concurrency_key: None,
             ..world.new_task(&mut random)
         };
         let task = Task { priority, ..plain };
