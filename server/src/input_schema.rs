@@ -223,7 +223,7 @@ impl<'s> Measure<'s> {
             _ if sum.patterns > MOST_PATTERNS => {
                 self.wrong(format!("has more than {MOST_PATTERNS} patterns, with what it refers to in place"))
             }
-            _ if self.path.len() as u64 + sum.depth > MOST_DEPTH + 1 => {
+            _ if self.path.len() as u64 + sum.depth > MOST_DEPTH + 2 => {
                 self.wrong(format!("is more than {MOST_DEPTH} deep, with what it refers to in place"))
             }
             _ => Ok(()),
