@@ -160,10 +160,9 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         usage_retention_days: config.usage_retention,
         audit_retention_days: config.audit_retention,
     };
-    let workers = Workers { run: Box::new(move |job| executor.start(job)), turns, compiler };
+    let workers = Workers { run: Box::new(move |job| executor.start(job)), room: room.clone(), turns, compiler };
     let operations = writer.open_operations()?;
-    let core =
-        Core::new(writer, room.clone(), registry, tenants.clone(), workers, changes, core_settings, clock::now())?;
+    let core = Core::new(writer, registry, tenants.clone(), workers, changes, core_settings, clock::now())?;
     let core_thread = std::thread::Builder::new().name("manager".into()).spawn(move || core.run(inbox))?;
     for operation in operations {
         api_threads.spawn(manager.clone().go_on(operation));

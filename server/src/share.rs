@@ -4,8 +4,8 @@
 //! uses, divided by its weight, and the one that is furthest behind goes first. Who comes back after a pause begins
 //! where the others are: what it left unused while it wanted nothing is no credit.
 
+use core::time::Duration;
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 /// Virtual nanoseconds for each nanosecond at weight 1. So that a division by the largest weight loses little.
 const SCALE: u64 = 10_000;
@@ -90,7 +90,7 @@ impl Shares {
     }
 
     /// Whose turn it is, of those that wait.
-    pub fn next(&mut self) -> Option<usize> {
+    pub fn whose_turn(&mut self) -> Option<usize> {
         let (used, number) = self.waiting.first().copied()?;
         self.now = self.now.max(used);
         Some(number)
@@ -111,7 +111,7 @@ mod tests {
             shares.waits(*member, true);
         }
         while got.iter().sum::<Duration>() < total {
-            let number = shares.next().unwrap();
+            let number = shares.whose_turn().unwrap();
             let at = slices.iter().position(|(member, _)| *member == number).unwrap();
             shares.charge(number, slices[at].1);
             got[at] += slices[at].1;
@@ -161,14 +161,14 @@ mod tests {
         shares.comes(a);
         shares.waits(a, true);
         for _ in 0..100 {
-            assert_eq!(shares.next(), Some(a));
+            assert_eq!(shares.whose_turn(), Some(a));
             shares.charge(a, SLICE);
         }
         shares.comes(b);
         shares.waits(b, true);
-        assert_eq!(shares.next(), Some(b));
+        assert_eq!(shares.whose_turn(), Some(b));
         shares.waits(b, false);
         shares.waits(a, false);
-        assert_eq!(shares.next(), None);
+        assert_eq!(shares.whose_turn(), None);
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::access::calls;
 use crate::support::guests::component;
 use crate::support::server::{Setup, said, taskcell};
-use crate::support::{Client, Server, guest, server, time, wait_for};
+use crate::support::{Client, Server, guest, server, temp_dir, time, wait_for};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const MERGE: (&str, &str) = ("content-type", "application/merge-patch+json");
@@ -48,7 +48,7 @@ struct Case {
     detail: &'static str,
 }
 
-/// Every administrative call, in an order in which each does something. Secrets come here when there are some.
+/// Every administrative call, in an order in which each does something.
 #[rustfmt::skip]
 fn cases() -> Vec<Case> {
     use By::{Operator, TenantA};
@@ -84,6 +84,8 @@ fn cases() -> Vec<Case> {
             202, "tasks.retry", a, "", r#"{"labels":[["k","v"]]}"#),
         case("POST /tasks/delete", TenantA, "/tasks/delete", JSON, br#"{"task_type":"x"}"#,
             202, "tasks.delete", a, "", r#"{"task_type":"x"}"#),
+        case("PUT /secrets/{name}", TenantA, "/secrets/token", JSON, b"a secret of mine", 201, "secret.put", a, "token", ""),
+        case("DELETE /secrets/{name}", TenantA, "/secrets/token", JSON, nothing, 200, "secret.delete", a, "token", ""),
         case("DELETE /task-types/{name}", TenantA, "/task-types/mine", JSON, nothing,
             200, "task_type.delete", a, "mine", ""),
         case("PATCH /task-types/{name}", Operator, "/task-types/echo", MERGE, br#"{"paused":true}"#,
@@ -112,7 +114,11 @@ fn id_of(key: &str) -> &str {
 
 #[test]
 fn every_administrative_call_leaves_one_line() {
-    let (server, a, operator_key) = with_keys(&[]);
+    let directory = temp_dir();
+    let file = directory.path().join("key");
+    std::fs::write(&file, "5a".repeat(32)).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let (server, a, operator_key) = with_keys(&["--secret-key-file", file.to_str().unwrap()]);
     let (operator, tenant) = (server.client.with_key(&operator_key), server.client.with_key(&a));
     let cases = cases();
     for call in calls(&server.client) {

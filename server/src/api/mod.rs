@@ -17,6 +17,7 @@ mod items;
 mod objects;
 mod operations;
 mod prefer;
+mod private;
 mod problem;
 mod quotas;
 mod schedules;
@@ -92,7 +93,7 @@ pub async fn serve(
 ) {
     let api = Arc::new(Api::new(app, &settings));
     let router = router(&api);
-    let private = server::serve_private(private, router.clone(), api.traffic.clone(), stop.clone());
+    let private = private::serve(private, router.clone(), api.traffic.clone(), stop.clone());
     let public = server::serve(listener, settings, router, api.traffic.clone(), stop);
     tokio::join!(public, private);
 }

@@ -141,7 +141,7 @@ pub(super) async fn put(
     }
     let sealed = key.seal(&caller.tenant, &name, &body.bytes).map_err(|error| Problem::internal(&error))?;
     drop(body);
-    let written = api.manager.put_secret(&caller.tenant, &name, sealed, precondition).await?;
+    let written = api.manager.put_secret(&caller.tenant, &name, sealed, precondition, caller.actor()).await?;
     let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
     let (created_at, updated_at) = (Time(written.created_at), Time(written.updated_at));
     let mut response = wire::json(status, &Secret { name: &name, created_at, updated_at, usable: true })?;
@@ -172,6 +172,6 @@ pub(super) async fn remove(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let name = name.filter(|name| is_secret_name(name)).ok_or_else(|| Problem::of(Kind::NotFound))?;
-    api.manager.delete_secret(&caller.tenant, &name, conditional::precondition(&headers)?).await?;
+    api.manager.delete_secret(&caller.tenant, &name, conditional::precondition(&headers)?, caller.actor()).await?;
     wire::json(StatusCode::OK, &RemovedSecret { name: &name, deleted: true })
 }

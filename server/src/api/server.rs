@@ -29,7 +29,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Sleep, sleep, timeout};
 use tower::Service;
@@ -50,11 +50,8 @@ const BUFFER_BYTES: usize = 64 << 10;
 const LARGE_ANSWER: usize = 64 << 10;
 const LARGE_ANSWERS: usize = 512 << 20;
 
-/// Connections on the socket in the data directory.
-const PRIVATE_CONNECTIONS: usize = 8;
-
 /// How long to wait after the system refused a connection: it is out of file descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often the same trouble is logged again.
 const LOG_EVERY: Duration = Duration::from_secs(60);
@@ -185,38 +182,12 @@ pub(super) async fn serve(
     let _ = places.acquire_many(traffic.most).await;
 }
 
-/// Serves on the socket in the data directory, which only the server's own user can open, until `stop` turns true.
-pub(super) async fn serve_private(
-    listener: UnixListener,
-    router: Router,
-    traffic: Arc<Traffic>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let places = Arc::new(Semaphore::new(PRIVATE_CONNECTIONS));
-    let http = http1::Builder::new();
-    while let Ok(place) = places.clone().acquire_owned().await {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stopped(&mut stop) => return,
-        };
-        let Ok((stream, _)) = accepted else {
-            sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let (http, router, traffic, stop) = (http.clone(), router.clone(), traffic.clone(), stop.clone());
-        tokio::spawn(async move {
-            connection(&http, stream, Peer::Private, router, traffic, stop).await;
-            drop(place);
-        });
-    }
-}
-
 /// Returns when the server is to stop; also when nobody is left who could say so.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn connection<T: AsyncRead + AsyncWrite + Unpin>(
+pub(super) async fn connection<T: AsyncRead + AsyncWrite + Unpin>(
     http: &http1::Builder,
     io: T,
     peer: Peer,

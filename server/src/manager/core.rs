@@ -95,6 +95,8 @@ pub struct CoreSettings {
 pub struct Workers {
     /// Is given what is to be run.
     pub run: Box<dyn Fn(Job) + Send>,
+    /// Where it finds a place.
+    pub room: Arc<Room>,
     /// Gives it its turns on the processors.
     pub turns: Arc<Cores>,
     /// Is given what is to be compiled.
@@ -202,7 +204,6 @@ impl Core {
     /// The manager's state over a store; attempts that a crash cut off are put back first.
     pub fn new(
         mut store: Writer,
-        room: Arc<Room>,
         registry: Arc<Registry>,
         tenants: Arc<Tenants>,
         workers: Workers,
@@ -217,7 +218,7 @@ impl Core {
         let backlog_tenants = backlog.tenants().cloned().collect();
         let mut core = Core {
             store,
-            room,
+            room: workers.room.clone(),
             registry,
             tenants,
             workers,

@@ -155,10 +155,10 @@ impl World {
             max_secrets: 1,
         };
         let run = Box::new(move |job| drop(send.send(job)));
-        let workers = Workers { run, turns: Arc::new(Cores::new(1)), compiler: Compiler::default() };
+        let workers = Workers { run, room, turns: Arc::new(Cores::new(1)), compiler: Compiler::default() };
         let tenants = Arc::new(Tenants::new(Quotas { pending_tasks: Some(self.max_pending), ..self.quotas }));
-        let core = Core::new(writer, room, self.registry.clone(), tenants, workers, Arc::default(), settings, self.now)
-            .unwrap();
+        let core =
+            Core::new(writer, self.registry.clone(), tenants, workers, Arc::default(), settings, self.now).unwrap();
         // How many were created at once is forgotten with the process.
         self.created.times.clear();
         self.core = Some(core);
@@ -382,7 +382,7 @@ impl World {
         if let Some(job) = self.running.remove(&id) {
             job.control.leave();
             let end = AttemptEnd::host_failure("stopped");
-            let usage = self.tally.ended_and_removed(&end.outcome, &job.task, random);
+            let usage = self.tally.ended_and_removed(&end.outcome, &job.task, self.now, random);
             self.report(id, job.task.attempt, RunEnd::Ended(AttemptEnd { usage, ..end }));
         }
         match answered.try_recv().unwrap() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::{Command, Manager, Refused, Reply, answer};
+use crate::audit::{Act, Actor};
 use crate::store::{Precondition, StoreError};
 use crate::task::Timestamp;
 
@@ -14,6 +15,7 @@ pub(super) struct SecretCommand {
     /// What is to be stored; `None` to remove it.
     sealed: Option<Vec<u8>>,
     precondition: Precondition,
+    by: Actor,
     reply: Reply<SecretWritten>,
 }
 
@@ -42,8 +44,9 @@ impl Manager {
         name: &str,
         sealed: Vec<u8>,
         precondition: Precondition,
+        by: Actor,
     ) -> Result<SecretWritten, Refused> {
-        self.write_secret(tenant, name, Some(sealed), precondition).await
+        self.write_secret(tenant, name, Some(sealed), precondition, by).await
     }
 
     /// Removes a secret.
@@ -52,8 +55,9 @@ impl Manager {
         tenant: &Arc<str>,
         name: &str,
         precondition: Precondition,
+        by: Actor,
     ) -> Result<SecretWritten, Refused> {
-        self.write_secret(tenant, name, None, precondition).await
+        self.write_secret(tenant, name, None, precondition, by).await
     }
 
     async fn write_secret(
@@ -62,9 +66,11 @@ impl Manager {
         name: &str,
         sealed: Option<Vec<u8>>,
         precondition: Precondition,
+        by: Actor,
     ) -> Result<SecretWritten, Refused> {
         let (tenant, name) = (tenant.clone(), name.to_owned());
-        self.ask(|reply| Command::Secret(Box::new(SecretCommand { tenant, name, sealed, precondition, reply }))).await
+        self.ask(|reply| Command::Secret(Box::new(SecretCommand { tenant, name, sealed, precondition, by, reply })))
+            .await
     }
 }
 
@@ -74,7 +80,8 @@ impl Core {
         command: &SecretCommand,
         now: Timestamp,
     ) -> Result<Result<SecretWritten, Refused>, StoreError> {
-        let SecretCommand { tenant, name, sealed, precondition, .. } = command;
+        let SecretCommand { tenant, name, sealed, precondition, by, .. } = command;
+        let act = |action| Act { action, of: tenant.clone(), target: name.clone(), detail: None };
         let before = self.store.secret_times(tenant, name)?;
         // A secret has no entity tag, which would tell whether it is still the same: so none matches.
         let holds = match precondition {
@@ -87,6 +94,7 @@ impl Core {
         let Some(sealed) = sealed else {
             let Some((created_at, updated_at)) = before else { return Ok(Err(Refused::NotFound)) };
             self.store.delete_secret(tenant, name)?;
+            self.store.audit(by, &act("secret.delete"), now)?;
             return Ok(Ok(SecretWritten { created: false, created_at, updated_at }));
         };
         let limit = self.settings.max_secrets;
@@ -95,6 +103,7 @@ impl Core {
         }
         let created_at = before.map_or(now, |(created_at, _)| created_at);
         self.store.put_secret(tenant, name, sealed, created_at, now)?;
+        self.store.audit(by, &act("secret.put"), now)?;
         Ok(Ok(SecretWritten { created: before.is_none(), created_at, updated_at: now }))
     }
 }

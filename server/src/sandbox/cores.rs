@@ -202,7 +202,7 @@ impl State {
     }
 
     fn pop(&mut self) -> Option<Arc<Control>> {
-        let number = self.shares.next()?;
+        let number = self.shares.whose_turn()?;
         let queue = self.queues.get_mut(number)?;
         let first = queue.pop_front();
         if queue.is_empty() {

@@ -311,7 +311,7 @@ fn files_with(directory: &Path, bytes: &[u8]) -> (Vec<PathBuf>, usize) {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 open.push(path);
-            } else if path.extension().is_none_or(|extension| extension != "cwasm") {
+            } else if path.is_file() && path.extension().is_none_or(|extension| extension != "cwasm") {
                 all += 1;
                 if has(&fs::read(&path).unwrap(), bytes) {
                     with.push(path);

@@ -52,9 +52,18 @@ impl Tally {
     }
 
     /// The same where its task is removed at once, so that nobody sees whether it ended with it.
-    pub(super) fn ended_and_removed(&mut self, outcome: &Outcome, task: &Task, random: &mut Random) -> Usage {
+    pub(super) fn ended_and_removed(
+        &mut self,
+        outcome: &Outcome,
+        task: &Task,
+        now: Timestamp,
+        random: &mut Random,
+    ) -> Usage {
         if task.failures + 1 >= MAX_ATTEMPTS {
             self.of(came_to(outcome)).tasks += 1;
+        } else if task.expires_at.is_some_and(|expires| expires <= now) {
+            // It would wait for another attempt, and has expired.
+            self.of(CameTo::Failed(ErrorKind::Expired)).tasks += 1;
         }
         self.ended(outcome, random)
     }
