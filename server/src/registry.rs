@@ -68,6 +68,13 @@ struct Inner {
     versions: HashMap<Digest, Version>,
 }
 
+impl Inner {
+    /// The type that `name` means for a tenant: its own before a shared one.
+    fn meant(&self, tenant: &str, name: &str) -> Option<&TaskType> {
+        [tenant, SHARED].iter().find_map(|tenant| self.types.get(*tenant)?.get(name))
+    }
+}
+
 impl Registry {
     /// Adds a type, or replaces the one of that tenant and name.
     pub fn put_type(&self, tenant: Arc<str>, task_type: TaskType) {
@@ -88,23 +95,17 @@ impl Registry {
 
     /// Whether the type that `name` means for a tenant is paused.
     pub fn is_paused(&self, tenant: &str, name: &str) -> bool {
-        let inner = self.read();
-        let found = [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name));
-        found.is_some_and(|found| found.paused)
+        self.read().meant(tenant, name).is_some_and(|found| found.paused)
     }
 
     /// How many tasks of the type that `name` means for a tenant run at once.
     pub fn concurrency(&self, tenant: &str, name: &str) -> Concurrency {
-        let inner = self.read();
-        let found = [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name));
-        found.map(|found| found.concurrency).unwrap_or_default()
+        self.read().meant(tenant, name).map(|found| found.concurrency).unwrap_or_default()
     }
 
     /// What the tasks of the type that `name` means for a tenant may touch.
     pub fn grants(&self, tenant: &str, name: &str) -> Arc<Grants> {
-        let inner = self.read();
-        let found = [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name));
-        found.map(|found| found.grants.clone()).unwrap_or_default()
+        self.read().meant(tenant, name).map(|found| found.grants.clone()).unwrap_or_default()
     }
 
     /// Adds a version.
@@ -115,8 +116,7 @@ impl Registry {
 
     /// The type that `name` means for a tenant: its own before a shared one.
     pub fn find(&self, tenant: &str, name: &str) -> Option<TaskType> {
-        let inner = self.read();
-        [tenant, SHARED].iter().find_map(|tenant| inner.types.get(*tenant)?.get(name).cloned())
+        self.read().meant(tenant, name).cloned()
     }
 
     /// The type of that name that is a tenant's own.

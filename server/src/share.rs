@@ -8,22 +8,22 @@ use core::time::Duration;
 use std::collections::BTreeSet;
 
 /// Virtual nanoseconds for each nanosecond at weight 1. So that a division by the largest weight loses little.
-const SCALE: u64 = 10_000;
+const SCALE: u128 = 10_000;
 
 /// The members, by their numbers.
 #[derive(Debug, Default)]
 pub struct Shares {
     members: Vec<Member>,
     /// Those that want the processor and do not have it: virtual time and number.
-    waiting: BTreeSet<(u64, usize)>,
+    waiting: BTreeSet<(u128, usize)>,
     /// The virtual time of the member that was chosen last.
-    now: u64,
+    now: u128,
 }
 
 #[derive(Debug)]
 struct Member {
     weight: u32,
-    used: u64,
+    used: u128,
     /// How many of its own want the processor, or have it.
     active: usize,
     is_waiting: bool,
@@ -44,7 +44,7 @@ impl Shares {
     }
 
     /// The member's virtual time.
-    pub fn used(&self, number: usize) -> u64 {
+    pub fn used(&self, number: usize) -> u128 {
         self.members.get(number).map_or(0, |member| member.used)
     }
 
@@ -81,8 +81,9 @@ impl Shares {
     pub fn charge(&mut self, number: usize, cpu: Duration) {
         let Some(member) = self.members.get_mut(number) else { return };
         let before = member.used;
-        let nanos = u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX / SCALE);
-        member.used = before.saturating_add(nanos.saturating_mul(SCALE) / u64::from(member.weight));
+        // Wide enough for any CPU time: a number of 64 bits would be full after some weeks at the least weight, and who
+        // comes first then comes first for ever.
+        member.used = before.saturating_add(cpu.as_nanos().saturating_mul(SCALE) / u128::from(member.weight));
         if member.is_waiting {
             self.waiting.remove(&(before, number));
             self.waiting.insert((member.used, number));
@@ -150,6 +151,18 @@ mod tests {
         let got = serve(&mut shares, &[(a, SLICE), (b, SLICE)], Duration::from_secs(1));
         assert!((got[0] - 0.5).abs() < 0.02, "{got:?}");
         serve(&mut shares, &[(b, SLICE)], Duration::from_secs(3600));
+        let got = serve(&mut shares, &[(a, SLICE), (b, SLICE)], Duration::from_secs(1));
+        assert!((got[0] - 0.5).abs() < 0.02, "{got:?}");
+    }
+
+    /// Ten years of a thousand processors at the least weight.
+    #[test]
+    fn they_share_however_long_they_have() {
+        let mut shares = Shares::default();
+        let (a, b) = (shares.join(1), shares.join(1));
+        for member in [a, b] {
+            shares.charge(member, Duration::from_secs(10 * 366 * 24 * 60 * 60) * 1000);
+        }
         let got = serve(&mut shares, &[(a, SLICE), (b, SLICE)], Duration::from_secs(1));
         assert!((got[0] - 0.5).abs() < 0.02, "{got:?}");
     }

@@ -30,6 +30,7 @@ mod retries;
 mod sandbox;
 mod schedules;
 mod secrets;
+mod shares;
 mod slow_clients;
 mod support;
 mod task_types;

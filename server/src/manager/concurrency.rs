@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::core::Core;
 use crate::registry::SHARED;
-use crate::store::{StoreError, StoredType};
+use crate::store::StoreError;
 use crate::task::{Event, Hold, Task, TaskId, Timestamp};
 
 /// Tasks that one transaction releases for each place that became free, looks at after a change of settings, and places
@@ -27,9 +27,14 @@ pub(super) struct AtOnce {
     changes: Vec<(Lane, bool)>,
     /// Lanes in which there may be room now.
     freed: Vec<Lane>,
-    /// Types whose settings changed, and how far that was looked at.
-    again: Vec<(Arc<str>, Arc<str>, Option<TaskId>)>,
+    /// Types of which other tasks may run now, and how far that was looked at.
+    again: Vec<LookAgain>,
+    /// Those that the open transaction has done with, to be looked at once more where it fails.
+    done: (Vec<Lane>, Vec<LookAgain>),
 }
+
+/// A tenant's type, and the last of its tasks that was looked at.
+type LookAgain = (Arc<str>, Arc<str>, Option<TaskId>);
 
 fn lanes(task: &Task) -> impl Iterator<Item = Lane> + use<> {
     let lane = |key| (task.tenant.clone(), task.task_type.clone(), key);
@@ -68,7 +73,7 @@ impl AtOnce {
         self.freed.push((task.tenant.clone(), task.task_type.clone(), None));
     }
 
-    /// The settings of a type changed.
+    /// What a type's name means for a tenant has changed, or may have.
     pub(super) fn look_again(&mut self, tenant: &Arc<str>, name: &str) {
         self.again.push((tenant.clone(), name.into(), None));
     }
@@ -91,6 +96,7 @@ impl AtOnce {
     /// The transaction was committed. False: there is more to be looked at.
     pub(super) fn committed(&mut self) -> bool {
         self.changes.clear();
+        self.done = Default::default();
         self.freed.is_empty() && self.again.is_empty()
     }
 
@@ -99,6 +105,9 @@ impl AtOnce {
         for (lane, began) in std::mem::take(&mut self.changes).into_iter().rev() {
             self.count(&lane, !began);
         }
+        let (lanes, types) = std::mem::take(&mut self.done);
+        self.freed.extend(lanes);
+        self.again.extend(types);
     }
 }
 
@@ -117,23 +126,36 @@ impl Core {
     }
 
     /// How many tasks of a type run at once has changed: those of its tenant, or of all where it is shared.
-    pub(super) fn look_again_at(&mut self, stored: &StoredType) {
-        if *stored.tenant != *SHARED {
-            return self.at_once.look_again(&stored.tenant, &stored.name);
+    pub(super) fn look_again_at(&mut self, tenant: &Arc<str>, name: &str) {
+        if **tenant != *SHARED {
+            return self.at_once.look_again(tenant, name);
         }
         for tenant in self.tenants.all() {
-            self.at_once.look_again(&tenant.name, &stored.name);
+            self.at_once.look_again(&tenant.name, name);
         }
     }
 
     /// Releases tasks for which there is room now.
     pub(super) fn release_freed(&mut self, now: Timestamp) -> Result<(), StoreError> {
         for (tenant, name, after) in std::mem::take(&mut self.at_once.again) {
+            self.at_once.done.1.push((tenant.clone(), name.clone(), after));
             let tasks = self.store.held_at_once(&tenant, &name, after, STEP)?;
             let last = tasks.last().filter(|_| tasks.len() == STEP).map(|task| task.id);
+            let most = self.registry.concurrency(&tenant, &name);
+            let mut released: HashMap<Lane, u32> = HashMap::new();
             for mut task in tasks {
-                // One that has to wait all the same is held back again when its turn comes.
-                let _ = self.change(&mut task, Event::Release, now)?;
+                // What it waits for, and not what it may have to wait for besides: that is seen when its turn comes.
+                let (key, most) = match task.held {
+                    Some(Hold::Key) => (task.concurrency_key.clone(), Some(most.per_key.unwrap_or(1))),
+                    _ => (None, most.running),
+                };
+                let lane = (tenant.clone(), name.clone(), key);
+                let running = self.at_once.of(&lane);
+                let released = released.entry(lane).or_default();
+                if most.is_none_or(|most| running + *released < most) {
+                    *released += 1;
+                    let _ = self.change(&mut task, Event::Release, now)?;
+                }
             }
             if last.is_some() {
                 self.at_once.again.push((tenant, name, last));
@@ -144,11 +166,12 @@ impl Core {
         freed.dedup();
         let left = freed.split_off(freed.len().min(STEP));
         self.at_once.freed = left;
+        self.at_once.done.0.clone_from(&freed);
         for lane @ (tenant, name, key) in &freed {
             let most = self.registry.concurrency(tenant, name);
             let most = match key {
                 Some(_) => most.per_key.unwrap_or(1),
-                // Nobody is held back for a type without a bound.
+                // Nobody is held back for a type without a bound: where it had one, all of its tasks are looked at.
                 None => match most.running {
                     Some(most) => most,
                     None => continue,

@@ -240,6 +240,10 @@ impl Core {
             failure_logged: None,
         };
         core.recover(now)?;
+        // What was to be looked at when the server went down.
+        for (tenant, name) in core.store.types_held_at_once()? {
+            core.at_once.look_again(&tenant, &name);
+        }
         Ok(core)
     }
 

@@ -531,7 +531,7 @@ fn whatever_happens_the_invariants_hold() {
             82..85 => world.late_report(&mut random),
             85 => world.give_up(&mut random),
             86 => world.pause(),
-            87 => world.bound_at_once(),
+            87 => world.bound_at_once(&mut random),
             88..98 => {
                 world.now = world.now.plus_millis(if random.below(3) == 0 { 10 } else { random.below(8_000) });
                 world.step(Vec::new());

@@ -190,7 +190,7 @@ impl Core {
             let task_type = TaskType::of(&stored);
             let before = self.registry.own(&stored.tenant, &stored.name).map(|before| before.concurrency);
             if before.is_some_and(|before| before != task_type.concurrency) {
-                self.look_again_at(&stored);
+                self.look_again_at(&stored.tenant, &stored.name);
             }
             self.registry.put_type(stored.tenant, task_type.clone());
             self.timers.look_at_held();

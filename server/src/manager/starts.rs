@@ -21,12 +21,16 @@ use crate::tenants::DEFAULT_WEIGHT;
 type Result<T> = std::result::Result<T, StoreError>;
 
 /// A tenant's place in the order: what it has at work for its weight, the CPU time it had, its name.
-type Turn = (u64, u64, Arc<str>);
+type Turn = (u64, u128, Arc<str>);
+
+/// The weights of all tenants that have something at work, or want to, added up; `None`: not yet.
+type Weights = Option<u64>;
 
 /// How many creates that are held back would find a place now.
 pub(super) struct Admitted<'a> {
     core: &'a Core,
     free: usize,
+    weights: Weights,
     taken: HashMap<Arc<str>, usize>,
 }
 
@@ -50,7 +54,7 @@ impl Admitted<'_> {
         }
         let taken = self.taken.entry(tenant.clone()).or_insert(core.room.working_of(tenant));
         *taken += 1;
-        *taken <= core.claim_of(tenant).part
+        *taken <= core.part_of(tenant, &mut self.weights)
     }
 }
 
@@ -67,13 +71,14 @@ impl Core {
         let mut order: BTreeSet<Turn> = self.ready.tenants().cloned().map(|tenant| self.turn_of(tenant)).collect();
         // All are counted, also those that come to nothing: each is work for this transaction.
         let mut looked_at = 0;
+        let mut weights = None;
         while let Some((.., tenant)) = order.pop_first() {
             if self.ready.needs_fill(&tenant) {
                 self.fill(&tenant)?;
             }
             let Some((rank, id)) = self.ready.first(&tenant) else { continue };
             // The others have more at work, but some may have less than their part.
-            let Some(place) = self.place_of(&tenant) else { continue };
+            let Some(place) = self.place_among(&tenant, &mut weights) else { continue };
             if looked_at == MAX_STARTS {
                 started.full = true;
                 break;
@@ -150,35 +155,48 @@ impl Core {
         self.ready.others_wait(tenant) || self.room.working() > self.room.working_of(tenant)
     }
 
-    /// What a tenant may have, whatever the others have.
-    fn claim_of(&self, tenant: &Arc<str>) -> Claim {
-        let known = self.tenants.sharing();
-        let others = known
-            .saturating_sub(self.room.tenants_started())
-            .saturating_sub(usize::from(self.room.started_of(tenant) == 0));
-        let kept = others.min(self.room.slots() / 2);
-        if !self.is_contended(tenant) {
-            return Claim { part: 0, no_more: false, kept };
-        }
-        let mut weights = u64::from(self.weight(tenant));
-        let mut counted: Vec<Arc<str>> = self.room.tenants_at_work();
-        counted.extend(self.ready.tenants().cloned());
-        counted.sort_unstable();
-        counted.dedup();
-        weights +=
-            counted.iter().filter(|other| *other != tenant).map(|other| u64::from(self.weight(other))).sum::<u64>();
-        let part = part(self.room.max_working(), self.weight(tenant), weights);
-        // A tenant whose turn it is in the queue goes before new ones of others, which have no more than their part.
-        Claim { part, no_more: self.ready.is_exhausted(tenant) && self.ready.others_wait(tenant), kept }
+    /// What a tenant may have at work, whatever the others have.
+    fn part_of(&self, tenant: &Arc<str>, weights: &mut Weights) -> usize {
+        let weight = u64::from(self.weight(tenant));
+        let all = *weights.get_or_insert_with(|| {
+            let mut tenants = self.room.tenants_at_work();
+            tenants.extend(self.ready.tenants().cloned());
+            tenants.sort_unstable();
+            tenants.dedup();
+            tenants.iter().map(|tenant| u64::from(self.weight(tenant))).sum()
+        });
+        // It may be none of those yet.
+        part(self.room.max_working(), self.weight(tenant), all.max(weight))
+    }
+
+    /// How many slots are kept for other tenants: one for each that has none.
+    fn kept_for_others(&self, tenant: &Arc<str>) -> usize {
+        let itself = usize::from(self.room.started_of(tenant) == 0);
+        let others = self.tenants.sharing().saturating_sub(self.room.tenants_started()).saturating_sub(itself);
+        others.min(self.room.slots() / 2)
     }
 
     /// A place for an attempt of a tenant.
     pub(super) fn place_of(&mut self, tenant: &Arc<str>) -> Option<Place> {
+        self.place_among(tenant, &mut None)
+    }
+
+    /// The same where more are asked for.
+    fn place_among(&mut self, tenant: &Arc<str>, weights: &mut Weights) -> Option<Place> {
         if self.hold_starts.is_some_and(|until| Instant::now() < until) {
             return None;
         }
         self.hold_starts = None;
-        match self.room.take(tenant, self.claim_of(tenant)) {
+        // A tenant whose turn it is in the queue goes before new tasks of others, which have no more than their part.
+        let no_more = self.ready.is_exhausted(tenant) && self.ready.others_wait(tenant);
+        let claim = Claim { part: 0, no_more, kept: self.kept_for_others(tenant) };
+        let taken = match self.room.take(tenant, claim) {
+            Err(NoRoom::Working) if self.is_contended(tenant) => {
+                self.room.take(tenant, Claim { part: self.part_of(tenant, weights), ..claim })
+            }
+            taken => taken,
+        };
+        match taken {
             Ok(place) => Some(place),
             // The end of an attempt, or one that begins to wait, is told.
             Err(NoRoom::Slots | NoRoom::Working) => None,
@@ -206,7 +224,7 @@ impl Core {
     /// How many creates would find a place without the queue, as long as there is memory for them.
     pub(super) fn admitted(&self) -> Admitted<'_> {
         let free = if self.hold_starts.is_none() { self.room.free() } else { 0 };
-        Admitted { core: self, free, taken: HashMap::new() }
+        Admitted { core: self, free, weights: None, taken: HashMap::new() }
     }
 
     /// A place for a new task, where nothing of its tenant waits before it.

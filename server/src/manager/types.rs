@@ -266,12 +266,15 @@ impl Core {
             self.registry.put_type(stored.tenant.clone(), TaskType::of(&stored));
         }
         match command {
-            TypeCommand::Put { put: Put { tenant, digest, .. }, reply } => match refused {
+            TypeCommand::Put { put: Put { tenant, name, digest, .. }, reply } => match refused {
                 Some(why) => answer(reply, Err(why)),
                 None => {
                     if compile {
                         self.registry.put_version(digest, Version::Compiling);
-                        self.workers.compiler.compile(tenant, digest);
+                        self.workers.compiler.compile(tenant.clone(), digest);
+                    }
+                    if created {
+                        self.look_again_at_all_of(&tenant, &name);
                     }
                     answer(reply, Ok(if created { Uploaded::Created } else { Uploaded::Replaced }));
                 }
@@ -291,10 +294,17 @@ impl Core {
                 Some(why) => answer(reply, Err(why)),
                 None => {
                     self.registry.remove_type(&tenant, &name);
+                    self.look_again_at_all_of(&tenant, &name);
                     answer(reply, Ok(()));
                 }
             },
         }
+    }
+
+    /// A name means another type for a tenant now, or for all: its tasks that wait may not have to.
+    fn look_again_at_all_of(&mut self, tenant: &Arc<str>, name: &str) {
+        self.timers.look_at_held();
+        self.look_again_at(tenant, name);
     }
 
     /// Forgets the components that the committed transaction removed.

@@ -82,7 +82,7 @@ impl Cores {
     }
 
     /// What a tenant has used, for its weight; 0: nothing yet.
-    pub fn used(&self, tenant: &str) -> u64 {
+    pub fn used(&self, tenant: &str) -> u128 {
         let state = self.state();
         state.numbers.get(tenant).map_or(0, |number| state.shares.used(*number))
     }

@@ -205,7 +205,8 @@ impl<F: Future> Future for Metered<'_, F> {
             let over = Instant::now() >= this.deadline;
             return if over { Poll::Ready((Err(StoppedBy::Timeout), this.cpu)) } else { Poll::Pending };
         }
-        this.control.woken.store(false, Ordering::Release);
+        // What a wake before this was for is seen by this poll.
+        this.control.woken.swap(false, Ordering::AcqRel);
         let before = this.cpu;
         let polled = this.step();
         let cpu = this.cpu.saturating_sub(before);

@@ -198,6 +198,16 @@ impl Writer {
 
     /// Every tenant and type that has tasks which have ended.
     pub fn types_with_ended(&mut self) -> Result<Vec<(Arc<str>, Arc<str>)>> {
+        self.types_in("task_ended", "status >= 2")
+    }
+
+    /// Every tenant and type that has tasks which wait for others of theirs.
+    pub fn types_held_at_once(&mut self) -> Result<Vec<(Arc<str>, Arc<str>)>> {
+        self.types_in("task_at_once", "held >= 2")
+    }
+
+    /// Every tenant and type in an index that begins with both, and holds the tasks of which `which` is true.
+    fn types_in(&mut self, index: &str, which: &str) -> Result<Vec<(Arc<str>, Arc<str>)>> {
         // Steps from one to the next in the index, however many tasks each has.
         let mut found: Vec<(Arc<str>, Arc<str>)> = Vec::new();
         loop {
@@ -206,8 +216,8 @@ impl Writer {
             // Two seeks and not one for the pair: that would go through all tasks of the type.
             for place in ["tenant = ?1 AND task_type > ?2", "tenant > ?1 AND ?2 IS NOT NULL"] {
                 let sql = format!(
-                    "SELECT tenant, task_type FROM task INDEXED BY task_ended
-                     WHERE status >= 2 AND {place} ORDER BY tenant, task_type LIMIT 1"
+                    "SELECT tenant, task_type FROM task INDEXED BY {index}
+                     WHERE {which} AND {place} ORDER BY tenant, task_type LIMIT 1"
                 );
                 next = self
                     .conn
@@ -318,6 +328,11 @@ impl Writer {
     /// From now on every read and write of a table fails.
     pub(crate) fn hide(&mut self, table: &str) {
         self.conn.execute_batch(&format!("ALTER TABLE {table} RENAME TO hidden")).unwrap();
+    }
+
+    /// They no longer do.
+    pub(crate) fn show(&mut self, table: &str) {
+        self.conn.execute_batch(&format!("ALTER TABLE hidden RENAME TO {table}")).unwrap();
     }
 
     pub(crate) fn newest_event_number(&self) -> u64 {
