@@ -21,9 +21,8 @@ use crate::clock;
 use crate::config::{CreateKeyArgs, KeyCommand, TenantCommand};
 use crate::keys::OPERATOR;
 use crate::manager::{Change, Changed, NewKey, Refused, administer};
+use crate::names::{self, is_name};
 use crate::store::{self, DataDir};
-use crate::tenants;
-use crate::types_at_start::is_type_name;
 
 /// The socket in the data directory.
 const SOCKET: &str = "control.sock";
@@ -55,10 +54,7 @@ pub(crate) fn listen(data_dir: &Path) -> anyhow::Result<UnixListener> {
 
 pub(crate) fn tenant(command: TenantCommand) -> anyhow::Result<()> {
     let TenantCommand::Create { name, data_dir } = command;
-    ensure!(
-        tenants::is_name(&name),
-        "a tenant's name has 1 to 63 letters a-z, digits and '-', and does not begin with '-'"
-    );
+    ensure!(is_name(&name), "a tenant's name {}", names::RULE);
     match Server::of(&data_dir)? {
         Server::Runs => {
             ask(&data_dir, Method::PUT, &format!("/tenants/{name}"), None)?;
@@ -91,27 +87,27 @@ pub(crate) fn key(command: KeyCommand) -> anyhow::Result<()> {
 
 fn create_key(args: CreateKeyArgs) -> anyhow::Result<String> {
     let CreateKeyArgs { tenant, role, task_types, label, expires_in_days, data_dir } = args;
-    for name in &task_types {
-        ensure!(is_type_name(name), "{name:?} is no name of a task type");
-    }
     let now = clock::now();
     let expires_at = expires_in_days.map(|days| now.plus_millis(u64::from(days) * 24 * 60 * 60 * 1000));
     let task_types = (!task_types.is_empty()).then_some(task_types);
+    let new = NewKey { tenant: named(&tenant)?.into(), role, task_types, label, expires_at };
+    if let Some(fault) = new.faults(now).first() {
+        bail!("{}: {}", fault.pointer.trim_start_matches("#/"), fault.detail);
+    }
     match Server::of(&data_dir)? {
         Server::Runs => {
             let body = json!({
-                "role": role,
-                "task_types": task_types,
-                "label": label,
-                "expires_at": expires_at.and_then(|at| chrono::DateTime::from_timestamp_millis(at.0)),
+                "role": new.role,
+                "task_types": new.task_types,
+                "label": new.label,
+                "expires_at": new.expires_at.and_then(|at| chrono::DateTime::from_timestamp_millis(at.0)),
             });
-            let answer = ask(&data_dir, Method::POST, &format!("/tenants/{}/keys", named(&tenant)?), Some(&body))?;
+            let answer = ask(&data_dir, Method::POST, &format!("/tenants/{}/keys", new.tenant), Some(&body))?;
             let key = answer.get("key").and_then(Value::as_str);
             key.map(str::to_owned).context("the server answered without a key")
         }
         Server::Not(dir) => {
-            let tenant = named(&tenant)?.into();
-            let (token, key) = NewKey { tenant, role, task_types, label, expires_at }.make(now)?;
+            let (token, key) = new.make(now)?;
             change(&dir, Change::CreateKey(key))?;
             Ok(token.reveal().to_owned())
         }
@@ -120,7 +116,7 @@ fn create_key(args: CreateKeyArgs) -> anyhow::Result<String> {
 
 /// A tenant's name, which is also a part of a path.
 fn named(tenant: &str) -> anyhow::Result<&str> {
-    ensure!(tenants::is_name(tenant), "{tenant:?} is no name of a tenant");
+    ensure!(is_name(tenant), "{tenant:?} is no name of a tenant");
     Ok(tenant)
 }
 

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
+use crate::names;
+
 /// Most destinations of one type.
 const MOST_DESTINATIONS: usize = 64;
 
@@ -169,7 +171,7 @@ impl Grants {
                 bad(&["http", &index, "secrets"], "must be of a destination with the scheme https".into());
             } else if secrets.len() > MOST_SECRETS {
                 bad(&["http", &index, "secrets"], format!("must have at most {MOST_SECRETS} items"));
-            } else if !secrets.iter().all(|name| is_secret_name(name)) {
+            } else if !secrets.iter().all(|name| names::is_name(name)) {
                 let rule = "each must be a secret's name: 1 to 63 letters a-z, digits and '-', not beginning with '-'";
                 bad(&["http", &index, "secrets"], rule.into());
             }
@@ -253,13 +255,6 @@ fn is_host(host: &str) -> bool {
     let last = host.rsplit('.').next().unwrap_or_default();
     let is_number = last.bytes().next().is_some_and(|byte| byte.is_ascii_digit());
     host.len() <= 253 && host.split('.').all(is_label) && !is_number
-}
-
-/// Whether that can be a secret's name: `[a-z0-9][a-z0-9-]{0,62}`, as a task type's.
-pub fn is_secret_name(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    let allowed = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    bytes.len() <= 63 && bytes.first().is_some_and(allowed) && bytes.iter().all(|byte| allowed(byte) || *byte == b'-')
 }
 
 fn is_bucket(name: &str) -> bool {

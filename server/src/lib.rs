@@ -22,6 +22,7 @@ pub mod keys;
 pub mod ledger;
 pub mod limits;
 pub mod manager;
+pub mod names;
 pub mod objects;
 pub mod pointer;
 pub mod quotas;

@@ -26,13 +26,6 @@ pub const DEFAULT_WEIGHT: u32 = 100;
 /// The largest weight.
 pub const MOST_WEIGHT: u32 = 10_000;
 
-/// Whether a tenant can have that name: `[a-z0-9][a-z0-9-]{0,62}`.
-pub fn is_name(name: &str) -> bool {
-    (1..=63).contains(&name.len())
-        && !name.starts_with('-')
-        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-}
-
 /// The tenants that there are, and everybody's keys.
 #[derive(Debug, Default)]
 pub struct Tenants {

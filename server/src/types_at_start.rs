@@ -53,7 +53,7 @@ fn read_dir(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
         }
         let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
         anyhow::ensure!(
-            is_type_name(&name),
+            crate::names::is_name(&name),
             "{}: a task type's name has 1 to 63 lower-case letters, digits and '-', and does not begin with '-'",
             path.display()
         );
@@ -65,14 +65,6 @@ fn read_dir(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     }
     found.sort();
     Ok(found)
-}
-
-/// Whether the contract allows that name: `[a-z0-9][a-z0-9-]{0,62}`.
-pub(crate) fn is_type_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    name.len() <= 63
-        && name.bytes().next().is_some_and(allowed)
-        && name.bytes().all(|byte| allowed(byte) || byte == b'-')
 }
 
 /// Loads every version of every type: a task that has ended under an earlier one can be retried. Their code
@@ -125,19 +117,4 @@ fn failed(name: &str, digest: Digest, error: &anyhow::Error) -> Version {
     let why = one_line(&format!("{error:#}"));
     tracing::error!(task_type = name, %digest, why, "this task type cannot be used");
     Version::Failed(why.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_type_name;
-
-    #[test]
-    fn names() {
-        for good in ["a", "0", "io", "word-count", &"a".repeat(63)] {
-            assert!(is_type_name(good), "{good}");
-        }
-        for bad in ["", "-a", "A", "a_b", "a.b", "é", &"a".repeat(64)] {
-            assert!(!is_type_name(bad), "{bad}");
-        }
-    }
 }

@@ -144,6 +144,12 @@ fn a_refusal_says_how_to_authenticate() {
     let answer = nobody.with_key(&keys[&("a", 0)]).post_task(r#"{"task_type":"echo"}"#).expect(403);
     assert_eq!(answer.header("www-authenticate"), Some("Bearer error=\"insufficient_scope\", scope=\"submit\""));
     assert_eq!(answer.json()["type"], "/problems/insufficient-scope");
+    // It says whose key, where it is not the role that is missing.
+    let said = |key: (&'static str, usize), path: &str| nobody.with_key(&keys[&key]).get(path).expect(403).json();
+    assert!(
+        said(("operator", 4), "/tasks")["detail"].as_str().unwrap().contains("of a tenant that is not the operator")
+    );
+    assert!(said(("a", 4), "/metrics")["detail"].as_str().unwrap().contains("of the operator"));
     // A path that is not there needs no key, and what methods one takes that is there is no secret.
     nobody.get("/nothing").expect(404);
     assert_eq!(nobody.send("PATCH", "/task", &[], None).expect(405).header("allow"), Some("POST"));
@@ -310,6 +316,33 @@ fn a_key_for_some_types_is_for_no_others() {
     client.send("PATCH", "/task-types/mine", &merge, Some(br#"{"retention_ms":1000}"#)).expect(200);
     client.delete("/task-types/primes").expect(403);
     client.delete("/task-types/mine").expect(200);
+    // Nor does it stop, repeat or remove what is of other types, or make a key that does.
+    let all = server.client.with_key(&keys[&("a", 4)]);
+    let theirs = all.create(&json!({"task_type": "primes", "input": {"up_to": 10}}));
+    all.wait_for_end(&theirs);
+    let own = all.create(&json!({"task_type": "echo"}));
+    all.wait_for_end(&own);
+    for (method, path) in [("POST", "/retry"), ("POST", "/cancel"), ("DELETE", "")] {
+        client.send(method, &format!("/task/{theirs}{path}"), &[], Some(b"")).expect(403);
+    }
+    client.post(&format!("/task/{own}/retry")).expect(202);
+    for action in ["cancel", "retry", "delete"] {
+        let bulk = |filter: &[u8]| client.send("POST", &format!("/tasks/{action}"), &[JSON], Some(filter));
+        bulk(b"{}").expect(403);
+        bulk(br#"{"task_type":"primes"}"#).expect(403);
+        bulk(br#"{"task_type":"mine"}"#).expect(202);
+    }
+    let schedule = json!({"cron": "0 0 1 1 *", "task": {"task_type": "primes"}}).to_string();
+    all.send("PUT", "/schedules/theirs", &[JSON], Some(schedule.as_bytes())).expect(201);
+    client.delete("/schedules/theirs").expect(403);
+    let schedule = json!({"cron": "0 0 1 1 *", "task": {"task_type": "echo"}}).to_string();
+    client.send("PUT", "/schedules/theirs", &[JSON], Some(schedule.as_bytes())).expect(403);
+    client.delete("/schedules/s").expect(200);
+    let admin = server.setup().make_key("a", "admin", &["--task-type", "echo"]);
+    let make = |body: &[u8]| server.client.with_key(&admin).send("POST", "/keys", &[JSON], Some(body));
+    make(br#"{"role":"read"}"#).expect(403);
+    make(br#"{"role":"read","task_types":["echo","primes"]}"#).expect(403);
+    make(br#"{"role":"read","task_types":["echo"]}"#).expect(201);
     // Who may operate may pause, and no more.
     server.client.with_key(&keys[&("a", 3)]).send("PUT", "/task-types/mine", &wasm, Some(component)).expect(201);
     let operate = server.client.with_key(&keys[&("a", 2)]);
@@ -334,11 +367,41 @@ fn bad_keys_are_not_made() {
         let answer = admin.send("POST", "/keys", &[JSON], Some(body.to_string().as_bytes())).expect(422);
         assert_eq!(answer.json()["errors"][0]["pointer"], pointer, "{body}");
     }
+    // The command line keeps the same rules, whether or not a server runs.
+    let none_runs = Setup::new(&[]);
+    for setup in [server.setup(), &none_runs] {
+        for flags in [["--label", "a\nb"], ["--task-type", "B"]] {
+            let mut command = taskcell();
+            command.args(["key", "create", "--tenant", "default", "--role", "read"]).args(flags);
+            refused(command.arg("--data-dir").arg(setup.data_dir()));
+        }
+    }
     for name in ["A", "-a", "a_b", &"a".repeat(64)] {
         let mut command = taskcell();
         command.args(["tenant", "create", name, "--data-dir"]).arg(server.setup().data_dir());
         refused(&mut command);
     }
+}
+
+#[test]
+fn a_tenant_has_so_many_keys_and_one_that_is_over_makes_place() {
+    let setup = Setup::new(&[]);
+    let key = setup.make_key("default", "admin", &[]);
+    let server = setup.start();
+    let admin = server.client.with_key(&key);
+    let make = || admin.send("POST", "/keys", &[JSON], Some(br#"{"role":"read"}"#));
+    let made: Vec<String> = (1..1000).map(|_| make().expect(201).json()["id"].as_str().unwrap().to_owned()).collect();
+    let refused = make().expect(429);
+    assert_eq!(
+        (refused.json()["type"].clone(), refused.header("ratelimit-policy")),
+        (json!("/problems/too-many-keys"), Some("\"keys\";q=1000"))
+    );
+    admin.delete(&format!("/keys/{}", made[7])).expect(200);
+    make().expect(201);
+    let listed = admin.get("/keys").expect(200).json();
+    assert_eq!(listed["keys"].as_array().unwrap().len(), 1000);
+    assert!(listed["keys"].as_array().unwrap().iter().all(|key| key["id"] != *made[7]));
+    make().expect(429);
 }
 
 #[test]

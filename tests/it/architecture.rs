@@ -21,7 +21,8 @@ const ONE_PLACE: &[(&[&str], &[&str])] = &[
 ];
 
 /// Modules that compute and do nothing else.
-const PURE: &[&str] = &["task", "grants", "ledger", "limits", "pointer", "quotas", "schedule", "schedules", "share"];
+const PURE: &[&str] =
+    &["task", "grants", "ledger", "limits", "names", "pointer", "quotas", "schedule", "schedules", "share"];
 
 /// What a pure module does not use: clocks, input and output, threads, async, and the rest of the server.
 const IMPURE: &[&str] = &[

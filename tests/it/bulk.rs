@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::durability::Random;
 use crate::support::time::{in_millis, millis};
-use crate::support::{Answer, Client, guest, server, wait_for};
+use crate::support::{Answer, Client, guest, server, shared_server, wait_for};
 
 fn post(client: &Client, action: &str, filter: &Value) -> Answer {
     let body = filter.to_string();
@@ -329,6 +329,19 @@ fn so_many_operations_are_kept() {
 
 /// Where counting what matches takes too long, nobody waits for it: the number is not told, and all is done.
 /// Here it takes long because the server stands still in the midst of it.
+#[test]
+fn a_type_that_cannot_be_is_refused() {
+    let server = shared_server();
+    for name in ["", "A", &"x".repeat(64)] {
+        let body = json!({ "task_type": name }).to_string();
+        let answer = server
+            .client
+            .send("POST", "/tasks/cancel", &[("content-type", "application/json")], Some(body.as_bytes()))
+            .expect(422);
+        assert_eq!(answer.json()["errors"][0]["pointer"], "#/task_type");
+    }
+}
+
 #[test]
 fn what_cannot_be_counted_in_time_is_not_told() {
     /// Longer than a count may take.

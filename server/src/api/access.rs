@@ -19,6 +19,7 @@ use crate::audit::Actor;
 use crate::clock;
 use crate::keys::{DEFAULT_TENANT, Key, OPERATOR, Role};
 use crate::registry::SHARED;
+use crate::task::TaskId;
 use crate::tenants::Tenants;
 
 /// Who may call a path with a method.
@@ -147,18 +148,38 @@ impl Caller {
 
     /// Refuses what needs a higher role.
     pub(super) fn needs(&self, role: Role) -> Result<(), Problem> {
-        if self.role >= role { Ok(()) } else { Err(insufficient(role)) }
+        if self.role >= role { Ok(()) } else { Err(insufficient(role, "")) }
     }
 
     /// Refuses a type that its key is not for.
     pub(super) fn may_use(&self, task_type: &str) -> Result<(), Problem> {
-        let listed = self.key.as_ref().and_then(|key| key.stored.task_types.as_ref());
-        match listed {
+        match self.task_types() {
             Some(listed) if !listed.iter().any(|name| name == task_type) => {
-                Err(Problem::new(Kind::InsufficientScope, "the key is for other task types")
-                    .with(WWW_AUTHENTICATE, "Bearer error=\"insufficient_scope\"".to_owned()))
+                Err(other_types("the key is for other task types"))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The task types that its key is for; `None`: all.
+    pub(super) fn task_types(&self) -> Option<&[String]> {
+        self.key.as_ref().and_then(|key| key.stored.task_types.as_deref())
+    }
+
+    /// Refuses a filter that goes beyond the types that its key is for.
+    pub(super) fn may_use_all_of(&self, task_type: Option<&str>) -> Result<(), Problem> {
+        match (self.task_types(), task_type) {
+            (None, _) => Ok(()),
+            (Some(_), Some(task_type)) => self.may_use(task_type),
+            (Some(_), None) => Err(other_types("the key is for some task types: name one of them in the filter")),
+        }
+    }
+
+    /// Refuses a task of a type that its key is not for.
+    pub(super) async fn may_change(&self, api: &Api, id: TaskId) -> Result<(), Problem> {
+        match self.task_types() {
+            None => Ok(()),
+            Some(_) => self.may_use(&api.manager.get(&self.tenant, id).await?.task_type),
         }
     }
 
@@ -229,14 +250,15 @@ fn admit(api: &Api, request: &Request) -> Result<Option<Caller>, Problem> {
     match rule {
         Anyone => Ok(None),
         Tenant(role) if !key_of_operator => caller.needs(role).map(|()| Some(caller)),
-        Tenant(role) => Err(insufficient(role)),
+        // Whatever its role: it sees no tenant's data.
+        Tenant(role) => Err(insufficient(role, "of a tenant that is not the operator, ")),
         Shared(role) => {
             caller.needs(role)?;
             let tenant = if key_of_operator { SHARED.into() } else { caller.tenant.clone() };
             Ok(Some(Caller { tenant, ..caller }))
         }
         Operator(role) if key_of_operator || keyless => caller.needs(role).map(|()| Some(caller)),
-        Operator(role) => Err(insufficient(role)),
+        Operator(role) => Err(insufficient(role, "of the operator, ")),
     }
 }
 
@@ -277,9 +299,15 @@ fn unusable() -> Problem {
     Problem::of(Kind::InvalidKey).with(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"".to_owned())
 }
 
-fn insufficient(role: Role) -> Problem {
+/// A key that is for some task types alone.
+pub(super) fn other_types(detail: &str) -> Problem {
+    Problem::new(Kind::InsufficientScope, detail)
+        .with(WWW_AUTHENTICATE, "Bearer error=\"insufficient_scope\"".to_owned())
+}
+
+fn insufficient(role: Role, whose: &str) -> Problem {
     let needed = role.name();
-    Problem::new(Kind::InsufficientScope, format!("a key of the role {needed} is needed, or of a higher one"))
+    Problem::new(Kind::InsufficientScope, format!("a key {whose}of the role {needed} is needed, or of a higher one"))
         .with(WWW_AUTHENTICATE, format!("Bearer error=\"insufficient_scope\", scope=\"{needed}\""))
 }
 

@@ -61,14 +61,14 @@ pub(super) struct AuditLine<'a> {
     /// Who did it.
     by: AuditActor<'a>,
     /// What was done: `tenant.create`, `tenant.change`, `key.create`, `key.revoke`, `task_type.put`,
-    /// `task_type.change`, `task_type.delete`, `schedule.put`, `schedule.delete`, `tasks.cancel`, `tasks.retry` or
+    /// `task_type.change`, `task_type.delete`, `schedule.put`, `schedule.delete`, `secret.put`, `secret.delete`, `tasks.cancel`, `tasks.retry` or
     /// `tasks.delete`.
     #[schema(example = "key.create")]
     action: &'a str,
     /// The tenant whose thing it was done to; null: one that all tenants share.
     #[schema(required)]
     tenant: Option<&'a str>,
-    /// Which thing: the name of a tenant, task type or schedule, the id of a key or operation.
+    /// Which thing: the name of a tenant, task type, schedule or secret, the id of a key or operation.
     target: &'a str,
     /// What else there is to say.
     #[schema(required)]
@@ -90,7 +90,7 @@ pub(super) struct AuditActor<'a> {
 
 /// Read the audit log
 ///
-/// Newest first: who changed tenants, keys, task types and schedules, and who began bulk operations. A line is
+/// Newest first: who changed tenants, keys, secrets, task types and schedules, and who began bulk operations. A line is
 /// written together with what it tells. A call that is refused, or changes nothing, leaves none. Lines are kept for
 /// as many days as the server says, and never changed.
 #[utoipa::path(

@@ -18,6 +18,7 @@ use super::task_list::MOST_LABELS;
 use super::tasks::set;
 use super::wire::{self, Time};
 use crate::manager::FieldError;
+use crate::names;
 use crate::store::{self, Action, ListFilter, OperationId};
 use crate::task::{ErrorKind, Labels, Status};
 
@@ -57,6 +58,10 @@ impl TaskFilter {
         if labels.len() > MOST_LABELS {
             let detail = format!("there can be at most {MOST_LABELS}");
             return Err(Problem::fields(vec![FieldError { pointer: "#/labels".into(), detail }]));
+        }
+        if task_type.as_deref().is_some_and(|name| !names::is_name(name)) {
+            let detail = format!("a task type's name {}", names::RULE);
+            return Err(Problem::fields(vec![FieldError { pointer: "#/task_type".into(), detail }]));
         }
         Ok(ListFilter {
             status,
@@ -206,6 +211,7 @@ async fn start(api: &Api, caller: &Caller, request: Request, action: Action) -> 
     let body = api.uploads.read(request, FILTER_BYTES).await?;
     let filter = extract::from_json::<TaskFilter>(&body.bytes)?.checked()?;
     drop(body);
+    caller.may_use_all_of(filter.task_type.as_deref())?;
     let operation = api.manager.start_bulk(&caller.tenant, action, filter, caller.actor()).await?;
     let path = HeaderValue::try_from(format!("/operations/{}", operation.id.0));
     let path = path.map_err(|error| Problem::internal(&error.into()))?;

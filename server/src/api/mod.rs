@@ -109,7 +109,7 @@ struct Api {
     max_input_bytes: u64,
     max_component_bytes: u64,
     /// Turns of looking at components before they are stored.
-    checks: tokio::sync::Semaphore,
+    checks: Arc<tokio::sync::Semaphore>,
     uploads: extract::Uploads,
     traffic: Arc<server::Traffic>,
     streams: Arc<events::Streams>,
@@ -202,7 +202,7 @@ impl Api {
             max_tenants: settings.max_tenants,
             max_input_bytes,
             max_component_bytes,
-            checks: tokio::sync::Semaphore::new(1),
+            checks: Arc::new(tokio::sync::Semaphore::new(1)),
             uploads: extract::Uploads::new(largest, settings.client_timeout),
             traffic: Arc::new(server::Traffic::new(settings.max_connections)),
             streams: Arc::default(),

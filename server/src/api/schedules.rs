@@ -21,6 +21,7 @@ use super::tasks::set;
 use super::wire::{self, Time};
 use crate::clock;
 use crate::manager::{FieldError, NewTask, Refused};
+use crate::names::{self, is_name};
 use crate::schedules::{self, BadCron, CatchUp, Cron, MadeTask, Overlap, ScheduledTask, Spec};
 use crate::task::{Status, Timestamp};
 
@@ -204,15 +205,15 @@ pub(super) async fn put(
     NameInPath(name): NameInPath,
     request: Request,
 ) -> Result<Response, Problem> {
-    let name = name.filter(|name| schedules::is_name(name)).ok_or_else(|| {
-        let detail = "a schedule's name has 1 to 63 letters a-z, digits and '-', and does not begin with '-'";
-        Problem::new(Kind::Unacceptable, detail)
-    })?;
+    let name = name
+        .filter(|name| is_name(name))
+        .ok_or_else(|| Problem::new(Kind::Unacceptable, format!("a schedule's name {}", names::RULE)))?;
     extract::check_json(request.headers())?;
     let precondition = conditional::precondition(request.headers())?;
     let body = api.uploads.read(request, MOST_BYTES).await?;
     let (spec, cron) = read(&body.bytes)?;
     caller.may_use(&spec.task.task_type)?;
+    may_replace(&api, &caller, &name).await?;
     drop(body);
     let put = api.manager.put_schedule(&caller.tenant, &name, spec, cron, precondition, caller.actor()).await;
     let ((schedule, tasks), created) = put.map_err(|refused| match refused {
@@ -264,14 +265,27 @@ pub(super) async fn remove(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let name = known(name)?;
+    may_replace(&api, &caller, &name).await?;
     let precondition = conditional::precondition(&headers)?;
     api.manager.delete_schedule(&caller.tenant, &name, precondition, caller.actor()).await?;
     wire::json(StatusCode::OK, &RemovedSchedule { name: &name, deleted: true })
 }
 
+/// Refuses a schedule of a type that the caller's key is not for.
+async fn may_replace(api: &Api, caller: &Caller, name: &str) -> Result<(), Problem> {
+    if caller.task_types().is_none() {
+        return Ok(());
+    }
+    match api.manager.schedule(&caller.tenant, name).await {
+        Ok((schedule, _)) => caller.may_use(&schedule.spec.task.task_type),
+        Err(Refused::NotFound) => Ok(()),
+        Err(refused) => Err(refused.into()),
+    }
+}
+
 /// What can be a schedule's name.
 fn known(name: Option<String>) -> Result<String, Problem> {
-    name.filter(|name| schedules::is_name(name)).ok_or_else(|| Problem::of(Kind::NotFound))
+    name.filter(|name| is_name(name)).ok_or_else(|| Problem::of(Kind::NotFound))
 }
 
 /// Reads a body, and checks it as far as that needs no knowledge of task types.

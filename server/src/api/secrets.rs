@@ -16,8 +16,8 @@ use super::extract::{NameInPath, PageSize, Query};
 use super::problem::{Kind, Problem, problems};
 use super::tasks::set;
 use super::wire::{self, Time};
-use crate::grants::is_secret_name;
 use crate::manager::Refused;
+use crate::names::{self, is_name};
 use crate::secrets::{VALUE_BYTES, fault};
 use crate::store::SecretMeta;
 
@@ -129,10 +129,9 @@ pub(super) async fn put(
     NameInPath(name): NameInPath,
     request: Request,
 ) -> Result<Response, Problem> {
-    let name = name.filter(|name| is_secret_name(name)).ok_or_else(|| {
-        let detail = "a secret's name has 1 to 63 letters a-z, digits and '-', and does not begin with '-'";
-        Problem::new(Kind::Unacceptable, detail)
-    })?;
+    let name = name
+        .filter(|name| is_name(name))
+        .ok_or_else(|| Problem::new(Kind::Unacceptable, format!("a secret's name {}", names::RULE)))?;
     let key = api.secrets.key().ok_or_else(|| Problem::of(Kind::NoSecretKey))?;
     let precondition = conditional::precondition(request.headers())?;
     let body = api.uploads.read(request, *VALUE_BYTES.end() as u64).await?;
@@ -171,7 +170,7 @@ pub(super) async fn remove(
     NameInPath(name): NameInPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let name = name.filter(|name| is_secret_name(name)).ok_or_else(|| Problem::of(Kind::NotFound))?;
+    let name = name.filter(|name| is_name(name)).ok_or_else(|| Problem::of(Kind::NotFound))?;
     api.manager.delete_secret(&caller.tenant, &name, conditional::precondition(&headers)?, caller.actor()).await?;
     wire::json(StatusCode::OK, &RemovedSecret { name: &name, deleted: true })
 }

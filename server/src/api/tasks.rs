@@ -225,6 +225,7 @@ pub(super) async fn cancel(
     caller: Caller,
     IdInPath(id): IdInPath,
 ) -> Result<Response, Problem> {
+    caller.may_change(&api, id).await?;
     let task = api.manager.cancel(&caller.tenant, id).await?;
     task_json(StatusCode::ACCEPTED, &task)
 }
@@ -242,6 +243,7 @@ pub(super) async fn retry(
     caller: Caller,
     IdInPath(id): IdInPath,
 ) -> Result<Response, Problem> {
+    caller.may_change(&api, id).await?;
     let task = api.manager.retry(&caller.tenant, id).await?;
     task_json(StatusCode::ACCEPTED, &task)
 }
@@ -284,6 +286,7 @@ pub(super) async fn delete(
     caller: Caller,
     IdInPath(id): IdInPath,
 ) -> Result<Response, Problem> {
+    caller.may_change(&api, id).await?;
     api.manager.delete(&caller.tenant, id).await?;
     wire::json(StatusCode::OK, &Deleted { id, deleted: true })
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
-use super::access::Caller;
+use super::access::{self, Caller};
 use super::extract;
 use super::problem::{Kind, Problem, problems};
 use super::quotas::{TenantWithQuotas, changed, with_quotas};
@@ -22,18 +22,13 @@ use super::wire::{self, Time};
 use crate::clock;
 use crate::keys::{KeyId, Role, StoredKey};
 use crate::manager::{Change, Changed, FieldError, NewKey, Refused};
+use crate::names;
 use crate::quotas::{MOST, QuotaPatch};
 use crate::task::Timestamp;
 use crate::tenants::{self, MOST_WEIGHT};
 
 /// The largest body here.
 const MOST_BYTES: u64 = 64 << 10;
-
-/// The longest label of a key, in bytes.
-const LABEL_BYTES: usize = 200;
-
-/// Most task types that a key lists.
-const MOST_TYPES: usize = 100;
 
 problems!(ReadProblems: NotFound);
 problems!(ReadTenantProblems: NotFound, Overloaded, Draining, StorageUnavailable);
@@ -206,7 +201,8 @@ pub(super) async fn create_own_key(
 
 /// Revoke a key
 ///
-/// It stops working at once, also on streams that are open. It stays in the list.
+/// It stops working at once, also on streams that are open. It stays in the list until there are a thousand and one more is
+/// made.
 #[utoipa::path(
     delete, path = "/keys/{id}", operation_id = "revoke_own_key", tag = "keys",
     params(("id" = String, Path, description = "The id of the key")),
@@ -257,9 +253,8 @@ pub(super) async fn put(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Response, Problem> {
-    if !tenants::is_name(&name) {
-        let detail = "a tenant's name has 1 to 63 letters a-z, digits and '-', and does not begin with '-'";
-        return Err(Problem::new(Kind::Unacceptable, detail));
+    if !names::is_name(&name) {
+        return Err(Problem::new(Kind::Unacceptable, format!("a tenant's name {}", names::RULE)));
     }
     let change = Change::CreateTenant { name: name.into(), most: api.max_tenants };
     match api.manager.administer(change, caller.actor()).await? {
@@ -341,7 +336,8 @@ pub(super) async fn create_key(
 
 /// Revoke a key of a tenant
 ///
-/// It stops working at once, also on streams that are open. It stays in the list.
+/// It stops working at once, also on streams that are open. It stays in the list until there are a thousand and one more is
+/// made.
 #[utoipa::path(
     delete, path = "/tenants/{tenant}/keys/{id}", operation_id = "revoke_key", tag = "tenants",
     params(
@@ -377,7 +373,18 @@ async fn made(
     extract::check_json(request.headers())?;
     let body = api.uploads.read(request, MOST_BYTES).await?;
     let now = clock::now();
-    let new = extract::from_json::<CreateKey>(&body.bytes)?.checked(tenant, now)?;
+    let new = extract::from_json::<CreateKey>(&body.bytes)?.of(tenant);
+    let faults = new.faults(now);
+    if !faults.is_empty() {
+        return Err(Problem::fields(faults));
+    }
+    // Nobody makes a key that is for more than their own.
+    for name in new.task_types.iter().flatten() {
+        caller.may_use(name)?;
+    }
+    if new.task_types.is_none() && caller.task_types().is_some() {
+        return Err(access::other_types("the key is for some task types, and one that it makes has to be as well"));
+    }
     let (token, key) = new.make(now).map_err(|error| Problem::internal(&error.into()))?;
     let created = api.manager.administer(Change::CreateKey(key), caller.actor()).await?;
     let Changed::KeyCreated(key, _) = created else { return Err(unexpected(&created)) };
@@ -401,31 +408,10 @@ fn unexpected(changed: &Changed) -> Problem {
 }
 
 impl CreateKey {
-    fn checked(self, tenant: Arc<str>, now: Timestamp) -> Result<NewKey, Problem> {
+    fn of(self, tenant: Arc<str>) -> NewKey {
         let CreateKey { role, task_types, label, expires_at } = self;
-        let mut errors = Vec::new();
-        let mut wrong = |pointer: String, detail: String| errors.push(FieldError { pointer, detail });
         let expires_at = expires_at.map(|at| Timestamp(at.timestamp_millis()));
-        if expires_at.is_some_and(|at| at <= now) {
-            wrong("#/expires_at".into(), "must lie ahead".into());
-        }
-        if label.len() > LABEL_BYTES || label.chars().any(char::is_control) {
-            wrong("#/label".into(), format!("has at most {LABEL_BYTES} bytes without control characters"));
-        }
-        let listed = task_types.as_deref().unwrap_or_default();
-        if listed.len() > MOST_TYPES {
-            wrong("#/task_types".into(), format!("has at most {MOST_TYPES} names"));
-        }
-        for (index, name) in listed.iter().enumerate() {
-            if !crate::types_at_start::is_type_name(name) {
-                wrong(format!("#/task_types/{index}"), "is no name of a task type".into());
-            }
-        }
-        if errors.is_empty() {
-            Ok(NewKey { tenant, role, task_types, label, expires_at })
-        } else {
-            Err(Problem::fields(errors))
-        }
+        NewKey { tenant, role, task_types, label, expires_at }
     }
 }
 

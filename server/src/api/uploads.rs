@@ -21,10 +21,10 @@ use super::task_types::{TaskTypeWithVersions, add_tag, find, whole};
 use super::tasks::{set, waited};
 use super::wire;
 use crate::manager::{FieldError, Refused, Seen, Uploaded};
+use crate::names::{self, is_name};
 use crate::sandbox;
 use crate::store::{Action, ListFilter, Precondition};
 use crate::task::{Digest, Status};
-use crate::types_at_start::is_type_name;
 
 /// The media type of a component.
 const WASM: &str = "application/wasm";
@@ -88,20 +88,22 @@ pub(super) async fn put(
     request: Request,
 ) -> Result<Response, Problem> {
     extract::check_media_type(request.headers(), WASM)?;
-    let name = name.filter(|name| is_type_name(name)).ok_or_else(|| {
-        let detail = "a task type's name has 1 to 63 lower-case letters, digits and '-', and does not begin with '-'";
-        Problem::new(Kind::Malformed, detail)
-    })?;
+    let name = name
+        .filter(|name| is_name(name))
+        .ok_or_else(|| Problem::new(Kind::Malformed, format!("a task type's name {}", names::RULE)))?;
     caller.may_use(&name)?;
     let seen = seen(&api, &caller, &name, request.headers()).await?;
     let wait = prefer::wait_seconds(request.headers());
     let body = api.uploads.read(request, api.max_component_bytes).await?;
     let bytes = body.bytes.clone();
     // One at a time: it takes a processor for a moment.
-    let looked = {
-        let _turn = api.checks.acquire().await.map_err(|error| Problem::internal(&error.into()))?;
-        tokio::task::spawn_blocking(move || (sandbox::check(&bytes), Digest(Sha256::digest(&bytes).into()))).await
-    };
+    let turn = api.checks.clone().acquire_owned().await.map_err(|error| Problem::internal(&error.into()))?;
+    let looked = tokio::task::spawn_blocking(move || {
+        // Kept here, where the client may go away and the work goes on.
+        let _turn = turn;
+        (sandbox::check(&bytes), Digest(Sha256::digest(&bytes).into()))
+    });
+    let looked = looked.await;
     let (checked, digest) = looked.map_err(|error| Problem::internal(&error.into()))?;
     checked.map_err(|error| Problem::internal(&error))?.map_err(|faults| {
         let errors = faults.0.into_iter().map(|detail| FieldError { pointer: "#".into(), detail });

@@ -277,7 +277,10 @@ fn act(operation: &Operation) -> Act {
     };
     let mut filter = serde_json::to_value(&operation.filter).unwrap_or_default();
     if let Some(members) = filter.as_object_mut() {
-        members.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|labels| !labels.is_empty()));
+        members.retain(|_, value| !value.is_null());
+        // What a tenant writes on its tasks is nobody else's: only that there were labels.
+        members.insert("labels".to_owned(), operation.filter.labels.len().into());
+        members.retain(|_, value| *value != 0);
     }
     let (of, target) = (operation.tenant.clone(), operation.id.0.to_string());
     Act { action, of, target, detail: Some(filter.to_string()) }

@@ -254,6 +254,8 @@ struct Shared {
     ceiling: Limits,
     /// Held to look for tasks of bulk operations.
     bulk_turn: tokio::sync::Semaphore,
+    /// Held to look at a schema.
+    schema_turn: Arc<tokio::sync::Semaphore>,
 }
 
 impl Manager {
@@ -281,6 +283,7 @@ impl Manager {
             defaults,
             ceiling,
             bulk_turn: tokio::sync::Semaphore::new(1),
+            schema_turn: Arc::new(tokio::sync::Semaphore::new(1)),
         };
         (Manager(Arc::new(shared)), Inbox { commands: inbox, waiting, drained })
     }

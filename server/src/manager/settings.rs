@@ -111,8 +111,12 @@ impl Manager {
             return wrong("", "the function of the component says what its inputs have to meet".to_owned());
         }
         // It takes its time, which others would wait for.
-        let fault = tokio::task::spawn_blocking(move || InputSchema::new(text).fault()).await;
-        match fault {
+        let turn = self.0.schema_turn.clone().acquire_owned().await.map_err(|error| Refused::Internal(error.into()))?;
+        let fault = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            InputSchema::new(text).fault()
+        });
+        match fault.await {
             Ok(None) => Ok(()),
             Ok(Some(fault)) => wrong(&fault.pointer, fault.detail),
             Err(error) => Err(Refused::Internal(error.into())),
@@ -216,6 +220,9 @@ fn differences(before: &StoredType, after: &StoredType) -> Option<String> {
     }
     if before.paused != after.paused {
         found.push(format!("paused {}", after.paused));
+    }
+    if before.concurrency != after.concurrency {
+        found.push(format!("concurrency {}", json(serde_json::to_string(&after.concurrency))));
     }
     if before.grants != after.grants {
         found.push("grants".to_owned());

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::core::Core;
-use super::{Command, Manager, Refused, Reply, answer};
+use super::{Command, FieldError, Manager, Refused, Reply, answer};
 use crate::audit::{Act, Actor, Line};
 use crate::keys::{KeyId, Role, StoredKey, Token};
 use crate::ledger::{CameTo, Day, Sums};
+use crate::names;
 use crate::quotas::{QuotaOverrides, QuotaPatch, Quotas};
 use crate::store::{AuditFilter, StoreError, Writer};
 use crate::task::Timestamp;
@@ -95,7 +96,33 @@ pub struct NewKey {
     pub expires_at: Option<Timestamp>,
 }
 
+/// The longest label of a key, in bytes.
+const LABEL_BYTES: usize = 200;
+
+/// Most task types that a key lists.
+const MOST_TYPES: usize = 100;
+
 impl NewKey {
+    /// What is wrong with it.
+    pub fn faults(&self, now: Timestamp) -> Vec<FieldError> {
+        let mut faults = Vec::new();
+        let mut wrong = |pointer: String, detail: String| faults.push(FieldError { pointer, detail });
+        if self.expires_at.is_some_and(|at| at <= now) {
+            wrong("#/expires_at".into(), "must lie ahead".into());
+        }
+        if self.label.len() > LABEL_BYTES || self.label.chars().any(char::is_control) {
+            wrong("#/label".into(), format!("has at most {LABEL_BYTES} bytes without control characters"));
+        }
+        let listed = self.task_types.as_deref().unwrap_or_default();
+        if listed.len() > MOST_TYPES {
+            wrong("#/task_types".into(), format!("has at most {MOST_TYPES} names"));
+        }
+        for (index, name) in listed.iter().enumerate().filter(|(_, name)| !names::is_name(name)) {
+            wrong(format!("#/task_types/{index}"), format!("{name:?} is no name of a task type"));
+        }
+        faults
+    }
+
     /// Makes it: what is told once, and what is kept.
     pub fn make(self, now: Timestamp) -> std::io::Result<(Token, StoredKey)> {
         let NewKey { tenant, role, task_types, label, expires_at } = self;
@@ -149,7 +176,10 @@ pub fn administer(
         Change::ChangeTenant { name, weight, quotas } => {
             let Some(before) = store.tenant(name)? else { return Ok(Err(Refused::NotFound)) };
             let (weight_now, quotas_now) = (weight.unwrap_or(before.weight), before.quotas.changed(quotas));
-            let tenant = Tenant { weight: weight_now, quotas: quotas_now, ..before };
+            let tenant = Tenant { weight: weight_now, quotas: quotas_now, ..before.clone() };
+            if tenant == before {
+                return Ok(Ok(Changed::Tenant(tenant, false)));
+            }
             store.put_tenant(&tenant)?;
             let weight = weight.map(|weight| format!("weight {weight}"));
             // Made of numbers, which can always be written as JSON.
@@ -172,7 +202,8 @@ pub fn administer(
                 store.delete_key(gone)?;
             }
             store.insert_key(key)?;
-            let detail = Some(format!("role {}", key.role.name()));
+            let gone_too = gone.map(|gone| format!(", in place of {gone}")).unwrap_or_default();
+            let detail = Some(format!("role {}{gone_too}", key.role.name()));
             let act = Act { action: "key.create", of: key.tenant.clone(), target: key.id.to_string(), detail };
             (Changed::KeyCreated(key.clone(), gone), act)
         }

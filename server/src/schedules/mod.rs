@@ -140,26 +140,3 @@ pub struct MadeTask {
     /// When it was made.
     pub created_at: Timestamp,
 }
-
-/// Whether a schedule can have that name.
-pub fn is_name(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    let first = bytes.first().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    let rest = bytes.iter().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-');
-    first && rest && bytes.len() <= 63
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names() {
-        for good in ["a", "0", "a-b-", &"a".repeat(63)] {
-            assert!(is_name(good), "{good}");
-        }
-        for bad in ["", "-a", "A", "a_b", "ä", &"a".repeat(64)] {
-            assert!(!is_name(bad), "{bad}");
-        }
-    }
-}

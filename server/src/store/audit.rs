@@ -61,11 +61,13 @@ impl Readers {
         self.read(move |conn| {
             let AuditFilter { before, of, action } = filter;
             let before = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
-            let mut statement = conn.prepare_cached(
+            // One tenant's lines have an index of their own.
+            let whose = if of.is_some() { "of = ?2" } else { "?2 IS NULL" };
+            let sql = format!(
                 "SELECT seq, at, tenant, key, peer, action, of, target, detail FROM audit
-                 WHERE seq < ?1 AND (?2 IS NULL OR of = ?2) AND (?3 IS NULL OR action = ?3)
-                 ORDER BY seq DESC LIMIT ?4",
-            )?;
+                 WHERE {whose} AND seq < ?1 AND (?3 IS NULL OR action = ?3) ORDER BY seq DESC LIMIT ?4"
+            );
+            let mut statement = conn.prepare_cached(&sql)?;
             statement.query_map(params![before, of, action, limit as i64], line)?.collect()
         })
         .await

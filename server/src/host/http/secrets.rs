@@ -10,8 +10,8 @@ use wasmtime_wasi_http::Error;
 
 use super::FIELD_BYTES;
 use super::mask::Mask;
-use crate::grants::is_secret_name;
 use crate::host::log::{LogBuffer, LogLevel};
+use crate::names::is_name;
 use crate::secrets::{Secret, Secrets};
 
 /// How a placeholder begins and ends.
@@ -50,7 +50,7 @@ fn next(value: &[u8]) -> Result<Option<Placeholder<'_>>, Malformed> {
     let Some(at) = find(value, OPEN) else { return Ok(None) };
     let inside = &value[at + OPEN.len()..];
     let end = find(inside, CLOSE).ok_or(Malformed)?;
-    let name = std::str::from_utf8(&inside[..end]).ok().filter(|name| is_secret_name(name)).ok_or(Malformed)?;
+    let name = std::str::from_utf8(&inside[..end]).ok().filter(|name| is_name(name)).ok_or(Malformed)?;
     Ok(Some(Placeholder { before: &value[..at], name, after: &inside[end + CLOSE.len()..] }))
 }
 

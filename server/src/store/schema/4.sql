@@ -83,6 +83,7 @@ CREATE TABLE audit (
     detail   TEXT
 );
 CREATE INDEX audit_age ON audit (at);
+CREATE INDEX audit_of ON audit (of, seq);
 CREATE TRIGGER audit_unchanged BEFORE UPDATE ON audit BEGIN
     SELECT RAISE(ABORT, 'the audit log is not changed');
 END;
