@@ -168,7 +168,8 @@ impl Task {
                 }
                 self.error = Some(error);
                 let record = self.record(now);
-                self.back_to_pending(now, now);
+                // It keeps its place: those that waited for it still do.
+                self.back_to_pending(self.ready_at, now);
                 Ok(record)
             }
         }
@@ -421,6 +422,7 @@ mod tests {
         let record = task.apply(Event::Interrupt { max_interruptions: 1 }, NOW).unwrap().unwrap();
         assert_eq!((record.number, record.usage, record.error.unwrap().kind), (2, None, ErrorKind::Interrupted));
         assert_eq!((task.status, task.attempt, task.interruptions, task.failures), (Status::Pending, 2, 1, 0));
+        assert_eq!((task.ready_at, task.due_at), (Timestamp(0), None), "it keeps its place");
         task.apply(Event::Start { server: 8 }, NOW).unwrap();
         task.apply(Event::Interrupt { max_interruptions: 1 }, NOW).unwrap();
         assert_eq!(task.status, Status::Failed);

@@ -212,7 +212,8 @@ pub struct Usage {
     pub cpu_ms: f64,
     /// From the start of the attempt to its end, in milliseconds.
     pub wall_ms: f64,
-    /// From the task's creation, or from the end of the attempt before, to the start of this one.
+    /// From the task's creation, or from the end of the attempt before, to the start of this one. An attempt that went
+    /// down with the server, or was given back, ends nothing.
     pub queue_ms: f64,
     /// Most that all its linear memories and tables held together, in bytes.
     pub peak_memory_bytes: u64,
@@ -313,7 +314,7 @@ pub struct Task {
     /// While Pending: not to be started before, because of its client or of a retry. `None`: ready.
     pub due_at: Option<Timestamp>,
     /// Since when it can be started: its creation, its due time, the end of the attempt before. What
-    /// its place in the queue is counted from.
+    /// its place in the queue is counted from. An attempt that was cut off does not change it.
     pub ready_at: Timestamp,
     /// A task that is still Pending then fails.
     pub expires_at: Option<Timestamp>,
