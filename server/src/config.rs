@@ -185,6 +185,16 @@ pub struct Config {
     /// Tasks that may be Pending of one tenant.
     #[arg(long, env = "TASKCELL_MAX_TENANT_PENDING", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub max_tenant_pending: u64,
+    /// Tasks that may be Running of one tenant: no bound of its own where it is not set.
+    #[arg(long, env = "TASKCELL_MAX_TENANT_RUNNING", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=MOST))]
+    pub max_tenant_running: Option<u64>,
+    /// Memory that the Running tasks of one tenant may have together, in bytes, each counted with its limit of memory: no
+    /// bound of its own where it is not set.
+    #[arg(long, env = "TASKCELL_MAX_TENANT_MEMORY_BYTES", value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=MOST))]
+    pub max_tenant_memory_bytes: Option<u64>,
+    /// CPU time of one tenant's tasks in an hour, in milliseconds: no bound where it is not set.
+    #[arg(long, env = "TASKCELL_TENANT_CPU_MS_PER_HOUR", value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=MOST))]
+    pub tenant_cpu_ms_per_hour: Option<u64>,
     /// Tasks that a tenant may create in a second, for long: no bound where it is not set.
     #[arg(long, env = "TASKCELL_SUBMIT_RATE", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=MOST))]
     pub submit_rate: Option<u64>,
@@ -388,6 +398,9 @@ impl Config {
     pub fn quotas(&self) -> Quotas {
         Quotas {
             pending_tasks: Some(self.max_tenant_pending),
+            running_tasks: self.max_tenant_running,
+            running_memory_bytes: self.max_tenant_memory_bytes,
+            cpu_ms_per_hour: self.tenant_cpu_ms_per_hour,
             submitted_per_second: self.submit_rate,
             submit_burst: self.submit_burst,
             task_types: Some(self.max_task_types),

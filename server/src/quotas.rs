@@ -86,6 +86,14 @@ macro_rules! quotas {
 quotas! {
     /// Tasks that are Pending.
     pending_tasks, at least 0;
+    /// Tasks that are Running; more wait.
+    running_tasks, at least 1;
+    /// Memory that all tasks which are Running may have together, in bytes: each counts with its limit of memory. More
+    /// tasks wait; one that could have more than all of it has no more than that.
+    running_memory_bytes, at least 1;
+    /// CPU time in an hour, in milliseconds. Past it tasks wait, also those that are Running, whose time limits wait
+    /// with them.
+    cpu_ms_per_hour, at least 1;
     /// Tasks that are created in a second, for long.
     submitted_per_second, at least 1;
     /// Tasks that can be created at once, where fewer were before; as many as in a second where it is not set.
@@ -119,6 +127,27 @@ impl Quotas {
         let per_second = self.submitted_per_second?;
         Some(Rate { per_second, burst: self.submit_burst.unwrap_or(per_second) })
     }
+
+    /// Whether a tenant that has so much at work may start one more attempt, with so much memory.
+    pub fn allow(&self, at_work: AtWork, memory: u64) -> Result<(), UsedUp> {
+        let of = |what, used, more, most: Option<u64>| match most {
+            Some(limit) if limit.saturating_sub(used) < more => {
+                Err(UsedUp { what, limit, left: limit.saturating_sub(used) })
+            }
+            _ => Ok(()),
+        };
+        of("running tasks", at_work.tasks, 1, self.running_tasks)?;
+        of("running memory bytes", at_work.memory, memory, self.running_memory_bytes)
+    }
+}
+
+/// What a tenant has at work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AtWork {
+    /// Tasks that are Running.
+    pub tasks: u64,
+    /// Memory that they may have, in bytes.
+    pub memory: u64,
 }
 
 /// How often something may be done.
@@ -183,36 +212,48 @@ impl Bucket {
     }
 }
 
-/// How often something was done in an hour, which begins with the first time and not before the hour before it is
+/// How much of something was used in an hour, which begins with the first use and not before the hour before it is
 /// over.
 #[derive(Clone, Copy, Debug)]
 pub struct Hour {
     since: Timestamp,
-    times: u64,
+    used: u64,
 }
 
+const HOUR_MS: i64 = 60 * 60 * 1000;
+
 impl Hour {
-    /// One in which nothing was done yet.
+    /// One in which nothing was used yet.
     pub fn new(now: Timestamp) -> Hour {
-        Hour { since: now, times: 0 }
+        Hour { since: now, used: 0 }
     }
 
-    /// How often it was done in the hour of `now`.
-    pub fn times(self, now: Timestamp) -> u64 {
+    /// How much was used in the hour of `now`.
+    pub fn used(self, now: Timestamp) -> u64 {
         // A clock that was put back begins another one: the time that is gone is not known.
         let elapsed = now.0.saturating_sub(self.since.0);
-        if (0..60 * 60 * 1000).contains(&elapsed) { self.times } else { 0 }
+        if (0..HOUR_MS).contains(&elapsed) { self.used } else { 0 }
     }
 
-    /// Does it once, where that is not more than `most` times in the hour.
-    pub fn take(&mut self, most: u64, now: Timestamp) -> bool {
-        let times = self.times(now);
-        if times == 0 {
+    /// So much more is used.
+    pub fn add(&mut self, amount: u64, now: Timestamp) {
+        let used = self.used(now);
+        if used == 0 {
             *self = Hour::new(now);
         }
-        let allowed = times < most;
-        self.times = times + u64::from(allowed);
+        self.used = used.saturating_add(amount);
+    }
+
+    /// Uses one, where that is not more than `most` in the hour.
+    pub fn take(&mut self, most: u64, now: Timestamp) -> bool {
+        let allowed = self.used(now) < most;
+        self.add(allowed.into(), now);
         allowed
+    }
+
+    /// When it is over.
+    pub fn ends(self) -> Timestamp {
+        Timestamp(self.since.0.saturating_add(HOUR_MS))
     }
 }
 
@@ -276,15 +317,32 @@ mod tests {
 
     #[test]
     fn an_hour_begins_with_the_first_time() {
-        const HOUR: i64 = 60 * 60 * 1000;
+        const HOUR: i64 = HOUR_MS;
         let mut hour = Hour::new(Timestamp(0));
         assert!(hour.take(2, Timestamp(1000)) && hour.take(2, Timestamp(HOUR)));
         assert!(!hour.take(2, Timestamp(HOUR + 999)));
-        assert_eq!((hour.times(Timestamp(HOUR + 999)), hour.times(Timestamp(HOUR + 1000))), (2, 0));
+        assert_eq!((hour.used(Timestamp(HOUR + 999)), hour.used(Timestamp(HOUR + 1000))), (2, 0));
         assert!(hour.take(2, Timestamp(HOUR + 1000)));
         assert!(hour.take(3, Timestamp(HOUR + 1001)) && hour.take(3, Timestamp(HOUR + 1002)));
         assert!(!hour.take(3, Timestamp(HOUR + 1003)) && !hour.take(1, Timestamp(HOUR + 1003)));
         assert!(!Hour::new(Timestamp(0)).take(0, Timestamp(5)));
         assert!(hour.take(1, Timestamp(0)), "a clock that was put back");
+        hour.add(1_000, Timestamp(5));
+        assert_eq!((hour.used(Timestamp(HOUR - 1)), hour.ends()), (1_001, Timestamp(HOUR)));
+        hour.add(7, hour.ends());
+        assert_eq!((hour.used(Timestamp(HOUR)), hour.ends()), (7, Timestamp(2 * HOUR)));
+    }
+
+    #[test]
+    fn what_is_at_work_is_bounded_by_number_and_by_memory() {
+        let quotas = Quotas { running_tasks: Some(3), running_memory_bytes: Some(100), ..Quotas::default() };
+        for (tasks, memory, more, allowed) in
+            [(0, 0, 100, true), (0, 0, 101, false), (2, 90, 10, true), (2, 90, 11, false), (3, 0, 0, false)]
+        {
+            assert_eq!(quotas.allow(AtWork { tasks, memory }, more).is_ok(), allowed, "{tasks} {memory} {more}");
+        }
+        let used_up = UsedUp { what: "running memory bytes", limit: 100, left: 10 };
+        assert_eq!(quotas.allow(AtWork { tasks: 2, memory: 90 }, 11), Err(used_up));
+        assert_eq!(Quotas::default().allow(AtWork { tasks: u64::MAX, memory: u64::MAX }, u64::MAX), Ok(()));
     }
 }

@@ -55,12 +55,15 @@ pub fn claim(working: usize, weight: u32) -> u64 {
 pub struct Queues {
     capacity: usize,
     tenants: HashMap<Arc<str>, ReadyWindow>,
+    /// Those of them that a quota keeps from starting anything, with the memory that their first task needs. For the
+    /// others they do not wait.
+    held: HashMap<Arc<str>, u64>,
 }
 
 impl Queues {
     /// Queues of tenants of which the store may hold ready tasks; in memory up to `capacity` of each.
     pub fn new(capacity: usize, tenants: Vec<Arc<str>>) -> Queues {
-        let mut queues = Queues { capacity, tenants: HashMap::new() };
+        let mut queues = Queues { capacity, tenants: HashMap::new(), held: HashMap::new() };
         queues.reset(tenants.iter());
         queues
     }
@@ -83,6 +86,7 @@ impl Queues {
             window.remove(rank, id);
             if window.is_exhausted() {
                 self.tenants.remove(tenant);
+                self.held.remove(tenant);
             }
         }
     }
@@ -92,14 +96,32 @@ impl Queues {
         !self.tenants.contains_key(tenant)
     }
 
-    /// Whether a task of another tenant is ready.
+    /// Whether a task of another tenant is ready, and may be started.
     pub fn others_wait(&self, tenant: &str) -> bool {
-        self.tenants.len() > usize::from(self.tenants.contains_key(tenant))
+        let itself = self.tenants.contains_key(tenant) && !self.held.contains_key(tenant);
+        self.tenants.len() - self.held.len() > usize::from(itself)
     }
 
-    /// The tenants that have ready tasks, as far as is known.
+    /// The tenants that have ready tasks which may be started, as far as is known.
     pub fn tenants(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.tenants.keys()
+        self.tenants.keys().filter(|tenant| !self.held.contains_key(*tenant))
+    }
+
+    /// A quota keeps a tenant that has ready tasks from starting any. The first of them needs so much memory.
+    pub fn hold(&mut self, tenant: &Arc<str>, memory: u64) {
+        if self.tenants.contains_key(tenant) {
+            self.held.insert(tenant.clone(), memory);
+        }
+    }
+
+    /// The tenants that are held, and the memory that the first task of each needs.
+    pub fn held(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
+        self.held.iter().map(|(tenant, memory)| (tenant, *memory))
+    }
+
+    /// It is held no longer.
+    pub fn release(&mut self, tenant: &str) {
+        self.held.remove(tenant);
     }
 
     /// Whether the tenant's first tasks have to be read from the store.
@@ -116,6 +138,7 @@ impl Queues {
     pub fn fill(&mut self, tenant: &str, tasks: Vec<(i64, TaskId)>) {
         if tasks.is_empty() {
             self.tenants.remove(tenant);
+            self.held.remove(tenant);
         } else if let Some(window) = self.tenants.get_mut(tenant) {
             window.fill(tasks);
         }
@@ -129,6 +152,7 @@ impl Queues {
     /// Forgets everything, so that it is read from the store again, of these tenants.
     pub fn reset<'a>(&mut self, tenants: impl Iterator<Item = &'a Arc<str>>) {
         self.tenants = tenants.map(|tenant| (tenant.clone(), ReadyWindow::new(self.capacity))).collect();
+        self.held.clear();
     }
 }
 
@@ -195,6 +219,30 @@ mod tests {
 
     fn id(n: u128) -> TaskId {
         TaskId(Uuid::from_u128(n))
+    }
+
+    #[test]
+    fn a_tenant_that_is_held_waits_for_no_place() {
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let mut queues = Queues::new(4, Vec::new());
+        queues.hold(&a, 5);
+        assert_eq!(queues.held().count(), 0, "it has nothing that waits");
+        queues.push(&a, 1, id(1));
+        queues.push(&b, 1, id(2));
+        assert!(queues.others_wait(&a) && queues.others_wait(&b) && queues.others_wait("c"));
+        queues.hold(&a, 5);
+        assert!(queues.others_wait(&a) && !queues.others_wait(&b) && !queues.is_exhausted(&a));
+        assert_eq!(queues.tenants().collect::<Vec<_>>(), [&b]);
+        queues.remove(&b, 1, id(2));
+        assert!(!queues.others_wait(&a) && !queues.others_wait("c"));
+        queues.release("b");
+        assert_eq!(queues.held().collect::<Vec<_>>(), [(&a, 5)]);
+        queues.remove(&a, 1, id(1));
+        assert_eq!(queues.held().count(), 0, "with the last of its tasks");
+        queues.push(&a, 1, id(1));
+        queues.hold(&a, 5);
+        queues.release("a");
+        assert_eq!(queues.tenants().collect::<Vec<_>>(), [&a]);
     }
 
     #[test]

@@ -64,6 +64,12 @@ impl Shares {
         }
     }
 
+    /// It was kept from the processor, and is no longer: it begins where the others are.
+    pub fn comes_back(&mut self, number: usize) {
+        let Some(member) = self.members.get_mut(number).filter(|member| !member.is_waiting) else { return };
+        member.used = member.used.max(self.now);
+    }
+
     /// Whether some of its own wait for it.
     pub fn waits(&mut self, number: usize, is_waiting: bool) {
         let Some(member) = self.members.get_mut(number) else { return };
@@ -151,6 +157,18 @@ mod tests {
         let got = serve(&mut shares, &[(a, SLICE), (b, SLICE)], Duration::from_secs(1));
         assert!((got[0] - 0.5).abs() < 0.02, "{got:?}");
         serve(&mut shares, &[(b, SLICE)], Duration::from_secs(3600));
+        let got = serve(&mut shares, &[(a, SLICE), (b, SLICE)], Duration::from_secs(1));
+        assert!((got[0] - 0.5).abs() < 0.02, "{got:?}");
+    }
+
+    #[test]
+    fn who_was_kept_from_the_processor_has_no_credit() {
+        let mut shares = Shares::default();
+        let (a, b) = (shares.join(100), shares.join(100));
+        // It goes on wanting it, and may not have it.
+        shares.comes(a);
+        serve(&mut shares, &[(b, SLICE)], Duration::from_secs(3600));
+        shares.comes_back(a);
         let got = serve(&mut shares, &[(a, SLICE), (b, SLICE)], Duration::from_secs(1));
         assert!((got[0] - 0.5).abs() < 0.02, "{got:?}");
     }

@@ -1,11 +1,12 @@
 //! Tenants: those who share the server and know nothing of each other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::keys::Keys;
 use crate::quotas::{Bucket, Hour, QuotaOverrides, Quotas, Rate};
-use crate::task::Timestamp;
+use crate::schedule::Queues;
+use crate::task::{Task, Timestamp, Waiting};
 
 /// A tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct Tenants {
     submits: Mutex<HashMap<Arc<str>, Bucket>>,
     /// Requests that each one's tasks sent in this hour.
     requests: Mutex<HashMap<Arc<str>, Hour>>,
+    /// Those that a quota keeps from starting the tasks that are ready.
+    waiting: RwLock<HashSet<Arc<str>>>,
 }
 
 /// How many tasks a tenant may create.
@@ -110,9 +113,28 @@ impl Tenants {
         if requests.entry(name.clone()).or_insert(Hour::new(now)).take(most, now) { Ok(()) } else { Err(most) }
     }
 
+    /// Takes which tenants wait for a quota from now on. Asked for by one thread alone.
+    pub fn wait_for_quotas(&self, queues: &Queues) {
+        let known = self.waiting.read().unwrap_or_else(PoisonError::into_inner);
+        let is_known = known.len() == queues.held().count() && queues.held().all(|(name, _)| known.contains(name));
+        drop(known);
+        if !is_known {
+            let held = queues.held().map(|(name, _)| name.clone()).collect();
+            *self.waiting.write().unwrap_or_else(PoisonError::into_inner) = held;
+        }
+    }
+
+    /// What a task waits for. Where it is its turn, that may be its tenant's quota.
+    pub fn waiting(&self, task: &Task) -> Option<Waiting> {
+        let waiting = task.waiting()?;
+        let of_quota = waiting == Waiting::Queue
+            && self.waiting.read().unwrap_or_else(PoisonError::into_inner).contains(&task.tenant);
+        Some(if of_quota { Waiting::Quota } else { waiting })
+    }
+
     /// How many requests a tenant's tasks sent in this hour.
     pub fn requests(&self, name: &str, now: Timestamp) -> u64 {
-        lock(&self.requests).get(name).map_or(0, |hour| hour.times(now))
+        lock(&self.requests).get(name).map_or(0, |hour| hour.used(now))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Quotas: each reached, exceeded by many clients at once and never over by one, and free again.
 
+mod at_work;
+
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -362,6 +364,12 @@ fn schedules() {
 #[test]
 fn what_is_set_is_kept_told_and_noted() {
     let flags = [
+        "--max-tenant-running",
+        "7",
+        "--max-tenant-memory-bytes",
+        "1000000",
+        "--tenant-cpu-ms-per-hour",
+        "9",
         "--submit-rate",
         "1000",
         "--submit-burst",
@@ -382,7 +390,7 @@ fn what_is_set_is_kept_told_and_noted() {
         quotas.map(|(name, quota)| (name.clone(), quota["limit"].clone())).collect()
     };
     let expected = json!({
-        "pending_tasks": 1_000_000,
+        "pending_tasks": 1_000_000, "running_tasks": 7, "running_memory_bytes": 1_000_000, "cpu_ms_per_hour": 9,
         "submitted_per_second": 1000, "submit_burst": 2000, "task_types": 1000, "component_bytes": 5, "objects": 3,
         "object_bytes": 1 << 30, "log_bytes": 6, "http_requests_per_hour": 8, "event_streams": 100, "schedules": 1000,
     });

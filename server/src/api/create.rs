@@ -219,7 +219,7 @@ pub(super) async fn create(State(api): State<Arc<Api>>, caller: Caller, request:
     let path = HeaderValue::try_from(format!("/task/{}", task.id)).map_err(|error| Problem::internal(&error.into()))?;
     let (status, place) =
         if task.status.is_ended() { (StatusCode::OK, CONTENT_LOCATION) } else { (StatusCode::ACCEPTED, LOCATION) };
-    let mut response = task_json(status, &task)?;
+    let mut response = task_json(status, &task, &api.tenants)?;
     response.headers_mut().insert(place, path);
     if replayed {
         set(&mut response, REPLAYED, "true");
@@ -391,7 +391,7 @@ impl Many<'_> {
         self.out.reserve(TASK_BYTES + task.input.len());
         let status = if task.status.is_ended() { "200" } else { "202" };
         self.out.extend_from_slice(format!("{{\"status\":{status},\"task\":").as_bytes());
-        serde_json::to_writer(&mut self.out, &wire::Task::of(task, clock::now())?)
+        serde_json::to_writer(&mut self.out, &wire::Task::of(task, &self.api.tenants, clock::now())?)
             .map_err(|error| Problem::internal(&error.into()))?;
         self.out.extend_from_slice(if *replayed { b",\"replayed\":true}" } else { b"}" });
         Ok(())

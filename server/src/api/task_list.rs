@@ -123,7 +123,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, caller: Caller, uri: Uri) 
     let next_cursor = more_after.map(|last| cursor::encode(last, &caller.tenant, &filter));
     let link = next_cursor.as_ref().map(|cursor| next_link(&filter, limit, cursor));
     let now = clock::now();
-    let tasks: Vec<_> = tasks.iter().map(|task| wire::TaskSummary::of(task, now)).collect();
+    let tasks: Vec<_> = tasks.iter().map(|task| wire::TaskSummary::of(task, &api.tenants, now)).collect();
     let about = (tasks.len() + 1) * TASK_BYTES;
     let mut response = wire::json_of_about(StatusCode::OK, &TaskList { tasks, next_cursor }, about)?;
     set(&mut response, CACHE_CONTROL, "no-store");

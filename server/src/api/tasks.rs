@@ -19,6 +19,7 @@ use super::{Api, conditional};
 use crate::clock;
 use crate::host::log::LogLevel;
 use crate::task::{Status, Task};
+use crate::tenants::Tenants;
 
 /// Bytes of a task's JSON without its input, output and error.
 pub(super) const TASK_BYTES: usize = 800;
@@ -56,7 +57,7 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let wait = prefer::wait_seconds(&headers);
-    let has = |task: &Task| conditional::has(&headers, &wire::task_tag(task));
+    let has = |task: &Task| conditional::has(&headers, &wire::task_tag(task, &api.tenants));
     let task = match wait.map(Duration::from_secs) {
         None | Some(Duration::ZERO) => api.manager.get(&caller.tenant, id).await?,
         Some(wait) if conditional::if_none_match(&headers).is_some() => {
@@ -64,10 +65,13 @@ pub(super) async fn get(
         }
         Some(wait) => api.manager.get_ended(&caller.tenant, id, wait).await?,
     };
-    let mut response =
-        if has(&task) { StatusCode::NOT_MODIFIED.into_response() } else { task_json(StatusCode::OK, &task)? };
+    let mut response = if has(&task) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        task_json(StatusCode::OK, &task, &api.tenants)?
+    };
     set(&mut response, CACHE_CONTROL, "no-store");
-    if let Ok(tag) = HeaderValue::try_from(format!("W/\"{}\"", wire::task_tag(&task))) {
+    if let Ok(tag) = HeaderValue::try_from(format!("W/\"{}\"", wire::task_tag(&task, &api.tenants))) {
         response.headers_mut().insert(ETAG, tag);
     }
     waited(&mut response, wait);
@@ -86,7 +90,7 @@ pub(super) async fn status(
     IdInPath(id): IdInPath,
 ) -> Result<Response, Problem> {
     let task = api.manager.get(&caller.tenant, id).await?;
-    let mut response = wire::json(StatusCode::OK, &wire::TaskStatus::of(&task, clock::now()))?;
+    let mut response = wire::json(StatusCode::OK, &wire::TaskStatus::of(&task, &api.tenants, clock::now()))?;
     set(&mut response, CACHE_CONTROL, "no-store");
     Ok(response)
 }
@@ -131,7 +135,8 @@ pub(super) async fn result(
         (Status::Failed, Some(error)) => Problem::task_failed(error).into_response(),
         (Status::Pending | Status::Running | Status::Failed, error) => {
             let task = Task { error, output: None, ..task };
-            let mut response = wire::json(StatusCode::ACCEPTED, &wire::TaskStatus::of(&task, clock::now()))?;
+            let mut response =
+                wire::json(StatusCode::ACCEPTED, &wire::TaskStatus::of(&task, &api.tenants, clock::now()))?;
             set(&mut response, RETRY_AFTER, "1");
             response
         }
@@ -227,7 +232,7 @@ pub(super) async fn cancel(
 ) -> Result<Response, Problem> {
     caller.may_change(&api, id).await?;
     let task = api.manager.cancel(&caller.tenant, id).await?;
-    task_json(StatusCode::ACCEPTED, &task)
+    task_json(StatusCode::ACCEPTED, &task, &api.tenants)
 }
 
 /// Retry a task
@@ -245,7 +250,7 @@ pub(super) async fn retry(
 ) -> Result<Response, Problem> {
     caller.may_change(&api, id).await?;
     let task = api.manager.retry(&caller.tenant, id).await?;
-    task_json(StatusCode::ACCEPTED, &task)
+    task_json(StatusCode::ACCEPTED, &task, &api.tenants)
 }
 
 /// Every attempt of a task.
@@ -291,9 +296,9 @@ pub(super) async fn delete(
     wire::json(StatusCode::OK, &Deleted { id, deleted: true })
 }
 
-pub(super) fn task_json(status: StatusCode, task: &Task) -> Result<Response, Problem> {
+pub(super) fn task_json(status: StatusCode, task: &Task, tenants: &Tenants) -> Result<Response, Problem> {
     let about = TASK_BYTES + task.input.len() + task.output.as_ref().map_or(0, |output| output.len());
-    let mut response = wire::json_of_about(status, &wire::Task::of(task, clock::now())?, about)?;
+    let mut response = wire::json_of_about(status, &wire::Task::of(task, tenants, clock::now())?, about)?;
     set(&mut response, CACHE_CONTROL, "no-store");
     Ok(response)
 }

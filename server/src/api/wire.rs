@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use super::problem::Problem;
 use crate::task::{self, AttemptRecord, Digest, Progress, TaskError, TaskId, Timestamp, Usage};
+use crate::tenants::Tenants;
 
 /// A task, all of it.
 #[derive(Serialize, ToSchema)]
@@ -156,9 +157,9 @@ pub(super) struct Deleted {
 
 impl<'a> Task<'a> {
     /// The task as it is at `now`.
-    pub(super) fn of(task: &'a task::Task, now: Timestamp) -> Result<Task<'a>, Problem> {
+    pub(super) fn of(task: &'a task::Task, tenants: &Tenants, now: Timestamp) -> Result<Task<'a>, Problem> {
         Ok(Task {
-            summary: TaskSummary::of(task, now),
+            summary: TaskSummary::of(task, tenants, now),
             input: raw(&task.input)?,
             output: task.output.as_deref().map(raw).transpose()?,
         })
@@ -167,9 +168,9 @@ impl<'a> Task<'a> {
 
 impl<'a> TaskSummary<'a> {
     /// The task as it is at `now`.
-    pub(super) fn of(task: &'a task::Task, now: Timestamp) -> TaskSummary<'a> {
+    pub(super) fn of(task: &'a task::Task, tenants: &Tenants, now: Timestamp) -> TaskSummary<'a> {
         TaskSummary {
-            status: TaskStatus::of(task, now),
+            status: TaskStatus::of(task, tenants, now),
             component: task.component,
             priority: task.priority,
             labels: &task.labels,
@@ -182,7 +183,7 @@ impl<'a> TaskSummary<'a> {
 
 impl<'a> TaskStatus<'a> {
     /// The task as it is at `now`.
-    pub(super) fn of(task: &'a task::Task, now: Timestamp) -> TaskStatus<'a> {
+    pub(super) fn of(task: &'a task::Task, tenants: &Tenants, now: Timestamp) -> TaskStatus<'a> {
         TaskStatus {
             id: task.id,
             task_type: &task.task_type,
@@ -193,7 +194,7 @@ impl<'a> TaskStatus<'a> {
             duration_ms: task.duration_ms(now),
             attempt: task.attempt,
             progress: task.progress.as_ref(),
-            waiting_for: task.waiting().map(|reason| WaitingFor { reason, until: task.due_at.map(Time) }),
+            waiting_for: tenants.waiting(task).map(|reason| WaitingFor { reason, until: task.due_at.map(Time) }),
         }
     }
 }
@@ -206,13 +207,13 @@ pub(super) fn raw(json: &str) -> Result<&RawValue, Problem> {
 
 /// The entity tag of a task, without quotes: it changes when anything of the task changes but the
 /// time that passes.
-pub(super) fn task_tag(task: &task::Task) -> String {
+pub(super) fn task_tag(task: &task::Task, tenants: &Tenants) -> String {
     let mut hasher = DefaultHasher::new();
     let task::Task {
         status, attempt, failures, interruptions, due_at, ready_at, started_at, finished_at, held, ..
     } = task;
     let times = [*due_at, Some(*ready_at), *started_at, *finished_at].map(|at| at.map(|at| at.0));
-    (status, attempt, failures, interruptions, times, held).hash(&mut hasher);
+    (status, attempt, failures, interruptions, times, held, tenants.waiting(task)).hash(&mut hasher);
     let progress = &task.progress;
     progress.as_ref().map(|progress| (progress.fraction.to_bits(), &progress.note)).hash(&mut hasher);
     format!("{:016x}", hasher.finish())

@@ -84,7 +84,7 @@ impl Core {
             Command::Settings(command) => Ok(Done::Settings(self.apply_settings(command, now)?)),
             Command::Type(command) => Ok(Done::Type(Box::new(self.apply_type(command, now)?))),
             Command::Trial(_) if self.draining.is_some() => Ok(Done::Refused(Refused::Draining)),
-            Command::Trial(command) => Ok(Done::Trial(self.place_of(command.tenant()))),
+            Command::Trial(command) => Ok(self.apply_trial(command, now)),
             Command::Tried(tried) => {
                 self.charge_trial(tried, now);
                 Ok(Done::Nothing)
@@ -135,7 +135,8 @@ impl Core {
         }
         // One that has expired already is Pending for the moment until that is seen.
         let is_ready = task.is_ready() && task.expires_at.is_none_or(|expires| expires > now);
-        let start = if is_ready { self.place_for_new(&task) } else { None };
+        let limits = self.as_its_tenant_may(&task.tenant, item.limits);
+        let start = if is_ready { self.place_for_new(&task, &limits, now) } else { None };
         if start.is_none()
             && let Err(refused) = self.check_backlog(&task.tenant, now)
         {
@@ -152,10 +153,10 @@ impl Core {
             && task.apply(Event::Start { server: self.server }, now).is_ok()
         {
             self.store.insert_task(&task)?;
-            self.at_once.begins(&task);
+            self.at_once.begins(&task, limits.memory_bytes);
             self.store.append_begun(&task, now)?;
             self.changed.push((task.tenant.clone(), task.id));
-            return Ok(Ok(Created { task, replayed: false, start: Some((place, program, item.limits)) }));
+            return Ok(Ok(Created { task, replayed: false, start: Some((place, program, limits)) }));
         }
         self.store.insert_task(&task)?;
         self.note(&task, Happened::Pending, 0, None, now)?;
@@ -262,7 +263,8 @@ impl Core {
             self.store.insert_attempt(task.id, &record)?;
         }
         if was != Status::Running && task.status == Status::Running {
-            self.at_once.begins(task);
+            let memory = self.limits(task).memory_bytes;
+            self.at_once.begins(task, memory);
         }
         if was == Status::Running && task.status != Status::Running {
             self.at_once.ends(task);
@@ -359,7 +361,13 @@ impl Core {
             .registry
             .find(&task.tenant, &task.task_type)
             .map_or(self.settings.defaults, |found| found.limits(&self.settings.defaults, &self.settings.ceiling));
-        of_type.lowered(&task.limits)
+        self.as_its_tenant_may(&task.tenant, of_type.lowered(&task.limits))
+    }
+
+    /// The limits of an attempt, which may have no more memory than all of its tenant's.
+    pub(super) fn as_its_tenant_may(&self, tenant: &str, limits: Limits) -> Limits {
+        let most = self.tenants.quotas(tenant).running_memory_bytes.unwrap_or(u64::MAX);
+        Limits { memory_bytes: limits.memory_bytes.min(most), ..limits }
     }
 
     pub(super) fn task(&mut self, tenant: &str, id: TaskId) -> Result<Option<Task>> {

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::core::Core;
+use crate::quotas::AtWork;
 use crate::registry::SHARED;
 use crate::store::StoreError;
 use crate::task::{Event, Hold, Task, TaskId, Timestamp};
@@ -23,8 +24,11 @@ type Lane = (Arc<str>, Arc<str>, Option<Arc<str>>);
 #[derive(Default)]
 pub(super) struct AtOnce {
     running: HashMap<Lane, u32>,
+    tenants: HashMap<Arc<str>, AtWork>,
+    /// The memory that each of them may have.
+    memory: HashMap<TaskId, u64>,
     /// What the open transaction changed, to be undone with it.
-    changes: Vec<(Lane, bool)>,
+    changes: Vec<Change>,
     /// Lanes in which there may be room now.
     freed: Vec<Lane>,
     /// Types of which other tasks may run now, and how far that was looked at.
@@ -36,36 +40,66 @@ pub(super) struct AtOnce {
 /// A tenant's type, and the last of its tasks that was looked at.
 type LookAgain = (Arc<str>, Arc<str>, Option<TaskId>);
 
-fn lanes(task: &Task) -> impl Iterator<Item = Lane> + use<> {
+/// An attempt that began, or is over.
+struct Change {
+    tenant: Arc<str>,
+    id: TaskId,
+    memory: u64,
+    /// Of a task: there is none in those of a trial.
+    lanes: [Option<Lane>; 2],
+    began: bool,
+}
+
+fn lanes(task: &Task) -> [Option<Lane>; 2] {
     let lane = |key| (task.tenant.clone(), task.task_type.clone(), key);
-    let of_key = task.concurrency_key.clone().map(|key| lane(Some(key)));
-    [Some(lane(None)), of_key].into_iter().flatten()
+    [Some(lane(None)), task.concurrency_key.clone().map(|key| lane(Some(key)))]
 }
 
 impl AtOnce {
-    /// An attempt of the task begins.
-    pub(super) fn begins(&mut self, task: &Task) {
-        for lane in lanes(task) {
-            self.count(&lane, true);
-            self.changes.push((lane, true));
-        }
+    /// An attempt of the task begins, that may have so much memory.
+    pub(super) fn begins(&mut self, task: &Task, memory: u64) {
+        self.note(Change { tenant: task.tenant.clone(), id: task.id, memory, lanes: lanes(task), began: true });
     }
 
     /// It is over.
     pub(super) fn ends(&mut self, task: &Task) {
-        for lane in lanes(task) {
-            self.count(&lane, false);
-            self.changes.push((lane, false));
-        }
+        self.over(&task.tenant, task.id, lanes(task));
         // One that is to be attempted again at once is still before the others.
         if !task.is_ready() {
             self.frees(task);
         }
     }
 
+    /// A trial begins, which is at work for its tenant and nothing else.
+    pub(super) fn trial_begins(&mut self, tenant: &Arc<str>, id: TaskId, memory: u64) {
+        self.note(Change { tenant: tenant.clone(), id, memory, lanes: [None, None], began: true });
+    }
+
+    /// It is over.
+    pub(super) fn trial_ends(&mut self, tenant: &Arc<str>, id: TaskId) {
+        self.over(tenant, id, [None, None]);
+    }
+
+    fn over(&mut self, tenant: &Arc<str>, id: TaskId, lanes: [Option<Lane>; 2]) {
+        // One of an earlier start of the server was not counted by this one.
+        if let Some(memory) = self.memory.get(&id).copied() {
+            self.note(Change { tenant: tenant.clone(), id, memory, lanes, began: false });
+        }
+    }
+
+    fn note(&mut self, change: Change) {
+        self.count(&change, change.began);
+        self.changes.push(change);
+    }
+
+    /// What a tenant has at work.
+    pub(super) fn of_tenant(&self, tenant: &str) -> AtWork {
+        self.tenants.get(tenant).copied().unwrap_or_default()
+    }
+
     /// The task is no longer before those that are held back.
     pub(super) fn frees(&mut self, task: &Task) {
-        self.freed.extend(lanes(task));
+        self.freed.extend(lanes(task).into_iter().flatten());
     }
 
     /// The task makes room for others of its type.
@@ -78,13 +112,28 @@ impl AtOnce {
         self.again.push((tenant.clone(), name.into(), None));
     }
 
-    fn count(&mut self, lane: &Lane, begins: bool) {
+    fn count(&mut self, change: &Change, begins: bool) {
+        for lane in change.lanes.iter().flatten() {
+            if begins {
+                *self.running.entry(lane.clone()).or_default() += 1;
+            } else if let Some(count) = self.running.get_mut(lane) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.running.remove(lane);
+                }
+            }
+        }
         if begins {
-            *self.running.entry(lane.clone()).or_default() += 1;
-        } else if let Some(count) = self.running.get_mut(lane) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.running.remove(lane);
+            self.memory.insert(change.id, change.memory);
+            let at_work = self.tenants.entry(change.tenant.clone()).or_default();
+            at_work.tasks += 1;
+            at_work.memory = at_work.memory.saturating_add(change.memory);
+        } else if let Some(at_work) = self.tenants.get_mut(&change.tenant) {
+            self.memory.remove(&change.id);
+            at_work.tasks = at_work.tasks.saturating_sub(1);
+            at_work.memory = at_work.memory.saturating_sub(change.memory);
+            if at_work.tasks == 0 {
+                self.tenants.remove(&change.tenant);
             }
         }
     }
@@ -102,8 +151,8 @@ impl AtOnce {
 
     /// The transaction was rolled back.
     pub(super) fn rolled_back(&mut self) {
-        for (lane, began) in std::mem::take(&mut self.changes).into_iter().rev() {
-            self.count(&lane, !began);
+        for change in std::mem::take(&mut self.changes).into_iter().rev() {
+            self.count(&change, !change.began);
         }
         let (lanes, types) = std::mem::take(&mut self.done);
         self.freed.extend(lanes);

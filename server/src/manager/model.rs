@@ -29,7 +29,7 @@ use crate::host::http::{HttpSettings, Outbound};
 use crate::host::live::LiveAttempts;
 use crate::host::log::{LogLevel, LogLine, News};
 use crate::key_value::{KeyValueLimits, KeyValues};
-use crate::limits::{LimitOverrides, Limits};
+use crate::limits::Limits;
 use crate::objects::Objects;
 use crate::quotas::Quotas;
 use crate::registry::{Registry, TaskType, Version};
@@ -139,7 +139,7 @@ impl World {
 
     /// A server starts on what there is.
     fn start(&mut self) {
-        let (writer, readers) = store::open(self.directory.path(), 1).unwrap();
+        let (mut writer, readers) = store::open(self.directory.path(), 1).unwrap();
         self.readers = Some(readers);
         let room = Arc::new(Room::new(SLOTS, SLOTS, Memory::new(0)));
         let (send, jobs) = std::sync::mpsc::channel();
@@ -157,6 +157,7 @@ impl World {
         let run = Box::new(move |job| drop(send.send(job)));
         let workers = Workers { run, room, turns: Arc::new(Cores::new(1)), compiler: Compiler::default() };
         let tenants = Arc::new(Tenants::new(Quotas { pending_tasks: Some(self.max_pending), ..self.quotas }));
+        writer.tenants().unwrap().into_iter().for_each(|tenant| tenants.put(tenant));
         let core =
             Core::new(writer, self.registry.clone(), tenants, workers, Arc::default(), settings, self.now).unwrap();
         // How many were created at once is forgotten with the process.
@@ -199,6 +200,7 @@ impl World {
         while let Ok(job) = self.jobs.try_recv() {
             let before = self.running.insert(job.task.id, job);
             assert!(before.is_none(), "two attempts of one task at once");
+            self.check_started();
         }
     }
 
@@ -213,7 +215,7 @@ impl World {
             component: COMPONENT,
             priority: random.below(3) as i32 - 1,
             created_at: self.now,
-            limits: LimitOverrides::default(),
+            limits: quotas::memory(random),
             input: random.below(1 << 30).to_string().into(),
             labels: Labels::from([("n".to_owned(), random.below(3).to_string())]),
             retry: RetryPolicy { max_attempts: MAX_ATTEMPTS, initial_backoff_ms: 5_000, max_backoff_ms: 20_000 },
@@ -244,7 +246,8 @@ impl World {
         let key = (random.below(4) == 0).then(|| random.below(40).to_string());
         let idempotency =
             key.as_deref().map(|key| Idempotency { key: key.into(), item: -1, fingerprint: Digest([0; 32]) });
-        let item = Box::new(NewItem { task: task.clone(), limits: Limits::DEFAULT, idempotency });
+        let limits = Limits::DEFAULT.lowered(&task.limits);
+        let item = Box::new(NewItem { task: task.clone(), limits, idempotency });
         if key.is_none() && random.below(2) == 0 {
             let (answer, answered) = reply();
             self.step(vec![Command::Create { item, reply: Answer::Ended(answer) }]);
@@ -434,6 +437,7 @@ impl World {
         assert_eq!(running, self.running.keys().copied().collect::<Vec<_>>(), "what runs is what is Running");
         assert!(running.len() <= SLOTS);
         self.check_at_once(&all);
+        let is_full = running.len() == SLOTS || self.is_at_quota(&all);
         let mut unique = HashSet::new();
         for task in &all {
             assert!(task.failures <= MAX_ATTEMPTS && task.interruptions <= MAX_INTERRUPTIONS + 1, "{task:?}");
@@ -441,7 +445,7 @@ impl World {
                 assert!(task.due_at.is_none_or(|due| due > now), "due and not ready: {task:?}");
                 assert!(task.expires_at.is_none_or(|expires| expires > now), "expired and waits: {task:?}");
                 let for_others = matches!(task.held, Some(Hold::Type | Hold::Key));
-                let waits = task.due_at.is_some() || for_others || running.len() == SLOTS || self.is_held();
+                let waits = task.due_at.is_some() || for_others || is_full || self.is_held();
                 assert!(waits || self.is_paused(), "ready, and there is room: {task:?}");
                 assert!(task.held != Some(Hold::Paused) || self.is_paused(), "held back for nothing: {task:?}");
             }
@@ -532,7 +536,8 @@ fn whatever_happens_the_invariants_hold() {
             85 => world.give_up(&mut random),
             86 => world.pause(),
             87 => world.bound_at_once(&mut random),
-            88..98 => {
+            88 => world.bound_at_work(&mut random),
+            89..98 => {
                 world.now = world.now.plus_millis(if random.below(3) == 0 { 10 } else { random.below(8_000) });
                 world.step(Vec::new());
             }

@@ -9,13 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::core::{Core, MAX_STARTS, RETRY_START, Start, Started};
+use super::upkeep::Timer;
 use super::{NewItem, Reply};
+use crate::limits::Limits;
+use crate::quotas::UsedUp;
 use crate::registry::Version;
 use crate::room::{Claim, NoRoom, Place};
 use crate::sandbox::{Control, Program};
 use crate::schedule::{claim, part};
 use crate::store::StoreError;
-use crate::task::{AttemptEnd, Event, Hold, Task, Timestamp};
+use crate::task::{AttemptEnd, Event, Hold, Task, TaskId, Timestamp};
 use crate::tenants::DEFAULT_WEIGHT;
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -66,6 +69,7 @@ impl Core {
         }
         let unread: Vec<_> = self.ready.tenants().filter(|tenant| self.ready.needs_fill(tenant)).cloned().collect();
         unread.iter().try_for_each(|tenant| self.fill(tenant))?;
+        self.release_by_quotas(now);
         // Whoever finds no room from here on says so again.
         self.room.looked_at();
         let mut order: BTreeSet<Turn> = self.ready.tenants().cloned().map(|tenant| self.turn_of(tenant)).collect();
@@ -77,6 +81,13 @@ impl Core {
                 self.fill(&tenant)?;
             }
             let Some((rank, id)) = self.ready.first(&tenant) else { continue };
+            if let Some(memory) = self.waits_for_quota(&tenant, id, now)? {
+                self.ready.hold(&tenant, memory);
+                if let Some(until) = self.workers.turns.used_up_until(&tenant, now) {
+                    self.timers.hours.earlier(until);
+                }
+                continue;
+            }
             // The others have more at work, but some may have less than their part.
             let Some(place) = self.place_among(&tenant, &mut weights) else { continue };
             if looked_at == MAX_STARTS {
@@ -92,6 +103,7 @@ impl Core {
                 order.insert(self.turn_of(tenant));
             }
         }
+        self.tenants.wait_for_quotas(&self.ready);
         Ok(())
     }
 
@@ -133,6 +145,40 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Whether a tenant's quotas allow one more attempt, with so much memory.
+    pub(super) fn quotas_allow(&self, tenant: &str, memory: u64, now: Timestamp) -> std::result::Result<(), UsedUp> {
+        let quotas = self.tenants.quotas(tenant);
+        quotas.allow(self.at_once.of_tenant(tenant), memory)?;
+        match quotas.cpu_ms_per_hour {
+            Some(limit) if self.workers.turns.used_up_until(tenant, now).is_some() => {
+                Err(UsedUp { what: "cpu ms per hour", limit, left: 0 })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a quota keeps the first task of a tenant from being started: then how much memory that needs.
+    fn waits_for_quota(&mut self, tenant: &Arc<str>, first: TaskId, now: Timestamp) -> Result<Option<u64>> {
+        let needed = match self.tenants.quotas(tenant).running_memory_bytes {
+            Some(_) => self.store.task_head(tenant, first)?.map_or(0, |task| self.limits(&task).memory_bytes),
+            None => 0,
+        };
+        Ok(self.quotas_allow(tenant, needed, now).err().map(|_| needed))
+    }
+
+    /// The tenants whose quotas allow it may start tasks again.
+    fn release_by_quotas(&mut self, now: Timestamp) {
+        self.timers.hours = Timer::default();
+        let held: Vec<_> = self.ready.held().map(|(tenant, memory)| (tenant.clone(), memory)).collect();
+        for (tenant, memory) in held {
+            if self.quotas_allow(&tenant, memory, now).is_ok() {
+                self.ready.release(&tenant);
+            } else if let Some(until) = self.workers.turns.used_up_until(&tenant, now) {
+                self.timers.hours.earlier(until);
+            }
+        }
     }
 
     fn fill(&mut self, tenant: &Arc<str>) -> Result<()> {
@@ -209,7 +255,13 @@ impl Core {
 
     /// The handle of an attempt that has its place.
     pub(super) fn control(&self, tenant: &Arc<str>, place: Place) -> Arc<Control> {
-        Control::new(place, &self.workers.turns, tenant, self.weight(tenant))
+        Control::new(
+            place,
+            &self.workers.turns,
+            tenant,
+            self.weight(tenant),
+            self.tenants.quotas(tenant).cpu_ms_per_hour,
+        )
     }
 
     /// Whether a create that is waited for is held back: it would be the first in its tenant's queue.
@@ -228,8 +280,14 @@ impl Core {
     }
 
     /// A place for a new task, where nothing of its tenant waits before it.
-    pub(super) fn place_for_new(&mut self, task: &Task) -> Option<(Place, Arc<Program>)> {
-        if !self.ready.is_exhausted(&task.tenant) {
+    pub(super) fn place_for_new(
+        &mut self,
+        task: &Task,
+        limits: &Limits,
+        now: Timestamp,
+    ) -> Option<(Place, Arc<Program>)> {
+        if !self.ready.is_exhausted(&task.tenant) || self.quotas_allow(&task.tenant, limits.memory_bytes, now).is_err()
+        {
             return None;
         }
         match self.registry.version(task.component) {

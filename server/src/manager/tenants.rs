@@ -148,7 +148,8 @@ impl Manager {
         let of = tenant.clone();
         let counted = self.ask(|reply| Command::Tenant(Box::new(TenantCommand::Use { tenant: of, reply }))).await?;
         let stored = self.0.readers.stored_use(tenant.clone()).await?;
-        Ok(Quotas { pending_tasks: counted.pending_tasks, ..stored })
+        let Quotas { pending_tasks, running_tasks, running_memory_bytes, cpu_ms_per_hour, .. } = counted;
+        Ok(Quotas { pending_tasks, running_tasks, running_memory_bytes, cpu_ms_per_hour, ..stored })
     }
 }
 
@@ -239,7 +240,14 @@ impl Core {
                 TenantDone::Changed(administer(&mut self.store, change, by, now)?)
             }
             TenantCommand::Use { tenant, .. } => {
-                TenantDone::Use(Quotas { pending_tasks: Some(self.backlog.of(tenant)), ..Quotas::default() })
+                let at_work = self.at_once.of_tenant(tenant);
+                TenantDone::Use(Quotas {
+                    pending_tasks: Some(self.backlog.of(tenant)),
+                    running_tasks: Some(at_work.tasks),
+                    running_memory_bytes: Some(at_work.memory),
+                    cpu_ms_per_hour: self.workers.turns.used_in_hour(tenant, now),
+                    ..Quotas::default()
+                })
             }
         })
     }
@@ -252,7 +260,11 @@ impl Core {
             _ => return,
         };
         match &done {
-            Ok(Changed::Tenant(tenant, _)) => self.tenants.put(tenant.clone()),
+            Ok(Changed::Tenant(tenant, _)) => {
+                self.tenants.put(tenant.clone());
+                let cpu = self.tenants.quotas(&tenant.name).cpu_ms_per_hour;
+                self.workers.turns.set(&tenant.name, tenant.weight, cpu);
+            }
             Ok(Changed::KeyCreated(key, gone)) => {
                 self.tenants.keys.put(key.clone());
                 if let Some(gone) = gone {

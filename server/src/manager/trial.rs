@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::core::Core;
+use super::core::{Core, Done};
 use super::{Command, Manager, NewItem, NewTask, Refused, Reply, answer};
 use crate::executor::{Job, Report, Told};
 use crate::ledger::{CameTo, Sums};
 use crate::registry::Version;
 use crate::room::Place;
 use crate::sandbox::{Control, Program, RunEnd, Stop};
-use crate::task::{Digest, Timestamp};
+use crate::task::{Digest, TaskId, Timestamp};
 
 /// The longest that one runs: somebody waits for it on a connection.
 pub const LONGEST: Duration = Duration::from_secs(60);
@@ -38,15 +38,13 @@ pub(super) struct TrialCommand {
 /// One is over: what it used goes into the ledger, and then its end is told.
 pub(super) struct Tried {
     tenant: Arc<str>,
+    /// The number by which it was counted.
+    id: TaskId,
     report: Report,
     told: oneshot::Sender<Report>,
 }
 
 impl TrialCommand {
-    pub(super) fn tenant(&self) -> &Arc<str> {
-        &self.item.task.tenant
-    }
-
     pub(super) fn refuse(self, why: Refused) {
         answer(self.reply, Err(why));
     }
@@ -65,9 +63,9 @@ impl Manager {
         };
         let (told, ended) = oneshot::channel();
         // Also where nobody waits for it any more.
-        let (manager, of) = (self.clone(), tenant.clone());
+        let (manager, tenant, id) = (self.clone(), tenant.clone(), item.task.id);
         let told = Box::new(move |report| {
-            manager.send(Command::Tried(Box::new(Tried { tenant: of, report, told })));
+            manager.send(Command::Tried(Box::new(Tried { tenant, id, report, told })));
         });
         let running = self.ask(|reply| Command::Trial(Box::new(TrialCommand { item, program, told, reply }))).await?;
         let ended = ended.await;
@@ -98,17 +96,34 @@ impl Manager {
 }
 
 impl Core {
+    /// Takes a place for one, if there is any and the tenant's quotas allow it: nothing waits here.
+    pub(super) fn apply_trial(&mut self, command: &TrialCommand, now: Timestamp) -> Done {
+        let NewItem { task, limits, .. } = &command.item;
+        let limits = self.as_its_tenant_may(&task.tenant, *limits);
+        if let Err(used_up) = self.quotas_allow(&task.tenant, limits.memory_bytes, now) {
+            return Done::Refused(Refused::QuotaExceeded(used_up));
+        }
+        let place = self.place_of(&task.tenant);
+        if place.is_some() {
+            self.at_once.trial_begins(&task.tenant, task.id, limits.memory_bytes);
+        }
+        Done::Trial(place)
+    }
+
     pub(super) fn tell_trial(&mut self, command: TrialCommand, place: Option<Place>, now: Timestamp) {
         let TrialCommand { item, program, told, reply } = command;
         let Some(place) = place else { return answer(reply, Err(Refused::Busy)) };
         let control = self.control(&item.task.tenant, place);
+        let limits = self.as_its_tenant_may(&item.task.tenant, item.limits);
         let mut task = item.task;
         (task.attempt, task.started_at) = (1, Some(now));
         let grants = self.registry.grants(&task.tenant, &task.task_type);
         answer(reply, Ok(Running(control.clone())));
-        (self.workers.run)(Job { task, program, limits: item.limits, grants, control, told: Some(told) });
+        (self.workers.run)(Job { task, program, limits, grants, control, told: Some(told) });
     }
-    pub(super) fn charge_trial(&mut self, Tried { tenant, report, .. }: &Tried, now: Timestamp) {
+
+    pub(super) fn charge_trial(&mut self, Tried { tenant, id, report, .. }: &Tried, now: Timestamp) {
+        self.at_once.trial_ends(tenant, *id);
         let (came_to, usage) = match &report.end {
             RunEnd::Ended(end) => (CameTo::Test, &end.usage),
             RunEnd::GiveBack(usage) => (CameTo::GivenBack, usage),

@@ -81,6 +81,8 @@ pub(super) struct Timers {
     /// Schedules at the head of those two that found the queue full.
     pub(super) full_due: usize,
     pub(super) full_queued: usize,
+    /// The hour is over in which a tenant that has tasks waiting has used what it may.
+    pub(super) hours: Timer,
     sweep: Timer,
     /// When keys were used last has to be written down.
     keys: Timer,
@@ -102,6 +104,7 @@ impl Timers {
             queued: now,
             full_due: 0,
             full_queued: 0,
+            hours: now,
             sweep: now,
             keys: now,
             keys_noted: Timestamp(0),
@@ -119,7 +122,7 @@ impl Timers {
         if self.held.is_some() {
             return Duration::ZERO;
         }
-        let all = [self.due, self.expires, self.schedules, self.queued, self.sweep, self.keys];
+        let all = [self.due, self.expires, self.schedules, self.queued, self.hours, self.sweep, self.keys];
         let first = all.into_iter().filter_map(|timer| timer.0).min();
         let wait = first.map_or(LONGEST_SLEEP_MS, |at| at.millis_since(now));
         Duration::from_millis(wait.min(LONGEST_SLEEP_MS))

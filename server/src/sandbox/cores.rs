@@ -2,7 +2,8 @@
 //!
 //! Every attempt that could run asks here for a turn, and only one that has a turn is polled. So the runtime under it
 //! never holds more attempts that could run than it has threads, and their order is decided here: among tenants by the
-//! CPU time that they used ([`Shares`]), within a tenant one after the other.
+//! CPU time that they used ([`Shares`]), within a tenant one after the other. A tenant that has used what it may have in
+//! an hour gets no more turns in it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -10,7 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::meter::Control;
+use crate::clock;
+use crate::quotas::Hour;
 use crate::share::Shares;
+use crate::task::Timestamp;
 
 /// Where an attempt stands here. It is changed under the lock of [`Cores`] alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,32 +57,88 @@ struct State {
     free: usize,
     shares: Shares,
     numbers: HashMap<Arc<str>, usize>,
-    /// Those that wait for a turn, by the number of their tenant.
-    queues: Vec<VecDeque<Arc<Control>>>,
+    /// By their numbers.
+    tenants: Vec<OfTenant>,
+}
+
+/// What is known of a tenant.
+struct OfTenant {
+    /// Its attempts that wait for a turn.
+    queue: VecDeque<Arc<Control>>,
+    /// CPU time that it may have in an hour, in nanoseconds; `None`: as much as there is, and it is not counted.
+    most: Option<u64>,
+    /// What it had.
+    hour: Hour,
+    /// Since when it gets no turns, as it has had that much.
+    held_since: Option<Instant>,
+    /// How long that was before, all together.
+    held_for: Duration,
+}
+
+impl OfTenant {
+    fn is_used_up(&self, now: Timestamp) -> bool {
+        self.most.is_some_and(|most| self.hour.used(now) >= most)
+    }
+
+    /// How long it got no turns, all together.
+    fn held(&self, now: Instant) -> Duration {
+        self.held_for + self.held_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
 }
 
 impl Cores {
     /// As many as there are threads for guests.
     pub fn new(cores: usize) -> Cores {
-        let (shares, numbers, queues) = (Shares::default(), HashMap::new(), Vec::new());
-        Cores { state: Mutex::new(State { free: cores, shares, numbers, queues }) }
+        let (shares, numbers, tenants) = (Shares::default(), HashMap::new(), Vec::new());
+        Cores { state: Mutex::new(State { free: cores, shares, numbers, tenants }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of a tenant, which has that weight from now on.
-    pub(super) fn number(&self, tenant: &Arc<str>, weight: u32) -> usize {
+    /// The number of a tenant. From now on it has that weight, and that many milliseconds of CPU time in an hour.
+    pub fn set(&self, tenant: &Arc<str>, weight: u32, cpu_ms_per_hour: Option<u64>) -> usize {
+        let most = cpu_ms_per_hour.map(|ms| ms.saturating_mul(1_000_000));
         let mut state = self.state();
-        if let Some(number) = state.numbers.get(tenant).copied() {
-            state.shares.set_weight(number, weight);
+        let Some(number) = state.numbers.get(tenant).copied() else {
+            let number = state.shares.join(weight);
+            state.numbers.insert(tenant.clone(), number);
+            let (queue, hour) = (VecDeque::new(), Hour::new(Timestamp(0)));
+            state.tenants.push(OfTenant { queue, most, hour, held_since: None, held_for: Duration::ZERO });
             return number;
+        };
+        state.shares.set_weight(number, weight);
+        if let Some(of) = state.tenants.get_mut(number)
+            && of.most != most
+        {
+            if of.most.is_none() {
+                of.hour = Hour::new(Timestamp(0));
+            }
+            of.most = most;
+            state.hold_or_release(number, clock::now());
+            self.go_on(state);
         }
-        let number = state.shares.join(weight);
-        state.numbers.insert(tenant.clone(), number);
-        state.queues.push(VecDeque::new());
         number
+    }
+
+    /// Milliseconds of CPU time that a tenant had in the hour of `now`, where that is bounded.
+    pub fn used_in_hour(&self, tenant: &str, now: Timestamp) -> Option<u64> {
+        let state = self.state();
+        let of = state.numbers.get(tenant).and_then(|number| state.tenants.get(*number))?;
+        of.most.map(|_| of.hour.used(now) / 1_000_000)
+    }
+
+    /// Until when a tenant has used up its hour, if it has.
+    pub fn used_up_until(&self, tenant: &str, now: Timestamp) -> Option<Timestamp> {
+        let state = self.state();
+        let of = state.numbers.get(tenant).and_then(|number| state.tenants.get(*number))?;
+        of.is_used_up(now).then(|| of.hour.ends())
+    }
+
+    /// How long the attempts of a tenant got no turns as it had used up its hour, all together.
+    pub(super) fn held(&self, number: usize, now: Instant) -> Duration {
+        self.state().held(number, now)
     }
 
     /// What a tenant has used, for its weight; 0: nothing yet.
@@ -90,11 +150,13 @@ impl Cores {
     /// An attempt was woken: it gets a turn, now or later, where it does not have one already.
     pub(super) fn ready(&self, control: &Arc<Control>) {
         let mut state = self.state();
-        if Turn::of(control) != Turn::None {
-            return;
+        match Turn::of(control) {
+            Turn::None => {}
+            Turn::Waits if state.is_held(control.tenant) => return control.park(),
+            Turn::Waits | Turn::Comes | Turn::Runs | Turn::Over => return,
         }
         state.comes(control);
-        if state.free > 0 {
+        if state.free > 0 && !state.is_held(control.tenant) {
             // Whoever waited would have had it.
             state.free -= 1;
             Turn::Comes.set(control);
@@ -112,7 +174,7 @@ impl Cores {
             Turn::Comes => {}
             Turn::None => {
                 state.comes(control);
-                if state.free == 0 {
+                if state.free == 0 || state.is_held(control.tenant) {
                     state.push(control);
                     return false;
                 }
@@ -128,7 +190,7 @@ impl Cores {
     /// next turn.
     pub(super) fn end(&self, control: &Arc<Control>, cpu: Duration) {
         let mut state = self.state();
-        state.shares.charge(control.tenant, cpu);
+        state.charge(control.tenant, cpu);
         state.free += 1;
         // Looked at under the lock: who wakes it from here on finds that it wants a turn, or asks for one itself.
         if control.was_woken() {
@@ -143,17 +205,15 @@ impl Cores {
     /// An attempt wants no turn any more; its last one took that much CPU time.
     pub(super) fn leave(&self, control: &Arc<Control>, cpu: Duration) {
         let mut state = self.state();
-        state.shares.charge(control.tenant, cpu);
+        state.charge(control.tenant, cpu);
         match Turn::of(control) {
             Turn::Over => return,
             Turn::None => {}
             Turn::Waits => {
-                let queue = state.queues.get_mut(control.tenant);
-                let left = queue.map_or(0, |queue| {
-                    queue.retain(|waiting| !Arc::ptr_eq(waiting, control));
-                    queue.len()
-                });
-                state.shares.waits(control.tenant, left > 0);
+                if let Some(of) = state.tenants.get_mut(control.tenant) {
+                    of.queue.retain(|waiting| !Arc::ptr_eq(waiting, control));
+                }
+                state.tell_shares(control.tenant);
                 state.shares.goes(control.tenant);
             }
             Turn::Comes | Turn::Runs => {
@@ -178,12 +238,17 @@ impl Cores {
         }
     }
 
-    /// Wakes those that are over their time while they wait for a turn: they end without one.
-    pub(super) fn wake_overdue(&self, now: Instant) {
-        let state = self.state();
-        let waiting = state.queues.iter().flatten();
-        let overdue: Vec<_> = waiting.filter(|control| control.is_overdue(now)).cloned().collect();
-        drop(state);
+    /// Wakes those that are over their time while they wait for a turn, as they end without one, and gives turns again
+    /// to the tenants whose hour is over.
+    pub(super) fn look(&self, now: Instant, clock: Timestamp) {
+        let mut state = self.state();
+        for number in 0..state.tenants.len() {
+            state.hold_or_release(number, clock);
+        }
+        let waiting = state.tenants.iter().flat_map(|of| of.queue.iter());
+        let overdue: Vec<_> =
+            waiting.filter(|control| control.is_overdue(now, || state.held(control.tenant, now))).cloned().collect();
+        self.go_on(state);
         overdue.iter().for_each(|control| control.run());
     }
 }
@@ -195,19 +260,172 @@ impl State {
 
     fn push(&mut self, control: &Arc<Control>) {
         Turn::Waits.set(control);
-        if let Some(queue) = self.queues.get_mut(control.tenant) {
-            queue.push_back(control.clone());
+        if let Some(of) = self.tenants.get_mut(control.tenant) {
+            of.queue.push_back(control.clone());
+            if of.held_since.is_some() {
+                control.park();
+            }
         }
-        self.shares.waits(control.tenant, true);
+        self.tell_shares(control.tenant);
     }
 
     fn pop(&mut self) -> Option<Arc<Control>> {
         let number = self.shares.whose_turn()?;
-        let queue = self.queues.get_mut(number)?;
-        let first = queue.pop_front();
-        if queue.is_empty() {
-            self.shares.waits(number, false);
-        }
+        let first = self.tenants.get_mut(number)?.queue.pop_front();
+        self.tell_shares(number);
         first
+    }
+
+    /// Whether a tenant wants turns and may have them.
+    fn tell_shares(&mut self, number: usize) {
+        if let Some(of) = self.tenants.get(number) {
+            self.shares.waits(number, !of.queue.is_empty() && of.held_since.is_none());
+        }
+    }
+
+    fn charge(&mut self, number: usize, cpu: Duration) {
+        self.shares.charge(number, cpu);
+        if let Some(of) = self.tenants.get_mut(number).filter(|of| of.most.is_some()) {
+            let now = clock::now();
+            of.hour.add(u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX), now);
+            self.hold_or_release(number, now);
+        }
+    }
+
+    fn is_held(&self, number: usize) -> bool {
+        self.tenants.get(number).is_some_and(|of| of.held_since.is_some())
+    }
+
+    fn held(&self, number: usize, now: Instant) -> Duration {
+        self.tenants.get(number).map_or(Duration::ZERO, |of| of.held(now))
+    }
+
+    /// A tenant gets no more turns where its hour is used up, and gets them again where it is not. Meanwhile those of
+    /// its attempts that wait for one are in nobody's way.
+    fn hold_or_release(&mut self, number: usize, now: Timestamp) {
+        let Some(of) = self.tenants.get_mut(number) else { return };
+        match (of.is_used_up(now), of.held_since) {
+            (true, None) => {
+                of.held_since = Some(Instant::now());
+                of.queue.iter().for_each(|control| control.park());
+            }
+            (false, Some(since)) => {
+                of.held_since = None;
+                of.held_for += since.elapsed();
+                of.queue.iter().for_each(|control| control.unpark());
+                self.shares.comes_back(number);
+            }
+            _ => return,
+        }
+        self.tell_shares(number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::room::{Claim, Memory, Room};
+
+    /// Attempts of one tenant.
+    struct World {
+        room: Arc<Room>,
+        cores: Arc<Cores>,
+        tenant: Arc<str>,
+    }
+
+    impl World {
+        fn new(cores: usize) -> World {
+            let room = Arc::new(Room::new(8, 8, Memory::new(0)));
+            World { room, cores: Arc::new(Cores::new(cores)), tenant: "a".into() }
+        }
+
+        fn attempt(&self, cpu_ms_per_hour: Option<u64>) -> Arc<Control> {
+            let place = self.room.take(&self.tenant, Claim { part: 0, no_more: false, kept: 0 }).ok().unwrap();
+            Control::new(place, &self.cores, &self.tenant, 100, cpu_ms_per_hour)
+        }
+
+        fn used(&self) -> Option<u64> {
+            self.cores.used_in_hour("a", clock::now())
+        }
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_tenant_that_has_used_its_hour_gets_no_turns_until_it_is_over() {
+        let world = World::new(2);
+        let (first, second) = (world.attempt(Some(10)), world.attempt(Some(10)));
+        assert!(world.cores.begin(&first) && world.cores.begin(&second));
+        // What has its turn already goes on to the end of it.
+        world.cores.end(&first, 9 * MS);
+        assert_eq!((world.used(), world.cores.used_up_until("a", clock::now())), (Some(9), None));
+        assert!(world.cores.begin(&first));
+        world.cores.end(&first, 4 * MS);
+        world.cores.end(&second, 4 * MS);
+        assert_eq!(world.used(), Some(17));
+        let over = world.cores.used_up_until("a", clock::now()).unwrap();
+        assert!(!world.cores.begin(&first), "it waits");
+        assert_eq!(world.room.working(), 1, "and is not counted as one that works");
+        // Neither is one that something else wakes.
+        first.unpark();
+        world.cores.ready(&first);
+        world.cores.ready(&second);
+        assert_eq!(world.room.working(), 0);
+        // Others have their turns.
+        let others = World { tenant: "b".into(), room: world.room.clone(), cores: world.cores.clone() };
+        let other = others.attempt(None);
+        assert!(world.cores.begin(&other));
+        world.cores.end(&other, MS);
+        other.park();
+        assert_eq!(world.cores.used_in_hour("b", clock::now()), None);
+
+        let now = Instant::now() + 60 * MS;
+        assert!(world.cores.held(first.tenant, now) >= 60 * MS);
+        world.cores.look(now, Timestamp(over.0 - 1));
+        assert!(!world.cores.begin(&first));
+        world.cores.look(now, over);
+        assert_eq!(world.room.working(), 2);
+        assert!(world.cores.begin(&first) && world.cores.begin(&second), "each has its turn");
+        let held = world.cores.held(first.tenant, now);
+        assert_eq!(world.cores.held(first.tenant, now + 60 * MS), held);
+    }
+
+    #[test]
+    fn another_bound_holds_at_once() {
+        let world = World::new(1);
+        let attempt = world.attempt(None);
+        assert!(world.cores.begin(&attempt));
+        world.cores.end(&attempt, 50 * MS);
+        assert_eq!(world.used(), None);
+        let set = |most| world.cores.set(&world.tenant, 100, most);
+        // It is counted from here on.
+        set(Some(10));
+        assert!(world.cores.begin(&attempt));
+        world.cores.end(&attempt, 10 * MS);
+        assert!(!world.cores.begin(&attempt));
+        set(Some(20));
+        assert_eq!((Turn::of(&attempt), world.used()), (Turn::Comes, Some(10)));
+        assert!(world.cores.begin(&attempt));
+        set(Some(5));
+        world.cores.end(&attempt, MS);
+        assert!(!world.cores.begin(&attempt));
+        set(None);
+        assert!(world.cores.begin(&attempt));
+    }
+
+    #[test]
+    fn what_ends_while_it_is_held_leaves_nothing() {
+        let world = World::new(1);
+        let attempt = world.attempt(Some(1));
+        assert!(world.cores.begin(&attempt));
+        world.cores.end(&attempt, MS);
+        assert!(!world.cores.begin(&attempt));
+        world.cores.leave(&attempt, Duration::ZERO);
+        attempt.leave();
+        assert_eq!((world.room.started(), world.room.working()), (0, 0));
+        assert!(world.cores.state().tenants[0].queue.is_empty());
+        world.cores.set(&world.tenant, 100, None);
+        let next = world.attempt(None);
+        assert!(world.cores.begin(&next), "the processor is free");
     }
 }

@@ -10,6 +10,7 @@ use anyhow::Context;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::cores::Cores;
+use crate::clock;
 use crate::host::MAX_TABLE_ELEMENTS;
 
 /// How often running guests are made to yield, whatever fuel they use.
@@ -129,7 +130,8 @@ pub(super) fn pooled(settings: &EngineSettings) -> anyhow::Result<Engine> {
     }
 }
 
-/// After so many ticks it is looked for attempts whose time was over while they waited for a turn.
+/// After so many ticks it is looked for attempts whose time was over while they waited for a turn, and for tenants whose
+/// hour is over.
 const OVERDUE_TICKS: u32 = 8;
 
 /// Advances the engines' epochs from a thread of its own, so that nothing a guest does can stop it.
@@ -149,7 +151,7 @@ impl Ticker {
                 engines.iter().filter_map(wasmtime::EngineWeak::upgrade).for_each(|engine| engine.increment_epoch());
                 ticks = (ticks + 1) % OVERDUE_TICKS;
                 if ticks == 0 {
-                    cores.wake_overdue(Instant::now());
+                    cores.look(Instant::now(), clock::now());
                 }
             }
         })?;

@@ -44,22 +44,33 @@ pub struct Control {
     pub(super) tenant: usize,
     /// Where it stands there: a [`Turn`](super::cores::Turn).
     pub(super) turn: AtomicU8,
-    /// When its time is over.
+    /// When its time is over, where its tenant is not held.
     deadline: OnceLock<Instant>,
+    /// How long its tenant was held before it began.
+    held_before: Duration,
 }
 
 impl Control {
-    /// A handle for the attempt that holds `place`, of a tenant of that weight, for turns on `cores`.
-    pub fn new(place: Place, cores: &Arc<Cores>, tenant: &Arc<str>, weight: u32) -> Arc<Control> {
+    /// A handle for the attempt that holds `place`, of a tenant of that weight and with that many milliseconds of CPU
+    /// time in an hour, for turns on `cores`.
+    pub fn new(
+        place: Place,
+        cores: &Arc<Cores>,
+        tenant: &Arc<str>,
+        weight: u32,
+        cpu_ms_per_hour: Option<u64>,
+    ) -> Arc<Control> {
+        let tenant = cores.set(tenant, weight, cpu_ms_per_hour);
         Arc::new(Control {
             stop: AtomicU8::new(0),
             woken: AtomicBool::new(false),
             task: AtomicWaker::new(),
             place,
-            tenant: cores.number(tenant, weight),
+            tenant,
             cores: cores.clone(),
             turn: AtomicU8::new(0),
             deadline: OnceLock::new(),
+            held_before: cores.held(tenant, Instant::now()),
         })
     }
 
@@ -73,8 +84,10 @@ impl Control {
         self.task.wake();
     }
 
-    pub(super) fn is_overdue(&self, now: Instant) -> bool {
-        self.deadline.get().is_some_and(|deadline| now >= *deadline)
+    /// Whether its time is over, of a tenant that was held for so long; that time does not count.
+    pub(super) fn is_overdue(&self, now: Instant, held: impl FnOnce() -> Duration) -> bool {
+        let deadline = self.deadline.get().filter(|deadline| now >= **deadline);
+        deadline.is_some_and(|deadline| now >= *deadline + held().saturating_sub(self.held_before))
     }
 
     /// Stops the attempt wherever it is. The first reason stays.
@@ -92,6 +105,11 @@ impl Control {
     /// The attempt uses no CPU any more, but is not over.
     pub fn park(&self) {
         self.place.parked();
+    }
+
+    /// It goes on.
+    pub(super) fn unpark(&self) {
+        self.place.resumed();
     }
 
     /// Waits until the attempt is stopped, where its guest has ended already.
@@ -143,6 +161,8 @@ pub(super) struct Metered<'a, F> {
     waker: Waker,
     timers: &'a Handle,
     deadline: Instant,
+    /// By how much that was put off.
+    held: Duration,
     // Only once the attempt waits: most end before they ever do.
     timer: Option<Pin<Box<Sleep>>>,
     cpu: Duration,
@@ -166,6 +186,7 @@ impl<'a, F: Future> Metered<'a, F> {
             waker: Waker::from(control.clone()),
             timers,
             deadline,
+            held: Duration::ZERO,
             timer: None,
             cpu: Duration::ZERO,
             max_cpu: Duration::from_millis(limits.cpu_ms),
@@ -184,10 +205,35 @@ impl<'a, F: Future> Metered<'a, F> {
         match polled {
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
             Ok(Poll::Pending) if self.cpu > self.max_cpu => Poll::Ready(Err(StoppedBy::Cpu)),
-            Ok(Poll::Pending) if Instant::now() >= self.deadline => Poll::Ready(Err(StoppedBy::Timeout)),
+            Ok(Poll::Pending) if self.is_over() => Poll::Ready(Err(StoppedBy::Timeout)),
             Ok(Poll::Pending) => Poll::Pending,
             Err(panic) => Poll::Ready(Err(StoppedBy::Panic(panic_message(&*panic)))),
         }
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| {
+            let _on = self.timers.enter();
+            Box::pin(tokio::time::sleep_until(self.deadline.into()))
+        });
+        timer.as_mut().poll(cx)
+    }
+
+    /// Whether its time is over. While its tenant gets no turns, it stands still.
+    fn is_over(&mut self) -> bool {
+        let now = Instant::now();
+        if now < self.deadline {
+            return false;
+        }
+        let held = self.control.cores.held(self.control.tenant, now).saturating_sub(self.control.held_before);
+        if held > self.held {
+            self.deadline += held - self.held;
+            self.held = held;
+            if let Some(timer) = &mut self.timer {
+                timer.as_mut().reset(self.deadline.into());
+            }
+        }
+        now >= self.deadline
     }
 }
 
@@ -202,7 +248,7 @@ impl<F: Future> Future for Metered<'_, F> {
         }
         if !this.control.cores.begin(this.control) {
             // It waits for its turn, or for something else and was woken by its timer.
-            let over = Instant::now() >= this.deadline;
+            let over = this.is_over();
             return if over { Poll::Ready((Err(StoppedBy::Timeout), this.cpu)) } else { Poll::Pending };
         }
         // What a wake before this was for is seen by this poll.
@@ -219,13 +265,11 @@ impl<F: Future> Future for Metered<'_, F> {
             // It yielded and wants to go on: no need for a timer yet.
             return Poll::Pending;
         }
-        let timer = this.timer.get_or_insert_with(|| {
-            let _on = this.timers.enter();
-            Box::pin(tokio::time::sleep_until(this.deadline.into()))
-        });
         // Its end needs no turn.
-        if timer.as_mut().poll(cx).is_ready() {
-            return Poll::Ready((Err(StoppedBy::Timeout), this.cpu));
+        while this.poll_timer(cx).is_ready() {
+            if this.is_over() {
+                return Poll::Ready((Err(StoppedBy::Timeout), this.cpu));
+            }
         }
         this.control.place.parked();
         // A wake that came between the look and the parking found the place still working.
@@ -331,7 +375,7 @@ mod tests {
         let room = Arc::new(Room::new(1, 1, Memory::new(0)));
         let cores = Arc::new(Cores::new(1));
         let claim = Claim { part: 0, no_more: false, kept: 0 };
-        let control = Control::new(room.take(&"a".into(), claim).ok().unwrap(), &cores, &"a".into(), 100);
+        let control = Control::new(room.take(&"a".into(), claim).ok().unwrap(), &cores, &"a".into(), 100, None);
         if let Some(stop) = stop {
             control.stop(stop);
         }
@@ -381,6 +425,54 @@ mod tests {
         assert_eq!(run(spin(), Limits { cpu_ms: 10, ..Limits::DEFAULT }, None), Err(StoppedBy::Cpu));
         assert_eq!(run(pending::<()>(), Limits::DEFAULT, Some(Stop::Cancel)), Err(StoppedBy::Cancel));
         assert_eq!(run(spin(), Limits::DEFAULT, Some(Stop::Drain)), Err(StoppedBy::Drain));
+    }
+
+    /// While its tenant has used up its hour, an attempt waits and its time stands still, whether it computes or waits
+    /// for something else.
+    #[test]
+    fn the_time_of_who_is_held_stands_still() {
+        const LIMITS: Limits = Limits { timeout_ms: 50, ..Limits::DEFAULT };
+        let computes = poll_fn({
+            let mut left = 10;
+            move |cx| {
+                let busy = Instant::now();
+                while busy.elapsed() < Duration::from_millis(1) {}
+                left -= 1;
+                cx.waker().wake_by_ref();
+                if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+            }
+        });
+        for (future, ends) in [
+            (Box::pin(computes) as Pin<Box<dyn Future<Output = ()> + Send>>, Ok(())),
+            (Box::pin(pending()), Err(StoppedBy::Timeout)),
+        ] {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+            let room = Arc::new(Room::new(2, 2, Memory::new(0)));
+            let cores = Arc::new(Cores::new(1));
+            let tenant: Arc<str> = "a".into();
+            let claim = Claim { part: 0, no_more: false, kept: 0 };
+            let control = Control::new(room.take(&tenant, claim).ok().unwrap(), &cores, &tenant, 100, Some(1));
+            assert!(cores.begin(&control));
+            cores.end(&control, Duration::from_millis(1));
+            let began = Instant::now();
+            let (timers, of, control) = (runtime.handle().clone(), cores.clone(), control.clone());
+            let running = runtime.spawn(async move {
+                let mut future = future;
+                let deadline = Instant::now() + Duration::from_millis(LIMITS.timeout_ms);
+                let result = Metered::new(Pin::new(&mut future), &control, &timers, deadline, &LIMITS).await.0;
+                (result, began.elapsed())
+            });
+            // Its time would be over three times.
+            while began.elapsed() < Duration::from_millis(3 * LIMITS.timeout_ms) {
+                std::thread::sleep(Duration::from_millis(5));
+                of.look(Instant::now(), crate::clock::now());
+                assert!(!running.is_finished(), "it is held");
+            }
+            of.set(&tenant, 100, None);
+            let (result, after) = runtime.block_on(running).unwrap();
+            assert_eq!(result, ends);
+            assert!(after >= Duration::from_millis(3 * LIMITS.timeout_ms));
+        }
     }
 
     /// Where another process has the processor, the clock on the wall goes on and the thread's does not.

@@ -261,7 +261,7 @@ pub enum Outcome {
 pub type Labels = BTreeMap<String, String>;
 
 /// Why a task is Pending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Waiting {
     /// For the time that its client gave.
@@ -274,6 +274,8 @@ pub enum Waiting {
     Paused,
     /// As many tasks of its type, or of its concurrency key, run as may at once.
     Concurrency,
+    /// Its tenant has as much at work as it may, or has used its CPU time of this hour.
+    Quota,
 }
 
 /// Why a task that is ready is held back.
@@ -358,7 +360,7 @@ impl Task {
         self.status == Status::Pending && self.due_at.is_none() && self.held.is_none()
     }
 
-    /// Why it is Pending; `None` where it is not.
+    /// Why it is Pending, as far as the task itself tells; `None` where it is not.
     pub fn waiting(&self) -> Option<Waiting> {
         if self.status != Status::Pending {
             return None;
