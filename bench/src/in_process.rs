@@ -82,7 +82,7 @@ impl InProcess {
         let tenant = "bench".into();
         let claim = Claim { part: 0, no_more: false, kept: 0 };
         let Ok(place) = self.room.take(&tenant, claim) else { bail!("there is no room for an attempt") };
-        let control = Control::new(place, &self.cores, &tenant, 100);
+        let control = Control::new(place, &self.cores, &tenant, 100, None);
         let id = TaskId(uuid::Uuid::nil());
         let attempt = Attempt {
             of: AttemptOf { id, attempt: 1, tenant: "bench".into() },

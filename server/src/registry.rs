@@ -91,6 +91,7 @@ impl Registry {
     /// Removes a version that no type has and no task is pinned to.
     pub fn remove_version(&self, digest: Digest) {
         self.write().versions.remove(&digest);
+        self.changed.notify_waiters();
     }
 
     /// Whether the type that `name` means for a tenant is paused.

@@ -219,6 +219,25 @@ fn nothing_of_another_tenant_is_there() {
     operator.get(&format!("/task/{id}")).expect(403);
 }
 
+/// The operator's type is in use where a tenant has a task of it, and not where its name means one of the tenant's own.
+#[test]
+fn a_shared_type_that_is_in_use_stays() {
+    let (server, keys) = with_keys();
+    let [operator, a, b] = ["operator", "a", "b"].map(|tenant| server.client.with_key(&keys[&(tenant, 4)]));
+    let wasm = [("content-type", "application/wasm"), ("prefer", "wait=60")];
+    for client in [&operator, &b] {
+        client.send("PUT", "/task-types/shared", &wasm, Some(component(guest("echo-blocking")))).expect(201);
+    }
+    let delayed = json!({"task_type": "shared", "delay_ms": 3_600_000});
+    let id = a.create(&delayed);
+    b.create(&delayed);
+    operator.delete("/task-types/shared").expect(409);
+    a.delete(&format!("/task/{id}")).expect(200);
+    operator.delete("/task-types/shared").expect(200);
+    a.get("/task-types/shared").expect(404);
+    assert_eq!(b.output(&json!({"task_type": "shared", "input": 7})), 7);
+}
+
 #[test]
 fn the_first_key_ends_the_time_without_keys() {
     let server = Setup::new(&[]).start();

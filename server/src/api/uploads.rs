@@ -183,7 +183,8 @@ pub(super) async fn remove(
     let started = tokio::time::Instant::now();
     let mut canceled = !cancel;
     loop {
-        match api.manager.delete_task_type(&caller.tenant, &name, seen.clone(), caller.actor()).await {
+        let (seen, by) = (seen.clone(), caller.actor());
+        match api.manager.delete_task_type(&caller.tenant, &name, &api.tenants, seen, by).await {
             Ok(()) => return wire::json(StatusCode::OK, &RemovedType { name, deleted: true }),
             Err(Refused::TypeInUse) if cancel && started.elapsed() < CANCEL_TIME => {
                 if !canceled {

@@ -177,7 +177,7 @@ impl Core {
             stored.input_schema = input_schema.clone();
         }
         // What it was held for may be granted now.
-        if let Some(Version::Ready(program)) = stored.next.and_then(|next| self.registry.version(next)) {
+        if let Some(Version::Ready(program)) = stored.next.and_then(|next| self.version(next)) {
             stored = promoted(&stored, &program).unwrap_or(stored);
         }
         self.store.put_task_type(&stored)?;

@@ -13,6 +13,7 @@ use crate::registry::{SHARED, TaskType, Version};
 use crate::sandbox::Program;
 use crate::store::{ListFilter, StoreError, StoredType};
 use crate::task::{Digest, Event, Status, Task, Timestamp};
+use crate::tenants::Tenants;
 
 /// What must hold of a type for a change of it: that it is still as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,12 +90,15 @@ impl TypeCommand {
 pub(super) struct GoneTypes {
     types: Vec<(Arc<str>, Arc<str>)>,
     components: Vec<Digest>,
+    /// Versions that it was told of, which are known to all with its commit.
+    told: Vec<(Digest, Version)>,
 }
 
 impl GoneTypes {
     pub(super) fn clear(&mut self) {
         self.types.clear();
         self.components.clear();
+        self.told.clear();
     }
 
     pub(super) fn add_components(&mut self, components: Vec<Digest>) {
@@ -134,22 +138,41 @@ impl Manager {
         self.send(Command::Type(Box::new(TypeCommand::Compiled { digest, by, compiled })));
     }
 
-    /// Removes a tenant's type that has no tasks which are Pending or Running.
-    pub async fn delete_task_type(&self, tenant: &Arc<str>, name: &str, seen: Seen, by: Actor) -> Result<(), Refused> {
+    /// Removes a tenant's type, or a shared one, that has no tasks which are Pending or Running.
+    pub async fn delete_task_type(
+        &self,
+        tenant: &Arc<str>,
+        name: &str,
+        tenants: &Tenants,
+        seen: Seen,
+        by: Actor,
+    ) -> Result<(), Refused> {
         let own = self.0.registry.own(tenant, name);
         if own.is_none() {
             let shared = self.0.registry.find(tenant, name).is_some();
             return Err(if shared { Refused::SharedType } else { Refused::NotFound });
         }
-        for status in [Status::Running, Status::Pending] {
-            let filter = ListFilter { status: Some(status), task_type: Some(name.to_owned()), ..ListFilter::default() };
-            if !self.list(tenant, filter, None, 1).await?.tasks.is_empty() {
-                return Err(Refused::TypeInUse);
+        for user in self.users_of(tenant, name, tenants) {
+            for status in [Status::Running, Status::Pending] {
+                let (status, task_type) = (Some(status), Some(name.to_owned()));
+                let filter = ListFilter { status, task_type, ..ListFilter::default() };
+                if !self.list(&user, filter, None, 1).await?.tasks.is_empty() {
+                    return Err(Refused::TypeInUse);
+                }
             }
         }
         // A task that is created meanwhile keeps its component, and runs.
         let (tenant, name) = (tenant.clone(), name.into());
         self.ask(|reply| Command::Type(Box::new(TypeCommand::Delete { tenant, name, seen, by, reply }))).await
+    }
+
+    /// The tenants for which `name` means the type that `owner` has.
+    fn users_of(&self, owner: &Arc<str>, name: &str, tenants: &Tenants) -> Vec<Arc<str>> {
+        if **owner != *SHARED {
+            return vec![owner.clone()];
+        }
+        let all = tenants.all().into_iter().map(|tenant| tenant.name.clone());
+        all.filter(|tenant| self.0.registry.own(tenant, name).is_none()).collect()
     }
 
     /// The bytes of a version of a type.
@@ -162,6 +185,13 @@ impl Manager {
     }
 }
 
+fn version_of(compiled: &Compiled) -> Version {
+    match compiled {
+        Ok(program) => Version::Ready(program.clone()),
+        Err(why) => Version::Failed(why.clone()),
+    }
+}
+
 impl Core {
     pub(super) fn apply_type(&mut self, command: &TypeCommand, now: Timestamp) -> Result<TypeDone, StoreError> {
         match command {
@@ -170,6 +200,7 @@ impl Core {
                 let failure = compiled.as_ref().err().map(|why| (&**why, &**by));
                 self.store.set_failure(*digest, failure)?;
                 let mut changed = Vec::new();
+                self.gone.told.push((*digest, version_of(compiled)));
                 if let Ok(program) = compiled {
                     for task_type in self.store.waiting_for(*digest)? {
                         if let Some(promoted) = promoted(&task_type, program) {
@@ -218,7 +249,7 @@ impl Core {
         }
         let mut stored = own.clone().unwrap_or_else(|| StoredType::new(tenant.clone(), name.clone()));
         // Whoever sends bytes again that could not be compiled wants it tried again.
-        let loaded = self.registry.version(digest).filter(|_| !self.gone.components.contains(&digest));
+        let loaded = self.version(digest).filter(|_| !self.gone.components.contains(&digest));
         stored.next = Some(digest);
         let compile = match &loaded {
             Some(Version::Ready(program)) => {
@@ -240,6 +271,8 @@ impl Core {
             }
         }
         self.store.put_version(tenant, name, digest, bytes, now)?;
+        // It is there again, where this very transaction removed it.
+        self.gone.components.retain(|gone| *gone != digest);
         self.store.put_task_type(&stored)?;
         // The bytes that are current already change nothing.
         if own.as_ref() != Some(&stored) || compile {
@@ -249,6 +282,12 @@ impl Core {
         let old = self.store.remove_old_versions(&stored)?;
         self.gone.add_components(old);
         Ok(TypeDone { refused: None, changed: vec![stored], created, compile })
+    }
+
+    /// A version, as far as the open transaction knows.
+    pub(super) fn version(&self, digest: Digest) -> Option<Version> {
+        let told = self.gone.told.iter().rev().find(|(told, _)| *told == digest);
+        told.map_or_else(|| self.registry.version(digest), |(_, version)| Some(version.clone()))
     }
 
     /// Whether a type is as somebody saw it.
@@ -280,13 +319,9 @@ impl Core {
                 }
             },
             TypeCommand::Compiled { digest, compiled, .. } => {
-                let version = match compiled {
-                    Ok(program) => Version::Ready(program),
-                    Err(why) => Version::Failed(why),
-                };
                 // Where it was removed meanwhile nobody asks for it any more.
                 if self.registry.version(digest).is_some() {
-                    self.registry.put_version(digest, version);
+                    self.registry.put_version(digest, version_of(&compiled));
                 }
                 self.timers.look_at_held();
             }

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Faults, adapt, engine, precheck};
@@ -200,7 +200,11 @@ fn code_of(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
 
 /// Sets the limits of this process, before it has seen a byte of the component.
 fn bound(limits: CompileLimits) -> anyhow::Result<()> {
-    let cap = |resource, most| setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
+    // What is bounded more tightly already stays so: raising it is refused.
+    let cap = |resource, most: u64| {
+        let most = getrlimit(resource).maximum.map_or(most, |allowed| most.min(allowed));
+        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
+    };
     cap(Resource::As, limits.memory_bytes).context("cannot bound the memory")?;
     cap(Resource::Cpu, limits.cpu_ms.div_ceil(1000)).context("cannot bound the CPU time")?;
     cap(Resource::Fsize, MOST_CODE).context("cannot bound the output")?;
