@@ -30,10 +30,13 @@ const MOST_DEPTH: u64 = 100;
 const PATTERN_BYTES: usize = 64 << 10;
 
 /// The most that checking an input may cost: parts of the schema times values of the input, about.
-const MOST_WORK: u64 = 50_000_000;
+const MOST_WORK: u64 = 10_000_000;
 
 /// What matching a byte against a pattern costs of it.
 const PATTERN_WORK: u64 = 20;
+
+/// What a `multipleOf` that is no whole number costs, in parts: it is looked at in fractions of any size.
+const FRACTION_PARTS: u64 = 100;
 
 /// Memory that an input may take while it is checked, in bytes: reckoned, a little more than was measured.
 const MOST_MEMORY: u64 = 64 << 20;
@@ -234,6 +237,9 @@ impl<'s> Measure<'s> {
         let at_root = self.path.len() == 1;
         match (name, value) {
             ("pattern", Value::String(_)) => sum.patterns += 1,
+            ("multipleOf", Value::Number(number)) if !number.is_u64() => {
+                self.sum(sum, Measured { parts: FRACTION_PARTS, patterns: 0, depth: 0 })?;
+            }
             ("patternProperties", Value::Object(patterns)) => {
                 self.sum(sum, Measured { parts: 0, patterns: patterns.len() as u64, depth: 0 })?;
             }
@@ -511,6 +517,8 @@ mod tests {
         assert!(is_taken(&deep(MOST_DEPTH)) && !is_taken(&deep(MOST_DEPTH + 1)));
         assert!(is_taken(&json!({"pattern": "a{100}"})) && !is_taken(&json!({"pattern": "(a{100}){100}"})));
         assert!(!is_taken(&json!({"patternProperties": {"(a{100}){100}": {}}})));
+        let fractions = |count: usize| json!({"anyOf": vec![json!({"multipleOf": 0.7}); count]});
+        assert!(is_taken(&fractions(40)) && !is_taken(&fractions(50)), "each is work");
         // What a pattern costs grows with the text.
         let pattern = schema(&json!({"pattern": "a"}));
         let text = |bytes: u64| format!("\"{}\"", "a".repeat(usize::try_from(bytes).unwrap()));

@@ -55,9 +55,9 @@ pub fn claim(working: usize, weight: u32) -> u64 {
 pub struct Queues {
     capacity: usize,
     tenants: HashMap<Arc<str>, ReadyWindow>,
-    /// Those of them that a quota keeps from starting anything, with the memory that their first task needs. For the
-    /// others they do not wait.
-    held: HashMap<Arc<str>, u64>,
+    /// Those of them that a quota keeps from starting anything, with their first task and the memory that it needs. For
+    /// the others they do not wait.
+    held: HashMap<Arc<str>, (TaskId, u64)>,
 }
 
 impl Queues {
@@ -107,16 +107,19 @@ impl Queues {
         self.tenants.keys().filter(|tenant| !self.held.contains_key(*tenant))
     }
 
-    /// A quota keeps a tenant that has ready tasks from starting any. The first of them needs so much memory.
-    pub fn hold(&mut self, tenant: &Arc<str>, memory: u64) {
+    /// A quota keeps a tenant that has ready tasks from starting the first of them, which needs so much memory.
+    pub fn hold(&mut self, tenant: &Arc<str>, first: TaskId, memory: u64) {
         if self.tenants.contains_key(tenant) {
-            self.held.insert(tenant.clone(), memory);
+            self.held.insert(tenant.clone(), (first, memory));
         }
     }
 
-    /// The tenants that are held, and the memory that the first task of each needs.
-    pub fn held(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
-        self.held.iter().map(|(tenant, memory)| (tenant, *memory))
+    /// The tenants that are held, and the memory that the first task of each needs; `None`: that is another now.
+    pub fn held(&self) -> impl Iterator<Item = (&Arc<str>, Option<u64>)> {
+        self.held.iter().map(|(tenant, (first, memory))| {
+            let is_first = self.first(tenant).is_some_and(|(_, id)| id == *first);
+            (tenant, is_first.then_some(*memory))
+        })
     }
 
     /// It is held no longer.
@@ -225,22 +228,25 @@ mod tests {
     fn a_tenant_that_is_held_waits_for_no_place() {
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         let mut queues = Queues::new(4, Vec::new());
-        queues.hold(&a, 5);
+        queues.hold(&a, id(1), 5);
         assert_eq!(queues.held().count(), 0, "it has nothing that waits");
         queues.push(&a, 1, id(1));
         queues.push(&b, 1, id(2));
         assert!(queues.others_wait(&a) && queues.others_wait(&b) && queues.others_wait("c"));
-        queues.hold(&a, 5);
+        queues.hold(&a, id(1), 5);
         assert!(queues.others_wait(&a) && !queues.others_wait(&b) && !queues.is_exhausted(&a));
         assert_eq!(queues.tenants().collect::<Vec<_>>(), [&b]);
         queues.remove(&b, 1, id(2));
         assert!(!queues.others_wait(&a) && !queues.others_wait("c"));
         queues.release("b");
-        assert_eq!(queues.held().collect::<Vec<_>>(), [(&a, 5)]);
+        assert_eq!(queues.held().collect::<Vec<_>>(), [(&a, Some(5))]);
+        queues.push(&a, 0, id(3));
+        assert_eq!(queues.held().collect::<Vec<_>>(), [(&a, None)], "another goes first");
+        queues.remove(&a, 0, id(3));
         queues.remove(&a, 1, id(1));
         assert_eq!(queues.held().count(), 0, "with the last of its tasks");
         queues.push(&a, 1, id(1));
-        queues.hold(&a, 5);
+        queues.hold(&a, id(1), 5);
         queues.release("a");
         assert_eq!(queues.tenants().collect::<Vec<_>>(), [&a]);
     }

@@ -85,7 +85,7 @@ kinds! {
     TaskFailed = "task-failed", CONFLICT, "The task failed",
         "The task has no result because it failed. The member 'error' says why: its kind is one of a closed set.";
     TypeNotReady = "task-type-not-ready", CONFLICT, "The task type has no usable version",
-        "The type's component was not compiled or linked. GET /task-types/{name} says why.";
+        "It is being compiled, or it failed, or it needs what it is not granted. GET /task-types/{name} says which, and why.";
     TypeInUse = "task-type-in-use", CONFLICT, "Tasks of this type have not ended",
         "A task type is removed once none of its tasks is Pending or Running. With ?cancel=true they are canceled first.";
     SharedType = "shared-task-type", CONFLICT, "The task type is shared",

@@ -165,6 +165,10 @@ impl Core {
             };
             match version {
                 Some(version) if self.store.has_version(&stored.tenant, &stored.name, version)? => {
+                    if let Some(Version::Failed(why)) = self.version(version) {
+                        let detail = format!("cannot be used: {why}");
+                        return Ok(Err(Refused::Invalid(vec![FieldError { pointer: "#/version".into(), detail }])));
+                    }
                     stored.next = Some(version);
                 }
                 _ => {

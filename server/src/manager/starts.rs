@@ -82,7 +82,7 @@ impl Core {
             }
             let Some((rank, id)) = self.ready.first(&tenant) else { continue };
             if let Some(memory) = self.waits_for_quota(&tenant, id, now)? {
-                self.ready.hold(&tenant, memory);
+                self.ready.hold(&tenant, id, memory);
                 if let Some(until) = self.workers.turns.used_up_until(&tenant, now) {
                     self.timers.hours.earlier(until);
                 }
@@ -173,7 +173,8 @@ impl Core {
         self.timers.hours = Timer::default();
         let held: Vec<_> = self.ready.held().map(|(tenant, memory)| (tenant.clone(), memory)).collect();
         for (tenant, memory) in held {
-            if self.quotas_allow(&tenant, memory, now).is_ok() {
+            // Where another task is the first now, that is looked at in its place.
+            if memory.is_none_or(|memory| self.quotas_allow(&tenant, memory, now).is_ok()) {
                 self.ready.release(&tenant);
             } else if let Some(until) = self.workers.turns.used_up_until(&tenant, now) {
                 self.timers.hours.earlier(until);

@@ -264,6 +264,8 @@ impl Core {
                 self.tenants.put(tenant.clone());
                 let cpu = self.tenants.quotas(&tenant.name).cpu_ms_per_hour;
                 self.workers.turns.set(&tenant.name, tenant.weight, cpu);
+                // Its tasks may not have to wait any more.
+                self.timers.hours.earlier(Timestamp(0));
             }
             Ok(Changed::KeyCreated(key, gone)) => {
                 self.tenants.keys.put(key.clone());

@@ -81,7 +81,7 @@ pub(super) struct Timers {
     /// Schedules at the head of those two that found the queue full.
     pub(super) full_due: usize,
     pub(super) full_queued: usize,
-    /// The hour is over in which a tenant that has tasks waiting has used what it may.
+    /// The hour is over in which a tenant that has tasks waiting has used what it may, or its quotas have changed.
     pub(super) hours: Timer,
     sweep: Timer,
     /// When keys were used last has to be written down.
@@ -135,6 +135,7 @@ impl Core {
         let mut done = Started::default();
         if self.draining.is_some() {
             self.timers.held = None;
+            self.timers.hours = Timer::default();
             return Ok(done);
         }
         if self.timers.due.has_come(now) {

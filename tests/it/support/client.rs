@@ -56,7 +56,14 @@ impl Client {
     /// Sends any request.
     #[track_caller]
     pub(crate) fn send(&self, method: &str, path: &str, headers: Headers<'_>, body: Option<&[u8]>) -> Answer {
-        self.try_send(method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+        let send = || self.try_send(method, path, headers, body);
+        let answer = match send() {
+            // The server closes a connection after an answer that it gave without reading the whole body, and may do so
+            // while the next request is on its way (RFC 9112, 9.5). What may be repeated is (RFC 9110, 9.2.2).
+            Err(ureq::Error::Io(_)) if method == "PUT" => send(),
+            answer => answer,
+        };
+        answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
 
     /// Sends any request; the connection may fail.

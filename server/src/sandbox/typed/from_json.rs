@@ -19,7 +19,7 @@ const COPIES: u64 = 2;
 /// What an allocation costs beside its bytes.
 const ALLOCATION: usize = 16;
 
-/// Every whole number up to here is a double.
+/// A whole number below this is the double that it is read as, however it is written. This one may have been another.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// Stands where a value could not be read.
@@ -312,7 +312,7 @@ impl<'de> Visitor<'de> for Of<'_, '_> {
             What::Value(Type::F64) => Ok(Val::Float64(value)),
             What::Value(Type::F32) if (value as f32).is_finite() => Ok(Val::Float32(value as f32)),
             // As in JSON Schema: 1.0 is a whole number.
-            What::Value(Type::Integer(_)) if value.fract() == 0.0 && value.abs() <= EXACT => self.number(value as i128),
+            What::Value(Type::Integer(_)) if value.fract() == 0.0 && value.abs() < EXACT => self.number(value as i128),
             _ => self.mismatch(),
         }
     }

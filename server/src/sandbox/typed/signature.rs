@@ -15,6 +15,9 @@ const MOST_PARTS: usize = 2_000;
 /// All their names together, in bytes.
 const MOST_NAME_BYTES: usize = 64 << 10;
 
+/// Of names that could have been there, so many bytes are told at most.
+const MOST_TOLD_BYTES: usize = 400;
+
 /// What a function takes and gives.
 pub(super) struct Signature {
     /// Its parameters, as a record.
@@ -124,9 +127,18 @@ impl Names {
         self.bytes
     }
 
-    /// All of them, to be told.
+    /// All of them, to be told; of many, the first ones.
     pub(super) fn joined(&self) -> String {
-        self.list.join(", ")
+        let mut joined = String::new();
+        for name in &self.list {
+            if joined.len() + name.len() > MOST_TOLD_BYTES {
+                joined.push('…');
+                break;
+            }
+            joined.push_str(name);
+            joined.push_str(", ");
+        }
+        joined.trim_end_matches(", ").to_owned()
     }
 }
 
