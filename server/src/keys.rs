@@ -263,9 +263,11 @@ impl Keys {
             let now = crate::clock::now();
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&key.stored.id).cloned();
             let Some(known) = known.filter(|known| known.is_good(now)) else { return };
-            let left = known.stored.expires_at.map_or(u64::MAX / 4, |expires| expires.millis_since(now).max(1));
             let changed = changes.changed();
-            let _ = tokio::time::timeout(std::time::Duration::from_millis(left), changed).await;
+            let _ = match known.stored.expires_at.map(|expires| expires.millis_since(now).max(1)) {
+                Some(left) => tokio::time::timeout(std::time::Duration::from_millis(left), changed).await.ok(),
+                None => Some(changed.await),
+            };
         }
     }
 }

@@ -22,7 +22,7 @@ pub struct UsedUp {
 
 /// Declares the quotas once: all of them, those that are set for a tenant, and a change of those.
 macro_rules! quotas {
-    ($($(#[$doc:meta])* $name:ident, at least $least:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident, at least $least:tt;)*) => {
         /// All quotas of a tenant; `None`: there is no bound. What it uses of each has the same form; `None`:
         /// that is not counted.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,7 +128,8 @@ impl Quotas {
         Some(Rate { per_second, burst: self.submit_burst.unwrap_or(per_second) })
     }
 
-    /// Whether a tenant that has so much at work may start one more attempt, with so much memory.
+    /// Whether a tenant that has so much at work may start one more attempt, with so much memory; one that could have
+    /// more than all of it has no more than that.
     pub fn allow(&self, at_work: AtWork, memory: u64) -> Result<(), UsedUp> {
         let of = |what, used, more, most: Option<u64>| match most {
             Some(limit) if limit.saturating_sub(used) < more => {
@@ -137,6 +138,7 @@ impl Quotas {
             _ => Ok(()),
         };
         of("running tasks", at_work.tasks, 1, self.running_tasks)?;
+        let memory = memory.min(self.running_memory_bytes.unwrap_or(u64::MAX));
         of("running memory bytes", at_work.memory, memory, self.running_memory_bytes)
     }
 }
@@ -336,9 +338,14 @@ mod tests {
     #[test]
     fn what_is_at_work_is_bounded_by_number_and_by_memory() {
         let quotas = Quotas { running_tasks: Some(3), running_memory_bytes: Some(100), ..Quotas::default() };
-        for (tasks, memory, more, allowed) in
-            [(0, 0, 100, true), (0, 0, 101, false), (2, 90, 10, true), (2, 90, 11, false), (3, 0, 0, false)]
-        {
+        for (tasks, memory, more, allowed) in [
+            (0, 0, 100, true),
+            (0, 0, 101, true),
+            (1, 1, 101, false),
+            (2, 90, 10, true),
+            (2, 90, 11, false),
+            (3, 0, 0, false),
+        ] {
             assert_eq!(quotas.allow(AtWork { tasks, memory }, more).is_ok(), allowed, "{tasks} {memory} {more}");
         }
         let used_up = UsedUp { what: "running memory bytes", limit: 100, left: 10 };

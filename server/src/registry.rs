@@ -1,7 +1,7 @@
 //! Task types: names, their current versions, and the programs to run. In memory; the store keeps
 //! names and bytes, and whoever changes a type changes both.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::Notify;
@@ -66,6 +66,8 @@ struct Inner {
     // By tenant, then by name. Shared types have the tenant "".
     types: HashMap<Arc<str>, HashMap<Arc<str>, TaskType>>,
     versions: HashMap<Digest, Version>,
+    /// Shared types that the server brings with it.
+    kept: HashSet<Arc<str>>,
 }
 
 impl Inner {
@@ -79,6 +81,16 @@ impl Registry {
     /// Adds a type, or replaces the one of that tenant and name.
     pub fn put_type(&self, tenant: Arc<str>, task_type: TaskType) {
         self.write().types.entry(tenant).or_default().insert(task_type.name.clone(), task_type);
+    }
+
+    /// A shared type of that name comes with the server: it is there again with each start, and not to be removed.
+    pub fn keep(&self, name: Arc<str>) {
+        self.write().kept.insert(name);
+    }
+
+    /// Whether it is one of those.
+    pub fn keeps(&self, name: &str) -> bool {
+        self.read().kept.contains(name)
     }
 
     /// Removes the type of that tenant and name.

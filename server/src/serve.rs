@@ -122,7 +122,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let cache = CodeCache::open(data_dir.path.join("compiled"))?;
     let turns = Arc::new(Cores::new(guests));
     let sandbox = Arc::new(Sandbox::new(&settings, cache, room.clone(), turns.clone(), services)?);
-    types_at_start::store(&mut writer, config.components.as_deref())?;
+    types_at_start::store(&mut writer, &registry, config.components.as_deref())?;
     let compiler = Compiler::default();
     types_at_start::load(&mut writer, &sandbox, &registry, &compiler)?;
     let compile_limits = CompileLimits { memory_bytes: config.compile_memory_bytes, cpu_ms: config.compile_cpu_ms };

@@ -23,7 +23,7 @@ const MAX_COMPONENT_BYTES: u64 = 64 << 20;
 
 /// Puts the built-in types and those of `dir` into the store: their current version is what the
 /// program, or the directory, holds now.
-pub(crate) fn store(writer: &mut Writer, dir: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn store(writer: &mut Writer, registry: &Registry, dir: Option<&Path>) -> anyhow::Result<()> {
     let mut found: Vec<(String, Vec<u8>)> =
         GUESTS.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
     if let Some(dir) = dir {
@@ -38,6 +38,7 @@ pub(crate) fn store(writer: &mut Writer, dir: Option<&Path>) -> anyhow::Result<(
         writer.put_version(SHARED, &name, digest, &bytes, clock::now())?;
         writer.put_task_type(&stored)?;
         writer.remove_old_versions(&stored)?;
+        registry.keep(stored.name);
     }
     writer.commit()?;
     Ok(())
@@ -52,11 +53,7 @@ fn read_dir(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
             continue;
         }
         let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
-        anyhow::ensure!(
-            crate::names::is_name(&name),
-            "{}: a task type's name has 1 to 63 lower-case letters, digits and '-', and does not begin with '-'",
-            path.display()
-        );
+        anyhow::ensure!(crate::names::is_name(&name), "{}: a task type's name {}", path.display(), crate::names::RULE);
         let about = std::fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?;
         anyhow::ensure!(about.is_file(), "{} is no file", path.display());
         let size = about.len();

@@ -1,5 +1,7 @@
 //! Keys: who may do what. The calls are those that the OpenAPI document lists.
 
+mod revoked;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 

@@ -2,13 +2,18 @@
 //! its [`Caller`].
 
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::{AUTHORIZATION, EXPECT, HeaderMap, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use hyper::body::{Frame, SizeHint};
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{OpenApi, PathItem};
@@ -175,6 +180,14 @@ impl Caller {
         }
     }
 
+    /// Refuses what is for all task types.
+    pub(super) fn may_use_all(&self) -> Result<(), Problem> {
+        match self.task_types() {
+            None => Ok(()),
+            Some(_) => Err(other_types("the key is for some task types, and this is for all of them")),
+        }
+    }
+
     /// Refuses a task of a type that its key is not for.
     pub(super) async fn may_change(&self, api: &Api, id: TaskId) -> Result<(), Problem> {
         match self.task_types() {
@@ -211,18 +224,19 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     match admit(&api, &request) {
         Ok(Some(caller)) => {
-            // A read that waits ends with the key. What was begun with a good key is answered.
-            let waits = request.method().is_safe() && request.headers().contains_key("prefer");
-            let end = waits.then(|| caller.end_of_key(api.tenants.clone()));
+            // Whoever waits for an answer, or for what is run for it, waits no longer than the key is good.
+            let waits = request.headers().contains_key("prefer") || path(&request) == TRIAL;
+            let end = caller.end_of_key(api.tenants.clone());
             request.extensions_mut().insert(caller);
-            match end {
-                None => next.run(request).await,
-                Some(end) => tokio::select! {
-                    biased;
-                    response = next.run(request) => response,
-                    () = end => unusable().into_response(),
-                },
+            let (request, was_read) = watched(request);
+            let mut answered = pin!(next.run(request));
+            tokio::select! {
+                biased;
+                response = &mut answered => return response,
+                () = end => {}
             }
+            // What was sent whole with a good key is done and answered. What is still being sent is not.
+            if waits || !was_read.load(Ordering::Acquire) { unusable().into_response() } else { answered.await }
         }
         Ok(None) => next.run(request).await,
         Err(problem) => {
@@ -235,10 +249,51 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
     }
 }
 
+/// Where an input is run without a task.
+const TRIAL: &str = "/task-types/{name}/test";
+
+/// The path of a request, as the rules have it.
+fn path(request: &Request) -> &str {
+    request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str)
+}
+
+/// A request, and whether all of its body was read.
+fn watched(request: Request) -> (Request, Arc<AtomicBool>) {
+    let was_read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+    let watched = was_read.clone();
+    (request.map(|body| Body::new(Watched { body, was_read: watched })), was_read)
+}
+
+/// A body that says when all of it was read.
+struct Watched {
+    body: Body,
+    was_read: Arc<AtomicBool>,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.was_read.store(true, Ordering::Release);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Who a request is from; `None` where it does not matter.
 fn admit(api: &Api, request: &Request) -> Result<Option<Caller>, Problem> {
-    let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let rule = match rule(request.method().as_str(), path) {
+    let rule = match rule(request.method().as_str(), path(request)) {
         Some(Anyone) => return Ok(None),
         Some(rule) => rule,
         // A method that the path does not take.

@@ -61,8 +61,8 @@ pub(super) struct AuditLine<'a> {
     /// Who did it.
     by: AuditActor<'a>,
     /// What was done: `tenant.create`, `tenant.change`, `key.create`, `key.revoke`, `task_type.put`,
-    /// `task_type.change`, `task_type.delete`, `schedule.put`, `schedule.delete`, `secret.put`, `secret.delete`, `tasks.cancel`, `tasks.retry` or
-    /// `tasks.delete`.
+    /// `task_type.change`, `task_type.delete`, `schedule.put`, `schedule.delete`, `secret.put`, `secret.delete`,
+    /// `tasks.cancel`, `tasks.retry` or `tasks.delete`.
     #[schema(example = "key.create")]
     action: &'a str,
     /// The tenant whose thing it was done to; null: one that all tenants share.

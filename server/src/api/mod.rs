@@ -271,6 +271,18 @@ mod tests {
     }
 
     #[test]
+    fn the_bounds_of_quotas_are_told() {
+        let document: Value = serde_json::from_str(&document(routes().into_openapi())).unwrap();
+        let quotas = &document["components"]["schemas"]["QuotaPatch"]["properties"];
+        for (name, least) in [("objects", 0), ("submit_burst", 1), ("running_tasks", 1)] {
+            assert_eq!(
+                (&quotas[name]["minimum"], &quotas[name]["maximum"]),
+                (&least.into(), &crate::quotas::MOST.into())
+            );
+        }
+    }
+
+    #[test]
     fn every_problem_is_documented() {
         let document = document(routes().into_openapi());
         for kind in problem::Kind::ALL {

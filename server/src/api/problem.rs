@@ -89,7 +89,7 @@ kinds! {
     TypeInUse = "task-type-in-use", CONFLICT, "Tasks of this type have not ended",
         "A task type is removed once none of its tasks is Pending or Running. With ?cancel=true they are canceled first.";
     SharedType = "shared-task-type", CONFLICT, "The task type is shared",
-        "The operator put this type there for all tenants. It can be paused; upload another one under its name to have your own.";
+        "The operator put this type there for all tenants. Its keys can pause it, and cannot remove what comes with the server; upload another one under its name to have your own.";
     BadComponent = "bad-component", UNPROCESSABLE_ENTITY, "The component cannot be a task",
         "Each entry of 'errors' says what is wrong with the component, or what it imports that is not offered here.";
     TooManyTaskTypes = "too-many-task-types", TOO_MANY_REQUESTS, "There are too many task types",

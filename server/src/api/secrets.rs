@@ -132,6 +132,7 @@ pub(super) async fn put(
     let name = name
         .filter(|name| is_name(name))
         .ok_or_else(|| Problem::new(Kind::Unacceptable, format!("a secret's name {}", names::RULE)))?;
+    caller.may_use_all()?;
     let key = api.secrets.key().ok_or_else(|| Problem::of(Kind::NoSecretKey))?;
     let precondition = conditional::precondition(request.headers())?;
     let body = api.uploads.read(request, *VALUE_BYTES.end() as u64).await?;
@@ -171,6 +172,7 @@ pub(super) async fn remove(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let name = name.filter(|name| is_name(name)).ok_or_else(|| Problem::of(Kind::NotFound))?;
+    caller.may_use_all()?;
     api.manager.delete_secret(&caller.tenant, &name, conditional::precondition(&headers)?, caller.actor()).await?;
     wire::json(StatusCode::OK, &RemovedSecret { name: &name, deleted: true })
 }

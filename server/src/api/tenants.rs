@@ -201,8 +201,8 @@ pub(super) async fn create_own_key(
 
 /// Revoke a key
 ///
-/// It stops working at once, also on streams that are open. It stays in the list until there are a thousand and one more is
-/// made.
+/// It stops working at once, also on streams that are open and for requests that are still being sent. It stays in the
+/// list until there are a thousand and one more is made.
 #[utoipa::path(
     delete, path = "/keys/{id}", operation_id = "revoke_own_key", tag = "keys",
     params(("id" = String, Path, description = "The id of the key")),
@@ -336,8 +336,8 @@ pub(super) async fn create_key(
 
 /// Revoke a key of a tenant
 ///
-/// It stops working at once, also on streams that are open. It stays in the list until there are a thousand and one more is
-/// made.
+/// It stops working at once, also on streams that are open and for requests that are still being sent. It stays in the
+/// list until there are a thousand and one more is made.
 #[utoipa::path(
     delete, path = "/tenants/{tenant}/keys/{id}", operation_id = "revoke_key", tag = "tenants",
     params(
@@ -397,6 +397,15 @@ async fn made(
 }
 
 async fn revoked(api: &Api, caller: &Caller, tenant: Arc<str>, id: KeyId) -> Result<Response, Problem> {
+    if caller.task_types().is_some() {
+        // Nobody takes back what they could not make.
+        let key = api.tenants.keys.of_tenant(&tenant).into_iter().find(|key| key.stored.id == id);
+        match key.map(|key| key.stored.task_types.clone()) {
+            Some(Some(listed)) => listed.iter().try_for_each(|name| caller.may_use(name))?,
+            Some(None) => return Err(access::other_types("the key is for some task types, and that one is for all")),
+            None => {}
+        }
+    }
     match api.manager.administer(Change::RevokeKey { tenant, id }, caller.actor()).await? {
         Changed::KeyRevoked(key) => wire::json(StatusCode::OK, &Key::of(&key, key.last_used_at)),
         other => Err(unexpected(&other)),

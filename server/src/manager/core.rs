@@ -304,6 +304,9 @@ impl Core {
                 again = again.min(next - now);
             }
         }
+        if let Err(error) = self.note_used_keys_at_last() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot write down when keys were used last");
+        }
         match self.store.checkpoint_all() {
             Ok(()) => {}
             Err(error @ StoreError::SyncFailed(_)) => sync_failed(&error),

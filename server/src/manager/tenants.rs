@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::{Command, FieldError, Manager, Refused, Reply, answer};
 use crate::audit::{Act, Actor, Line};
-use crate::keys::{KeyId, Role, StoredKey, Token};
+use crate::keys::{KeyId, OPERATOR, Role, StoredKey, Token};
 use crate::ledger::{CameTo, Day, Sums};
 use crate::names;
 use crate::quotas::{QuotaOverrides, QuotaPatch, Quotas};
@@ -116,6 +116,9 @@ impl NewKey {
         let listed = self.task_types.as_deref().unwrap_or_default();
         if listed.len() > MOST_TYPES {
             wrong("#/task_types".into(), format!("has at most {MOST_TYPES} names"));
+        }
+        if self.task_types.is_some() && *self.tenant == *OPERATOR {
+            wrong("#/task_types".into(), "the operator's keys are for all task types".into());
         }
         for (index, name) in listed.iter().enumerate().filter(|(_, name)| !names::is_name(name)) {
             wrong(format!("#/task_types/{index}"), format!("{name:?} is no name of a task type"));

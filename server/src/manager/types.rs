@@ -152,6 +152,9 @@ impl Manager {
             let shared = self.0.registry.find(tenant, name).is_some();
             return Err(if shared { Refused::SharedType } else { Refused::NotFound });
         }
+        if **tenant == *SHARED && self.0.registry.keeps(name) {
+            return Err(Refused::SharedType);
+        }
         for user in self.users_of(tenant, name, tenants) {
             for status in [Status::Running, Status::Pending] {
                 let (status, task_type) = (Some(status), Some(name.to_owned()));

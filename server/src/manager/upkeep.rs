@@ -176,6 +176,18 @@ impl Core {
         Ok(done)
     }
 
+    /// Writes down when keys were used last, as the server stops.
+    pub(super) fn note_used_keys_at_last(&mut self) -> Result<(), StoreError> {
+        self.store.begin()?;
+        match self.note_used_keys(self.timers.keys_noted).and_then(|()| self.store.commit()) {
+            Err(error) => {
+                self.store.rollback();
+                Err(error)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
     /// Removes a bounded part of what is kept no longer. True: there may be more.
     fn sweep(&mut self, now: Timestamp) -> Result<bool, StoreError> {
         let step = self.changed.len().clamp(SWEEP_STEP, LONGEST_SWEEP);

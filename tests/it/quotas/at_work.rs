@@ -118,6 +118,13 @@ fn running_memory() {
     two.set(&json!({"running_memory_bytes": 150 * MIB}));
     wait_for_running(&two.a, 5);
     assert_eq!(quota(&two.a, "running_memory_bytes"), (Some(150 * MIB), Some(150 * MIB)));
+    // What waits for more than a lowered quota is all of waits for no more than that.
+    two.set(&json!({"running_memory_bytes": 20 * MIB}));
+    for id in status(&two.a, "Running") {
+        cancel(&two.a, &id);
+    }
+    wait_for_running(&two.a, 1);
+    assert_eq!(quota(&two.a, "running_memory_bytes"), (Some(20 * MIB), Some(20 * MIB)));
 }
 
 /// One that could have more than all that its tenant may have has that, and no more.

@@ -1,0 +1,151 @@
+//! A key that is revoked: what was not sent whole before is not done, and nobody waits on.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use super::*;
+
+/// Sends the head of a request, and waits until the server asks for its body.
+fn begin(server: &Server, key: &str, method: &str, path: &str, media: &str, body: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: {media}\r\n\
+         content-length: {}\r\nexpect: 100-continue\r\n\r\n",
+        body.len()
+    )
+    .unwrap();
+    let mut asked = [0; 25];
+    stream.read_exact(&mut asked).unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n", "{method} {path}");
+    stream
+}
+
+fn revoke(server: &Server, operator: &Client, key: &str) {
+    let id = key.split('_').nth(1).unwrap();
+    operator.delete(&format!("/tenants/a/keys/{id}")).expect(200);
+    server.client.with_key(key).get("/tenant").expect(401);
+}
+
+const CALLS: [(&str, &str, &str, &[u8]); 8] = [
+    ("POST", "/task", "application/json", br#"{"task_type":"echo"}"#),
+    ("POST", "/tasks", "application/json", br#"[{"task_type":"echo"}]"#),
+    ("POST", "/tasks/cancel", "application/json", b"{}"),
+    ("POST", "/keys", "application/json", br#"{"role":"admin"}"#),
+    ("POST", "/task-types/echo/test", "application/json", b"{}"),
+    ("PUT", "/objects/o", "application/octet-stream", b"bytes"),
+    ("PUT", "/schedules/s", "application/json", br#"{"cron":"0 0 1 1 *","task":{"task_type":"echo"}}"#),
+    ("PATCH", "/task-types/mine", "application/merge-patch+json", br#"{"retention_ms":5}"#),
+];
+
+#[test]
+fn what_is_still_being_sent_is_not_done() {
+    let (server, keys) = with_keys();
+    let operator = server.client.with_key(&keys[&("operator", 4)]);
+    let other = server.client.with_key(&keys[&("a", 4)]);
+    let wasm = [("content-type", "application/wasm"), ("prefer", "wait=60")];
+    other.send("PUT", "/task-types/mine", &wasm, Some(component(guest("echo-blocking")))).expect(201);
+    for whole in [false, true] {
+        let key = server.setup().make_key("a", "admin", &[]);
+        let mut open: Vec<_> = CALLS
+            .iter()
+            .map(|(method, path, media, body)| {
+                let mut stream = begin(&server, &key, method, path, media, body);
+                // All but the last byte, or nothing.
+                let sent = if whole { body.len() - 1 } else { 0 };
+                stream.write_all(&body[..sent]).unwrap();
+                (stream, &body[sent..], path)
+            })
+            .collect();
+        revoke(&server, &operator, &key);
+        for (stream, rest, path) in &mut open {
+            // The server may have closed the connection.
+            let _ = stream.write_all(rest);
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).unwrap_or_else(|error| panic!("{path}: {error}"));
+            assert_eq!(&answer, b"HTTP/1.1 401", "{path}");
+        }
+    }
+    assert_eq!(other.get("/tasks").expect(200).json()["tasks"], json!([]));
+    assert_eq!(other.get("/objects").expect(200).json()["objects"], json!([]));
+    assert_eq!(other.get("/schedules").expect(200).json()["schedules"], json!([]));
+    assert_eq!(other.get("/task-types/mine").expect(200).json()["retention_ms"], Value::Null);
+    // Those that were made for the test, and none that a revoked one made.
+    let good = other.get("/keys").expect(200).json()["keys"].as_array().unwrap().len();
+    assert_eq!(good, ROLES.len() + 2);
+}
+
+#[test]
+fn nobody_waits_on() {
+    let (server, keys) = with_keys();
+    let operator = server.client.with_key(&keys[&("operator", 4)]);
+    let other = server.client.with_key(&keys[&("a", 4)]);
+    let key = server.setup().make_key("a", "admin", &[]);
+    let sleeps = json!({"task_type": guest("sleep-forever")}).to_string();
+    let waiting = [("/task".to_owned(), sleeps), (format!("/task-types/{}/test", guest("sleep-forever")), "{}".into())];
+    let waiting = waiting.map(|(path, body)| {
+        let client = server.client.with_key(&key);
+        std::thread::spawn(move || {
+            let headers = [JSON, ("prefer", "wait=50")];
+            client.send("POST", &path, &headers, Some(body.as_bytes())).status
+        })
+    });
+    let running = || other.get("/tenant").expect(200).json()["quotas"]["running_tasks"]["used"] == 2;
+    wait_for("the task and the test to run", || running().then_some(()));
+    revoke(&server, &operator, &key);
+    for waiting in waiting {
+        assert_eq!(waiting.join().unwrap(), 401);
+    }
+    // The task is the tenant's, and goes on; the test ends with who wanted it.
+    let one = || other.get("/tenant").expect(200).json()["quotas"]["running_tasks"]["used"] == 1;
+    wait_for("the test to end", || one().then_some(()));
+    assert_eq!(other.get("/tasks?status=Running").expect(200).json()["tasks"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn when_it_was_used_last_is_kept_by_a_server_that_stops() {
+    let (server, keys) = with_keys();
+    let key = server.setup().make_key("a", "read", &[]);
+    server.client.with_key(&key).get("/tasks").expect(200);
+    let server = server.stop().start();
+    let admin = server.client.with_key(&keys[&("a", 4)]);
+    let listed = admin.get("/keys").expect(200).json();
+    let id = key.split('_').nth(1).unwrap();
+    let this = listed["keys"].as_array().unwrap().iter().find(|key| key["id"] == id).unwrap();
+    assert!(this["last_used_at"].is_string(), "{this:#}");
+}
+
+/// A key for some types revokes none that it could not make, writes no secrets, and is none of the operator's.
+#[test]
+fn a_key_for_some_types_takes_nothing_from_others() {
+    let (server, keys) = with_keys();
+    let make = |listed: &[&str]| server.setup().make_key("a", "admin", listed);
+    let id = |key: &str| key.split('_').nth(1).unwrap().to_owned();
+    let client = server.client.with_key(&make(&["--task-type", "echo"]));
+    for other in [&keys[&("a", 4)], &make(&["--task-type", "echo", "--task-type", "primes"])] {
+        client.delete(&format!("/keys/{}", id(other))).expect(403);
+        server.client.with_key(other).get("/tenant").expect(200);
+    }
+    client.delete(&format!("/keys/{}", id(&make(&["--task-type", "echo"])))).expect(200);
+    client.send("PUT", "/secrets/s", &[], Some(b"value")).expect(403);
+    client.delete("/secrets/s").expect(403);
+    let mut command = taskcell();
+    command
+        .args(["key", "create", "--tenant", "operator", "--role", "admin", "--task-type", "echo", "--data-dir"])
+        .arg(server.setup().data_dir());
+    assert!(refused(&mut command).contains("for all task types"));
+}
+
+/// What comes with the server is there for all, whoever wants to remove it.
+#[test]
+fn types_that_come_with_the_server_stay() {
+    let (server, keys) = with_keys();
+    let operator = server.client.with_key(&keys[&("operator", 4)]);
+    for name in ["echo", guest("sleep")] {
+        let refused = operator.delete(&format!("/task-types/{name}")).expect(409).json();
+        assert_eq!(refused["type"], "/problems/shared-task-type");
+    }
+    server.client.with_key(&keys[&("a", 4)]).output(&json!({"task_type": "echo", "input": 1}));
+}
