@@ -297,7 +297,8 @@ impl From<manager::Refused> for Problem {
         match refused {
             Refused::NotFound => Problem::of(Kind::NotFound),
             Refused::UnknownTaskType => {
-                let detail = "there is no task type of this name".to_owned();
+                let detail =
+                    "there is no task type of this name: GET /task-types lists those that there are".to_owned();
                 Problem::fields(vec![FieldError { pointer: "#/task_type".into(), detail }])
             }
             Refused::TypeInUse => Problem::of(Kind::TypeInUse),
