@@ -53,6 +53,15 @@ pub struct Grants {
     pub deterministic: bool,
 }
 
+impl Grants {
+    /// The same without the values that tasks are given.
+    pub fn without_values(&self) -> Grants {
+        let names =
+            |values: &BTreeMap<String, String>| values.keys().map(|name| (name.clone(), String::new())).collect();
+        Grants { env: names(&self.env), config: self.config.as_ref().map(names), ..self.clone() }
+    }
+}
+
 /// One place that requests may go to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -38,6 +38,7 @@ pub mod storage;
 pub mod store;
 pub mod task;
 pub mod tenants;
+pub mod turns;
 mod types_at_start;
 
 use std::io::Write;

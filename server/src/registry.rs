@@ -1,7 +1,11 @@
 //! Task types: names, their current versions, and the programs to run. In memory; the store keeps
 //! names and bytes, and whoever changes a type changes both.
+//!
+//! What is known of a version is always here. Its code is where it is needed: every program in memory costs a file
+//! descriptor and some maps, of which a process has only so many.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::Notify;
@@ -9,7 +13,7 @@ use tokio::sync::Notify;
 use crate::grants::Grants;
 use crate::input_schema::InputSchema;
 use crate::limits::{LimitOverrides, Limits};
-use crate::sandbox::Program;
+use crate::sandbox::{About, Program};
 use crate::schedule::Concurrency;
 use crate::store::StoredType;
 use crate::task::{Digest, RetryOverrides, RetryPolicy};
@@ -17,11 +21,14 @@ use crate::task::{Digest, RetryOverrides, RetryPolicy};
 /// The tenant whose types all tenants share.
 pub const SHARED: &str = "";
 
+/// Most programs that are kept in memory beside those that run. Loading one again takes about a millisecond.
+pub const MOST_PROGRAMS: usize = 1_000;
+
 /// A version of a type.
 #[derive(Clone)]
 pub enum Version {
-    /// Compiled and linked.
-    Ready(Arc<Program>),
+    /// Compiled. Its code is loaded when it is needed.
+    Ready(Arc<About>),
     /// It does not compile or link; why.
     Failed(Arc<str>),
     /// It is being compiled, or will be.
@@ -59,6 +66,15 @@ pub struct Registry {
     inner: RwLock<Inner>,
     /// Told when a version has changed.
     changed: Notify,
+    /// How often programs were asked for.
+    uses: AtomicU64,
+}
+
+/// A program that is in memory.
+struct Loaded {
+    program: Arc<Program>,
+    /// Which use of all programs was its last.
+    used: AtomicU64,
 }
 
 #[derive(Default)]
@@ -66,6 +82,7 @@ struct Inner {
     // By tenant, then by name. Shared types have the tenant "".
     types: HashMap<Arc<str>, HashMap<Arc<str>, TaskType>>,
     versions: HashMap<Digest, Version>,
+    programs: HashMap<Digest, Loaded>,
     /// Shared types that the server brings with it.
     kept: HashSet<Arc<str>>,
 }
@@ -102,7 +119,10 @@ impl Registry {
 
     /// Removes a version that no type has and no task is pinned to.
     pub fn remove_version(&self, digest: Digest) {
-        self.write().versions.remove(&digest);
+        let mut inner = self.write();
+        inner.versions.remove(&digest);
+        inner.programs.remove(&digest);
+        drop(inner);
         self.changed.notify_waiters();
     }
 
@@ -116,14 +136,73 @@ impl Registry {
         self.read().meant(tenant, name).map(|found| found.concurrency).unwrap_or_default()
     }
 
-    /// What the tasks of the type that `name` means for a tenant may touch.
-    pub fn grants(&self, tenant: &str, name: &str) -> Arc<Grants> {
-        self.read().meant(tenant, name).map(|found| found.grants.clone()).unwrap_or_default()
+    /// What the tasks of the type that `name` means for a tenant may touch, where the type has that version. Where
+    /// that is not known here: whose type it is.
+    pub fn grants(&self, tenant: &str, name: &str, version: Digest) -> (Arc<Grants>, Option<Arc<str>>) {
+        let inner = self.read();
+        let found = [tenant, SHARED].iter().find_map(|tenant| {
+            let (owner, types) = inner.types.get_key_value(*tenant)?;
+            Some((owner, types.get(name)?))
+        });
+        let Some((owner, found)) = found else { return Default::default() };
+        let is_known = [found.current, found.next].contains(&Some(version));
+        (found.grants.clone(), (!is_known).then(|| owner.clone()))
+    }
+
+    /// Puts the program of a version that is there into memory. The one that was not asked for the longest goes
+    /// where there are too many.
+    pub fn put_program(&self, digest: Digest, program: Arc<Program>) {
+        let mut inner = self.write();
+        let Some(Version::Ready(_)) = inner.versions.get(&digest) else { return };
+        if inner.programs.len() >= MOST_PROGRAMS && !inner.programs.contains_key(&digest) {
+            let used = |loaded: &Loaded| loaded.used.load(Ordering::Relaxed);
+            let oldest = inner.programs.iter().min_by_key(|(_, loaded)| used(loaded)).map(|(digest, _)| *digest);
+            oldest.and_then(|oldest| inner.programs.remove(&oldest));
+        }
+        inner.programs.insert(digest, Loaded { program, used: AtomicU64::new(self.next_use()) });
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// The program of a version, where it is in memory.
+    pub fn program(&self, digest: Digest) -> Option<Arc<Program>> {
+        let inner = self.read();
+        let loaded = inner.programs.get(&digest)?;
+        loaded.used.store(self.next_use(), Ordering::Relaxed);
+        Some(loaded.program.clone())
+    }
+
+    /// Whether it is.
+    pub fn is_in_memory(&self, digest: Digest) -> bool {
+        self.read().programs.contains_key(&digest)
+    }
+
+    fn next_use(&self) -> u64 {
+        self.uses.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Waits until the program of a version is in memory; `None`: it cannot be.
+    pub async fn loaded(&self, digest: Digest) -> Option<Arc<Program>> {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(program) = self.program(digest) {
+                return Some(program);
+            }
+            if !matches!(self.version(digest), Some(Version::Ready(_))) {
+                return None;
+            }
+            changed.await;
+        }
     }
 
     /// Adds a version.
     pub fn put_version(&self, digest: Digest, version: Version) {
-        self.write().versions.insert(digest, version);
+        let mut inner = self.write();
+        if !matches!(version, Version::Ready(_)) {
+            inner.programs.remove(&digest);
+        }
+        inner.versions.insert(digest, version);
+        drop(inner);
         self.changed.notify_waiters();
     }
 
@@ -161,7 +240,7 @@ impl Registry {
         }
     }
 
-    /// A version, where it is loaded.
+    /// What is known of a version.
     pub fn version(&self, digest: Digest) -> Option<Version> {
         self.read().versions.get(&digest).cloned()
     }

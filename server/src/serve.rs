@@ -23,7 +23,7 @@ use crate::host::live::LiveAttempts;
 use crate::key_value::KeyValues;
 use crate::manager::{Changes, Core, CoreSettings, Manager, Workers};
 use crate::objects::Objects;
-use crate::registry::Registry;
+use crate::registry::{MOST_PROGRAMS, Registry};
 use crate::room::{self, Memory, Room};
 use crate::sandbox::{CodeCache, CompileLimits, Cores, EngineSettings, MAPS_PER_SLOT, Sandbox};
 use crate::secrets::{Key, Secrets};
@@ -32,12 +32,12 @@ use crate::store::{self, DataDir};
 use crate::tenants::Tenants;
 use crate::types_at_start;
 
-/// Kernel memory maps left for everything that is not an attempt.
-const MAPS_RESERVED: usize = 4_000;
+/// Kernel memory maps left for everything that is not an attempt: a program in memory has about three.
+const MAPS_RESERVED: usize = 3_000 + 3 * MOST_PROGRAMS;
 
 /// File descriptors left for everything that is no connection: the database, its readers, the log, the processes
-/// that compile.
-const FILES_RESERVED: u64 = 256;
+/// that compile; and the programs in memory.
+const FILES_RESERVED: u64 = 256 + MOST_PROGRAMS as u64;
 
 /// Attempts that may work at once, for each core: so few that the default CPU time of all of them fits
 /// into the default timeout, and a full machine makes tasks wait and not fail.
@@ -122,19 +122,19 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let cache = CodeCache::open(data_dir.path.join("compiled"))?;
     let turns = Arc::new(Cores::new(guests));
     let sandbox = Arc::new(Sandbox::new(&settings, cache, room.clone(), turns.clone(), services)?);
-    types_at_start::store(&mut writer, &registry, config.components.as_deref())?;
+    let ours = types_at_start::store(&mut writer, &registry, config.components.as_deref())?;
     let compiler = Compiler::default();
-    types_at_start::load(&mut writer, &sandbox, &registry, &compiler)?;
+    types_at_start::load(&mut writer, &sandbox, &registry, &compiler, &ours)?;
     let compile_limits = CompileLimits { memory_bytes: config.compile_memory_bytes, cpu_ms: config.compile_cpu_ms };
-    let (by, told) = (sandbox.compiler().into(), manager.clone());
+    let by: Arc<str> = sandbox.compiler().into();
+    let (by_compiler, for_compiled, for_loaded) = (by.clone(), manager.clone(), manager.clone());
     compiler.start(
         sandbox.clone(),
         compile_readers,
         api_threads.handle().clone(),
         compile_limits,
-        move |digest, compiled| {
-            told.compiled(digest, Arc::clone(&by), compiled);
-        },
+        move |digest, compiled| for_compiled.compiled(digest, by_compiler.clone(), compiled),
+        move |tenant, digest, loaded| for_loaded.loaded(tenant, digest, by.clone(), loaded),
     )?;
 
     let (logs, full_logs) = tokio::sync::mpsc::unbounded_channel();

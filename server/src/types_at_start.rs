@@ -1,6 +1,7 @@
 //! The task types a server starts with: the built-in ones, those of `--components`, and what the
 //! store has from before.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,17 +19,22 @@ use crate::task::Digest;
 /// The built-in types: name and component.
 const GUESTS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 
+/// Programs that are loaded before the server is ready: about a millisecond each. The others are when they are
+/// needed.
+const LOADED_AT_START: usize = 100;
+
 /// The largest component that is read from `--components`.
 const MAX_COMPONENT_BYTES: u64 = 64 << 20;
 
 /// Puts the built-in types and those of `dir` into the store: their current version is what the
-/// program, or the directory, holds now.
-pub(crate) fn store(writer: &mut Writer, registry: &Registry, dir: Option<&Path>) -> anyhow::Result<()> {
+/// program, or the directory, holds now. Returns those.
+pub(crate) fn store(writer: &mut Writer, registry: &Registry, dir: Option<&Path>) -> anyhow::Result<HashSet<Digest>> {
     let mut found: Vec<(String, Vec<u8>)> =
         GUESTS.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
     if let Some(dir) = dir {
         found.extend(read_dir(dir)?);
     }
+    let mut ours = HashSet::new();
     writer.begin()?;
     for (name, bytes) in found {
         let digest = Digest(Sha256::digest(&bytes).into());
@@ -37,11 +43,12 @@ pub(crate) fn store(writer: &mut Writer, registry: &Registry, dir: Option<&Path>
         let stored = StoredType { component: Some(digest), next: None, ..before };
         writer.put_version(SHARED, &name, digest, &bytes, clock::now())?;
         writer.put_task_type(&stored)?;
-        writer.remove_old_versions(&stored)?;
+        writer.remove_old_versions(&stored, &[])?;
         registry.keep(stored.name);
+        ours.insert(digest);
     }
     writer.commit()?;
-    Ok(())
+    Ok(ours)
 }
 
 fn read_dir(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
@@ -64,42 +71,57 @@ fn read_dir(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     Ok(found)
 }
 
-/// Loads every version of every type: a task that has ended under an earlier one can be retried. Their code
-/// is on the disk from the starts before. One that cannot be loaded is marked failed; the others are served.
-/// What clients uploaded, and has no code, is left to the compiler.
+/// Makes every version of every type known: a task that has ended under an earlier one can be retried. Their code
+/// is on the disk from the starts before, and that of current versions is loaded, as much as is soon done. One that
+/// cannot be loaded is marked failed; the others are served. What has no code is left to the compiler, unless it is
+/// the server's own (`ours`).
 pub(crate) fn load(
     writer: &mut Writer,
     sandbox: &Sandbox,
     registry: &Registry,
     compiler: &Compiler,
+    ours: &HashSet<Digest>,
 ) -> anyhow::Result<()> {
     let this = sandbox.compiler();
-    for StoredComponent { digest, name, owner, failure } in writer.components()? {
-        let version = match (sandbox.load(digest), failure) {
-            (Some(Ok(program)), _) => Version::Ready(Arc::new(program)),
-            (Some(Err(error)), _) => failed(&name, digest, &error),
+    let components = writer.components()?;
+    sandbox.keep_code_of(&components.iter().map(|component| component.digest).collect());
+    let task_types = writer.task_types()?;
+    let at_once: HashSet<Digest> =
+        task_types.iter().filter_map(|stored| stored.component).take(LOADED_AT_START).collect();
+    for StoredComponent { digest, name, owner, failure } in components {
+        if let Some(about) = (!at_once.contains(&digest)).then(|| sandbox.about(digest)).flatten() {
+            registry.put_version(digest, Version::Ready(Arc::new(about)));
+            continue;
+        }
+        let loaded = match (sandbox.load(digest), failure) {
+            (Some(loaded), _) => loaded,
             // It would be refused again.
-            (None, Some((why, by))) if *by == *this => Version::Failed(why),
-            (None, _) if owner.is_none() => {
-                let bytes = writer.component(digest)?.unwrap_or_default();
-                match sandbox.compile(digest, &bytes) {
-                    Ok(program) => Version::Ready(Arc::new(program)),
-                    Err(error) => failed(&name, digest, &error),
-                }
+            (None, Some((why, by))) if *by == *this => {
+                registry.put_version(digest, Version::Failed(why));
+                continue;
+            }
+            (None, _) if ours.contains(&digest) => {
+                sandbox.compile(digest, &writer.component(digest)?.unwrap_or_default())
             }
             (None, _) => {
+                registry.put_version(digest, Version::Compiling);
                 compiler.compile(owner.unwrap_or_default(), digest);
-                Version::Compiling
+                continue;
             }
         };
-        registry.put_version(digest, version);
+        match loaded {
+            Ok(program) => {
+                registry.put_version(digest, Version::Ready(program.about.clone()));
+                registry.put_program(digest, Arc::new(program));
+            }
+            Err(error) => registry.put_version(digest, failed(&name, digest, &error)),
+        }
     }
-    sandbox.remove_unused_code();
     writer.begin()?;
-    for mut stored in writer.task_types()? {
+    for mut stored in task_types {
         // The server may have gone down between the end of compiling and this.
-        if let Some(Version::Ready(program)) = stored.next.and_then(|next| registry.version(next))
-            && let Some(promoted) = manager::promoted(&stored, &program)
+        if let Some(Version::Ready(about)) = stored.next.and_then(|next| registry.version(next))
+            && let Some(promoted) = manager::promoted(&stored, &about)
         {
             stored = promoted;
             writer.put_task_type(&stored)?;

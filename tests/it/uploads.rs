@@ -9,7 +9,7 @@ mod ways;
 use serde_json::{Value, json};
 
 use crate::support::guests::GUESTS;
-use crate::support::hostile::with_module;
+use crate::support::hostile::{self, with_module};
 use crate::support::server::Setup;
 use crate::support::{Answer, Client, guest, server, wait_for};
 
@@ -198,6 +198,62 @@ fn a_pause_holds_back_what_is_queued_and_nothing_else() {
     }
 }
 
+/// What cannot be used takes no place of what can.
+#[test]
+fn versions_that_fail_drive_none_out() {
+    let server = server(&["--compile-cpu-ms", "1000"]);
+    let client = &server.client;
+    let good = upload(client, "mine", &echo());
+    let mut too_slow = hostile::slow(&echo(), 400);
+    for number in 0..3 {
+        too_slow.extend([0, 3, 1, b'v', number]);
+        let headers = [WASM, ("prefer", "wait=60")];
+        let answer = client.send("PUT", "/task-types/mine", &headers, Some(&too_slow)).expect(200).json();
+        let states: Vec<_> = answer["versions"].as_array().unwrap().iter().map(|version| &version["state"]).collect();
+        assert_eq!(states, ["failed", "ready"], "{answer:#}");
+        assert_eq!(answer["version"], good);
+    }
+}
+
+/// A task of a type that is gone, whose name means another one now, is not granted what that one is.
+#[test]
+fn a_component_is_not_granted_what_another_type_is() {
+    let setup = Setup::new(&[]);
+    let operator = setup.make_key("operator", "admin", &[]);
+    let key = setup.make_key("default", "admin", &[]);
+    let server = setup.start();
+    let (operator, client) = (server.client.with_key(&operator), server.client.with_key(&key));
+    let name = guest("granted");
+    let grants = json!({"grants": {"env": {"A": "operator's"}, "config": {"b": "too"}}});
+    patch(&operator, name, &grants).expect(200);
+    let task = json!({"task_type": name, "input": {}});
+    assert_eq!(client.output(&task)["environment"], json!({"A": "operator's"}), "shared types have their grants");
+    // What the values are is the operator's.
+    assert_eq!(task_type(&operator, name)["grants"], grants["grants"]);
+    assert_eq!(task_type(&client, name)["grants"], json!({"env": {"A": ""}, "config": {"b": ""}}));
+    let listed = client.get("/task-types").expect(200).text();
+    assert!(listed.contains(name) && !listed.contains("operator's") && !listed.contains("too\""), "{listed}");
+
+    let mut bytes = GUESTS.iter().find(|(known, _)| *known == name).unwrap().1.to_vec();
+    bytes.extend([0, 3, 1, b'v', 1]);
+    put(&client, name, &bytes).expect(201);
+    let own = json!({"grants": {"env": {"A": "own"}, "config": {}}});
+    wait_for("it to be granted", || (patch(&client, name, &own).expect(200).json()["state"] == "ready").then_some(()));
+    assert_eq!(task_type(&client, name)["grants"]["env"], json!({"A": "own"}));
+    let run = client.run(&task);
+    assert_eq!(run["output"]["environment"], json!({"A": "own"}));
+    let id = run["id"].as_str().unwrap();
+    // An earlier version has the grants of its type.
+    bytes.extend([0, 3, 1, b'v', 2]);
+    upload(&client, name, &bytes);
+    client.post(&format!("/task/{id}/retry")).expect(202);
+    assert_eq!(client.wait_for_end(id)["output"]["environment"], json!({"A": "own"}));
+    client.delete(&format!("/task-types/{name}")).expect(200);
+    client.post(&format!("/task/{id}/retry")).expect(202);
+    assert_eq!(client.wait_for_end(id)["output"]["environment"], json!({}));
+    assert_eq!(client.output(&task)["environment"], json!({"A": "operator's"}));
+}
+
 #[test]
 fn old_versions_go_when_nothing_refers_to_them() {
     let server = Setup::new(&["--retention", "600000"]).start();
@@ -222,7 +278,7 @@ fn old_versions_go_when_nothing_refers_to_them() {
         let directory = std::fs::read_dir(server.setup().data_dir().join("compiled")).unwrap();
         directory.filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with(&name)).count()
     };
-    assert_eq!(code(&first), 1);
+    assert_eq!(code(&first), 2, "and what is known of it");
     client.delete(&format!("/task/{pinned}")).expect(200);
     wait_for("the first version to go", || (!versions(client).contains(&first)).then_some(()));
     client.get(&format!("/task-types/mine/versions/{}", first.as_str().unwrap())).problem(404);
@@ -244,10 +300,18 @@ fn a_version_is_held_until_it_is_granted_what_it_needs() {
 
     let first = upload(client, "mine", &echo());
     let mine = client.send("PUT", "/task-types/mine", wait, Some(http)).expect(200).json();
+    let waits = &mine["versions"][0];
+    assert_eq!((&mine["state"], &mine["version"], &waits["state"]), (&json!("ready"), &first, &json!("held")));
     assert_eq!(
-        (&mine["state"], &mine["version"], &mine["versions"][0]["state"]),
-        (&json!("ready"), &first, &json!("held"))
+        (&mine["next"], &waits["kind"], &waits["grants_missing"]),
+        (&waits["version"], &json!("blocking-task"), &json!(["http"]))
     );
+    let imports = |of: &Value| of["imports"].as_array().unwrap().iter().any(|name| *name == "wasi:http/types@0.2.12");
+    assert!(imports(waits) && !imports(&mine) && !imports(&mine["versions"][1]), "{mine:#}");
+    // Also where it is no longer the one to come.
+    let back = patch(client, "mine", &json!({"version": first})).expect(200).json();
+    assert_eq!((&back["next"], &back["versions"][0]["state"]), (&Value::Null, &json!("held")), "{back:#}");
+    patch(client, "mine", &json!({"version": waits["version"]})).expect(200);
     // Also after a restart.
     let server = server.crash().start();
     let client = &server.client;

@@ -75,7 +75,11 @@ pub(super) struct TaskType {
     #[serde(serialize_with = "wire::optional_digest")]
     #[schema(required, value_type = Option<String>, example = "sha256:3a7bd3e2360a3d29eea436fcfb7e44c735d117c42d1c1835420b6b9942dd4f1b")]
     version: Option<Digest>,
-    /// What makes that version a task; null where it cannot be used.
+    /// The version that takes its place once it is compiled and granted; null: none does.
+    #[serde(serialize_with = "wire::optional_digest")]
+    #[schema(required, value_type = Option<String>)]
+    next: Option<Digest>,
+    /// What makes the version that new tasks get a task; null where there is none.
     #[schema(required)]
     kind: Option<sandbox::Kind>,
     /// What that version imports.
@@ -95,7 +99,8 @@ pub(super) struct TaskType {
     paused: bool,
     /// How many of its tasks run at once.
     concurrency: Concurrency,
-    /// What its tasks may touch.
+    /// What its tasks may touch. Of a type of the operator's, values of `env` and `config` are told to the operator
+    /// alone.
     #[schema(value_type = Grants)]
     grants: Arc<Grants>,
     /// What that version, or the one that waits to be current, imports and is not granted.
@@ -167,6 +172,13 @@ pub(super) struct TypeVersion {
     /// Why not.
     #[schema(required)]
     reason: Option<String>,
+    /// What makes it a task; null while that is not known.
+    #[schema(required)]
+    kind: Option<sandbox::Kind>,
+    /// What it imports.
+    imports: Vec<String>,
+    /// What it imports and is not granted.
+    grants_missing: Vec<&'static str>,
 }
 
 /// List task types
@@ -176,7 +188,7 @@ pub(super) struct TypeVersion {
 )]
 pub(super) async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<Response, Problem> {
     let task_types = api.manager.task_types(&caller.tenant);
-    let task_types = task_types.iter().map(|task_type| of(&api, task_type)).collect();
+    let task_types = task_types.iter().map(|task_type| of(&api, &caller, task_type)).collect();
     wire::json(StatusCode::OK, &TaskTypeList { task_types })
 }
 
@@ -309,16 +321,21 @@ pub(super) async fn whole(
     let versions =
         api.manager.versions(&caller.tenant, &task_type.name).await?.into_iter().map(|(version, created_at)| {
             // One that is not loaded was stored a moment ago, or is gone in a moment.
-            let (state, reason) = match api.manager.version(version) {
-                Some(loaded @ Version::Ready(_)) if task_type.next == Some(version) => held(task_type, Some(&loaded)),
-                Some(loaded) => state(&loaded),
-                None => (TypeState::Compiling, None),
+            let known = api.manager.version(version).unwrap_or(Version::Compiling);
+            let grants_missing = missing(task_type, &known);
+            let (state, reason) = match task_type.current {
+                Some(current) if current == version => state(&known),
+                _ => state_of_other(task_type, &known),
             };
-            TypeVersion { version, created_at: Time(created_at), state, reason }
+            let (kind, imports) = match known {
+                Version::Ready(about) => (Some(about.kind), about.imports.clone()),
+                Version::Failed(_) | Version::Compiling => (None, Vec::new()),
+            };
+            TypeVersion { version, created_at: Time(created_at), state, reason, kind, imports, grants_missing }
         });
     let (input_schema, output_schema) = schemas(api, task_type)?;
     let body = TaskTypeWithVersions {
-        task_type: of(api, task_type),
+        task_type: of(api, caller, task_type),
         input_schema,
         output_schema,
         versions: versions.collect(),
@@ -333,8 +350,8 @@ type Schema = Option<Box<RawValue>>;
 /// The schemas of inputs and outputs.
 fn schemas(api: &Api, task_type: &registry::TaskType) -> Result<(Schema, Schema), Problem> {
     let current = task_type.current.and_then(|current| api.manager.version(current));
-    if let Some(Version::Ready(program)) = &current
-        && let Some(function) = program.typed()
+    if let Some(Version::Ready(about)) = &current
+        && let Some(function) = &about.function
     {
         return Ok((Some(function.input_schema.clone()), Some(function.output_schema.clone())));
     }
@@ -348,23 +365,24 @@ pub(super) fn add_tag(response: &mut Response, tag: &str) {
     }
 }
 
-fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
+fn of(api: &Api, caller: &Caller, task_type: &registry::TaskType) -> TaskType {
     let current = task_type.current.and_then(|current| api.manager.version(current));
     let next = task_type.next.and_then(|next| api.manager.version(next));
     let (state, reason) = match (&current, &next) {
         _ if task_type.paused => (TypeState::Paused, None),
         (Some(current), _) => state(current),
-        (None, Some(Version::Ready(_))) => held(task_type, next.as_ref()),
-        (None, Some(next)) => state(next),
+        (None, Some(next)) => state_of_other(task_type, next),
         (None, None) => (TypeState::Failed, Some("it has no version".into())),
     };
     let (kind, imports, exports) = match &current {
-        Some(Version::Ready(program)) => (Some(program.kind()), program.imports.clone(), program.exports.clone()),
+        Some(Version::Ready(about)) => (Some(about.kind), about.imports.clone(), about.exports.clone()),
         Some(Version::Failed(_) | Version::Compiling) | None => (None, Vec::new(), Vec::new()),
     };
-    let grants_missing = match next.as_ref().or(current.as_ref()) {
-        Some(Version::Ready(program)) => grants::missing(&program.imports, &task_type.grants),
-        Some(Version::Failed(_) | Version::Compiling) | None => Vec::new(),
+    let grants_missing = next.as_ref().or(current.as_ref()).map_or(Vec::new(), |version| missing(task_type, version));
+    let is_shared = api.manager.is_shared(&caller.tenant, &task_type.name);
+    let grants = match is_shared && !caller.is_operator {
+        true => Arc::new(task_type.grants.without_values()),
+        false => task_type.grants.clone(),
     };
     let limits = api.manager.limits_of(task_type);
     TaskType {
@@ -372,6 +390,7 @@ fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
         state,
         reason,
         version: task_type.current,
+        next: task_type.next,
         kind,
         imports,
         exports,
@@ -380,17 +399,25 @@ fn of(api: &Api, task_type: &registry::TaskType) -> TaskType {
         retention_ms: task_type.retention_ms,
         paused: task_type.paused,
         concurrency: task_type.concurrency,
-        grants: task_type.grants.clone(),
+        grants,
         grants_missing,
     }
 }
 
-/// A version that is compiled, and is to become current.
-fn held(task_type: &registry::TaskType, version: Option<&Version>) -> (TypeState, Option<String>) {
-    let missing = match version {
-        Some(Version::Ready(program)) => grants::missing(&program.imports, &task_type.grants),
-        _ => Vec::new(),
-    };
+/// What a version imports and the type is not granted.
+fn missing(task_type: &registry::TaskType, version: &Version) -> Vec<&'static str> {
+    match version {
+        Version::Ready(about) => grants::missing(&about.imports, &task_type.grants),
+        Version::Failed(_) | Version::Compiling => Vec::new(),
+    }
+}
+
+/// A version that is not current: it can be only with what it needs.
+fn state_of_other(task_type: &registry::TaskType, version: &Version) -> (TypeState, Option<String>) {
+    let missing = missing(task_type, version);
+    if missing.is_empty() {
+        return state(version);
+    }
     (TypeState::Held, Some(format!("it needs what the type is not granted: {}", missing.join(", "))))
 }
 

@@ -49,7 +49,6 @@ fn find(registry: &Registry, tenant: &str, name: &str, version: Option<Digest>) 
     let task_type = registry.find(tenant, name).ok_or(Refused::UnknownTaskType)?;
     let component = version.or(task_type.current).ok_or(Refused::TypeNotReady)?;
     match registry.version(component) {
-        // It was compiled, here or before the last start.
         Some(version @ (Version::Ready(_) | Version::Compiling)) => Ok(Found { task_type, component, version }),
         Some(Version::Failed(_)) | None => Err(Refused::TypeNotReady),
     }
@@ -128,7 +127,7 @@ fn item_of(
 /// Whether an input is what the component's function takes, or else what the type says that it has to meet.
 fn check_input(found: &Found, input: &str, limits: &Limits) -> Result<(), Refused> {
     let function = match &found.version {
-        Version::Ready(program) => program.typed(),
+        Version::Ready(about) => about.function.as_ref(),
         _ => None,
     };
     let checked = match (function, &found.task_type.input_schema) {

@@ -28,6 +28,7 @@ use super::{Command, Inbox, Refused, SecretWritten};
 use crate::clock;
 use crate::compiler::Compiler;
 use crate::executor::Job;
+use crate::grants::Grants;
 use crate::limits::Limits;
 use crate::registry::Registry;
 use crate::room::{Place, Room};
@@ -415,10 +416,25 @@ impl Core {
     pub(super) fn start(&mut self, start: Start) {
         let Start { task, place, program, limits } = start;
         let control = self.control(&task.tenant, place);
-        let grants = self.registry.grants(&task.tenant, &task.task_type);
+        let grants = self.grants(&task);
         let running = Running { task: task.clone(), control: control.clone(), progress: None, then: Vec::new() };
         self.running.insert(task.id, running);
         (self.workers.run)(Job { task, program, limits, grants, control, told: None });
+    }
+
+    /// What a task may touch: what its type is granted, where its component is a version of that. Its own type may be
+    /// gone, and the name mean another one.
+    pub(super) fn grants(&mut self, task: &Task) -> Arc<Grants> {
+        let (grants, owner) = self.registry.grants(&task.tenant, &task.task_type, task.component);
+        let Some(owner) = owner else { return grants };
+        match self.store.has_version(&owner, &task.task_type, task.component) {
+            Ok(true) => grants,
+            Ok(false) => Arc::default(),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, task = %task.id, "it is granted nothing");
+                Arc::default()
+            }
+        }
     }
 
     /// Logs why the store did not take a transaction, now and then.

@@ -471,12 +471,17 @@ impl Manager {
         self.0.registry.find(tenant, name)
     }
 
+    /// Whether a name means a type of the operator's for a tenant.
+    pub fn is_shared(&self, tenant: &str, name: &str) -> bool {
+        self.0.registry.own(tenant, name).is_none()
+    }
+
     /// All types that a tenant sees.
     pub fn task_types(&self, tenant: &str) -> Vec<TaskType> {
         self.0.registry.all(tenant)
     }
 
-    /// A version of a type, where it is loaded.
+    /// What is known of a version of a type.
     pub fn version(&self, component: Digest) -> Option<Version> {
         self.0.registry.version(component)
     }

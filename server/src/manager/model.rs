@@ -83,7 +83,6 @@ struct Told {
 struct World {
     directory: tempfile::TempDir,
     runtime: Runtime,
-    program: Version,
     registry: Arc<Registry>,
     core: Option<Core>,
     jobs: std::sync::mpsc::Receiver<Job>,
@@ -111,13 +110,13 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
         let registry = Arc::new(Registry::default());
-        let program = Version::Ready(Arc::new(program(directory.path(), &runtime)));
-        registry.put_version(COMPONENT, program.clone());
+        let program = Arc::new(program(directory.path(), &runtime));
+        registry.put_version(COMPONENT, Version::Ready(program.about.clone()));
+        registry.put_program(COMPONENT, program);
         put_type(&registry, false, Concurrency::default());
         let mut world = World {
             directory,
             runtime,
-            program,
             registry,
             core: None,
             jobs: std::sync::mpsc::channel().1,
@@ -522,7 +521,7 @@ fn whatever_happens_the_invariants_hold() {
     println!("SEED={seed}");
     let mut random = Random(seed);
     let mut world = World::new();
-    assert!(matches!(world.program, Version::Ready(_)));
+    assert!(world.registry.is_in_memory(COMPONENT));
     world.bound();
     let _on = world.runtime.handle().clone();
     for _ in 0..steps {

@@ -105,8 +105,8 @@ impl Manager {
             Err(Refused::Invalid(vec![FieldError { pointer: format!("#/input_schema{pointer}"), detail }]))
         };
         let current = self.0.registry.find(tenant, name).and_then(|task_type| task_type.current);
-        if let Some(Version::Ready(program)) = current.and_then(|current| self.0.registry.version(current))
-            && program.typed().is_some()
+        if let Some(Version::Ready(about)) = current.and_then(|current| self.0.registry.version(current))
+            && about.function.is_some()
         {
             return wrong("", "the function of the component says what its inputs have to meet".to_owned());
         }
@@ -181,8 +181,8 @@ impl Core {
             stored.input_schema = input_schema.clone();
         }
         // What it was held for may be granted now.
-        if let Some(Version::Ready(program)) = stored.next.and_then(|next| self.version(next)) {
-            stored = promoted(&stored, &program).unwrap_or(stored);
+        if let Some(Version::Ready(about)) = stored.next.and_then(|next| self.version(next)) {
+            stored = promoted(&stored, &about).unwrap_or(stored);
         }
         self.store.put_task_type(&stored)?;
         if let Some(detail) = differences(&before, &stored) {

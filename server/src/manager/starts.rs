@@ -127,15 +127,15 @@ impl Core {
             }
             return Ok(());
         }
-        match self.registry.version(task.component) {
-            Some(Version::Ready(program)) => {
+        match self.registry.program(task.component) {
+            Some(program) => {
                 if self.change(&mut task, Event::Start { server: self.server }, now)?.is_ok() {
                     let limits = self.limits(&task);
                     started.starts.push(Start { task, place, program, limits });
                 }
             }
-            missing => {
-                let why = match missing {
+            None => {
+                let why = match self.registry.version(task.component) {
                     Some(Version::Failed(why)) => why.to_string(),
                     _ => "its component is not there".to_owned(),
                 };
@@ -291,10 +291,8 @@ impl Core {
         {
             return None;
         }
-        match self.registry.version(task.component) {
-            Some(Version::Ready(program)) => Some((self.place_of(&task.tenant)?, program)),
-            _ => None,
-        }
+        let program = self.registry.program(task.component)?;
+        Some((self.place_of(&task.tenant)?, program))
     }
 
     /// Counts an attempt that could not begin. True: the task has ended with it.

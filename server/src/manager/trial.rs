@@ -9,7 +9,6 @@ use super::core::{Core, Done};
 use super::{Command, Manager, NewItem, NewTask, Refused, Reply, answer};
 use crate::executor::{Job, Report, Told};
 use crate::ledger::{CameTo, Sums};
-use crate::registry::Version;
 use crate::room::Place;
 use crate::sandbox::{Control, Program, RunEnd, Stop};
 use crate::task::{Digest, TaskId, Timestamp};
@@ -58,9 +57,7 @@ impl Manager {
         }
         let mut item = self.check_version(tenant, new, version).await?;
         item.limits.timeout_ms = item.limits.timeout_ms.min(LONGEST.as_millis() as u64);
-        let Some(Version::Ready(program)) = self.0.registry.version(item.task.component) else {
-            return Err(Refused::TypeNotReady);
-        };
+        let program = self.program(tenant, item.task.component).await?;
         let (told, ended) = oneshot::channel();
         // Also where nobody waits for it any more.
         let (manager, tenant, id) = (self.clone(), tenant.clone(), item.task.id);
@@ -117,7 +114,7 @@ impl Core {
         let limits = self.as_its_tenant_may(&item.task.tenant, item.limits);
         let mut task = item.task;
         (task.attempt, task.started_at) = (1, Some(now));
-        let grants = self.registry.grants(&task.tenant, &task.task_type);
+        let grants = self.grants(&task);
         answer(reply, Ok(Running(control.clone())));
         (self.workers.run)(Job { task, program, limits, grants, control, told: Some(told) });
     }

@@ -1,19 +1,23 @@
 //! Task types that clients upload: their versions come, become current once they are compiled, and go.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::core::Core;
 use super::upkeep::{HELD_GROUPS, HELD_STEP, LookAtHeld};
 use super::{Command, Manager, Refused, Reply, answer};
 use crate::audit::{Act, Actor};
-use crate::compiler::Compiled;
+use crate::compiler::{Compiled, Loaded};
 use crate::grants;
 use crate::quotas::UsedUp;
 use crate::registry::{SHARED, TaskType, Version};
-use crate::sandbox::Program;
+use crate::sandbox::{About, Program};
 use crate::store::{ListFilter, StoreError, StoredType};
 use crate::task::{Digest, Event, Status, Task, Timestamp};
 use crate::tenants::Tenants;
+
+/// The longest that a client waits for code that is loaded.
+const LOAD_TIME: Duration = Duration::from_secs(30);
 
 /// What must hold of a type for a change of it: that it is still as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +41,33 @@ pub enum Uploaded {
 
 /// The manager's thread is asked to change a type.
 pub(super) enum TypeCommand {
-    Put { put: Put, reply: Reply<Uploaded> },
-    Compiled { digest: Digest, by: Arc<str>, compiled: Compiled },
-    Delete { tenant: Arc<str>, name: Arc<str>, seen: Seen, by: Actor, reply: Reply<()> },
+    Put {
+        put: Put,
+        reply: Reply<Uploaded>,
+    },
+    Compiled {
+        digest: Digest,
+        by: Arc<str>,
+        compiled: Compiled,
+    },
+    /// Somebody waits for its program.
+    Load {
+        tenant: Arc<str>,
+        digest: Digest,
+    },
+    Loaded {
+        tenant: Arc<str>,
+        digest: Digest,
+        by: Arc<str>,
+        loaded: Loaded,
+    },
+    Delete {
+        tenant: Arc<str>,
+        name: Arc<str>,
+        seen: Seen,
+        by: Actor,
+        reply: Reply<()>,
+    },
 }
 
 /// A component to be stored as a version of a type.
@@ -71,7 +99,7 @@ impl TypeDone {
 
 impl TypeCommand {
     pub(super) fn is_asked(&self) -> bool {
-        !matches!(self, TypeCommand::Compiled { .. })
+        matches!(self, TypeCommand::Put { .. } | TypeCommand::Delete { .. })
     }
 
     /// Answers that it was not done; what must not get lost comes back.
@@ -79,7 +107,7 @@ impl TypeCommand {
         match self {
             TypeCommand::Put { reply, .. } => answer(reply, Err(why)),
             TypeCommand::Delete { reply, .. } => answer(reply, Err(why)),
-            TypeCommand::Compiled { .. } => return Some(self),
+            TypeCommand::Compiled { .. } | TypeCommand::Load { .. } | TypeCommand::Loaded { .. } => return Some(self),
         }
         None
     }
@@ -129,13 +157,29 @@ impl Manager {
     }
 
     /// Waits until a version is no longer being compiled, but no longer than `wait`.
-    pub async fn wait_compiled(&self, digest: Digest, wait: std::time::Duration) {
+    pub async fn wait_compiled(&self, digest: Digest, wait: Duration) {
         let _ = tokio::time::timeout(wait, self.0.registry.compiled(digest)).await;
     }
 
     /// Takes what came of compiling a component, by the compiler `by`.
     pub fn compiled(&self, digest: Digest, by: Arc<str>, compiled: Compiled) {
         self.send(Command::Type(Box::new(TypeCommand::Compiled { digest, by, compiled })));
+    }
+
+    /// Takes what came of loading a component that was compiled before, by the compiler `by`. A tenant needs it.
+    pub fn loaded(&self, tenant: Arc<str>, digest: Digest, by: Arc<str>, loaded: Loaded) {
+        self.send(Command::Type(Box::new(TypeCommand::Loaded { tenant, digest, by, loaded })));
+    }
+
+    /// The program of a version, which a tenant waits for.
+    pub(super) async fn program(&self, tenant: &Arc<str>, digest: Digest) -> Result<Arc<Program>, Refused> {
+        if !self.0.registry.is_in_memory(digest) {
+            self.send(Command::Type(Box::new(TypeCommand::Load { tenant: tenant.clone(), digest })));
+        }
+        match tokio::time::timeout(LOAD_TIME, self.0.registry.loaded(digest)).await {
+            Ok(program) => program.ok_or(Refused::TypeNotReady),
+            Err(_) => Err(Refused::Busy),
+        }
     }
 
     /// Removes a tenant's type, or a shared one, that has no tasks which are Pending or Running.
@@ -190,7 +234,7 @@ impl Manager {
 
 fn version_of(compiled: &Compiled) -> Version {
     match compiled {
-        Ok(program) => Version::Ready(program.clone()),
+        Ok(program) => Version::Ready(program.about.clone()),
         Err(why) => Version::Failed(why.clone()),
     }
 }
@@ -199,21 +243,12 @@ impl Core {
     pub(super) fn apply_type(&mut self, command: &TypeCommand, now: Timestamp) -> Result<TypeDone, StoreError> {
         match command {
             TypeCommand::Put { put, .. } => self.put_type(put, now),
-            TypeCommand::Compiled { digest, by, compiled } => {
-                let failure = compiled.as_ref().err().map(|why| (&**why, &**by));
-                self.store.set_failure(*digest, failure)?;
-                let mut changed = Vec::new();
-                self.gone.told.push((*digest, version_of(compiled)));
-                if let Ok(program) = compiled {
-                    for task_type in self.store.waiting_for(*digest)? {
-                        if let Some(promoted) = promoted(&task_type, program) {
-                            self.store.put_task_type(&promoted)?;
-                            changed.push(promoted);
-                        }
-                    }
-                }
-                Ok(TypeDone { changed, ..TypeDone::default() })
+            TypeCommand::Compiled { digest, by, compiled } => self.compiled(*digest, by, compiled),
+            // What can be loaded was known before.
+            TypeCommand::Load { .. } | TypeCommand::Loaded { loaded: Some(Ok(_)) | None, .. } => {
+                Ok(TypeDone::default())
             }
+            TypeCommand::Loaded { digest, by, loaded: Some(failed), .. } => self.compiled(*digest, by, failed),
             TypeCommand::Delete { tenant, name, seen, by, .. } => {
                 let Some(stored) = self.store.task_type(tenant, name)? else {
                     return Ok(TypeDone::refused(Refused::NotFound));
@@ -231,6 +266,21 @@ impl Core {
         }
     }
 
+    fn compiled(&mut self, digest: Digest, by: &str, compiled: &Compiled) -> Result<TypeDone, StoreError> {
+        self.store.set_failure(digest, compiled.as_ref().err().map(|why| (&**why, by)))?;
+        let mut changed = Vec::new();
+        self.gone.told.push((digest, version_of(compiled)));
+        if let Ok(program) = compiled {
+            for task_type in self.store.waiting_for(digest)? {
+                if let Some(promoted) = promoted(&task_type, &program.about) {
+                    self.store.put_task_type(&promoted)?;
+                    changed.push(promoted);
+                }
+            }
+        }
+        Ok(TypeDone { changed, ..TypeDone::default() })
+    }
+
     fn put_type(&mut self, put: &Put, now: Timestamp) -> Result<TypeDone, StoreError> {
         let Put { tenant, name, digest, bytes, seen, by } = put;
         let digest = *digest;
@@ -242,6 +292,7 @@ impl Core {
         if !self.holds(seen, meant.as_ref()) {
             return Ok(TypeDone::refused(Refused::PreconditionFailed));
         }
+        let failed = self.failed_versions(tenant, name)?;
         let quotas = self.tenants.quotas(tenant);
         let created = own.is_none();
         if created
@@ -255,8 +306,8 @@ impl Core {
         let loaded = self.version(digest).filter(|_| !self.gone.components.contains(&digest));
         stored.next = Some(digest);
         let compile = match &loaded {
-            Some(Version::Ready(program)) => {
-                stored = promoted(&stored, program).unwrap_or(stored);
+            Some(Version::Ready(about)) => {
+                stored = promoted(&stored, about).unwrap_or(stored);
                 false
             }
             Some(Version::Compiling) => false,
@@ -266,7 +317,7 @@ impl Core {
             && !self.store.has_version(tenant, name, digest)?
         {
             // What goes for the new version makes room for it.
-            let (old, all) = self.store.version_bytes(&stored)?;
+            let (old, all) = self.store.version_bytes(&stored, &failed)?;
             let used = all.saturating_sub(old);
             if used + bytes.len() as u64 > limit {
                 let used_up = UsedUp { what: "component bytes", limit, left: limit.saturating_sub(used) };
@@ -282,9 +333,16 @@ impl Core {
             let (of, target, detail) = (tenant.clone(), name.to_string(), Some(digest.to_string()));
             self.store.audit(by, &Act { action: "task_type.put", of, target, detail }, now)?;
         }
-        let old = self.store.remove_old_versions(&stored)?;
+        let old = self.store.remove_old_versions(&stored, &failed)?;
         self.gone.add_components(old);
         Ok(TypeDone { refused: None, changed: vec![stored], created, compile })
+    }
+
+    /// The versions of a type that cannot be used: they go when another one comes.
+    fn failed_versions(&mut self, tenant: &str, name: &str) -> Result<Vec<Digest>, StoreError> {
+        let mut versions = self.store.versions(tenant, name)?;
+        versions.retain(|version| matches!(self.version(*version), Some(Version::Failed(_))));
+        Ok(versions)
     }
 
     /// A version, as far as the open transaction knows.
@@ -321,12 +379,23 @@ impl Core {
                     answer(reply, Ok(if created { Uploaded::Created } else { Uploaded::Replaced }));
                 }
             },
-            TypeCommand::Compiled { digest, compiled, .. } => {
+            TypeCommand::Compiled { digest, compiled, .. }
+            | TypeCommand::Loaded { digest, loaded: Some(compiled), .. } => {
                 // Where it was removed meanwhile nobody asks for it any more.
                 if self.registry.version(digest).is_some() {
                     self.registry.put_version(digest, version_of(&compiled));
+                    compiled.into_iter().for_each(|program| self.registry.put_program(digest, program));
                 }
                 self.timers.look_at_held();
+            }
+            TypeCommand::Load { tenant, digest } => {
+                self.is_in_memory(&tenant, digest);
+            }
+            TypeCommand::Loaded { tenant, digest, loaded: None, .. } => {
+                // Somebody removed its code, or damaged it. What is known of it stays true.
+                if self.registry.version(digest).is_some() {
+                    self.workers.compiler.compile(tenant, digest);
+                }
             }
             TypeCommand::Delete { tenant, name, reply, .. } => match refused {
                 Some(why) => answer(reply, Err(why)),
@@ -359,9 +428,22 @@ impl Core {
         self.is_held_back(&task.tenant, &task.task_type, task.component)
     }
 
-    fn is_held_back(&self, tenant: &str, task_type: &str, component: Digest) -> bool {
+    fn is_held_back(&self, tenant: &Arc<str>, task_type: &str, component: Digest) -> bool {
         self.registry.is_paused(tenant, task_type)
-            || matches!(self.registry.version(component), Some(Version::Compiling))
+            || match self.registry.version(component) {
+                Some(Version::Ready(_)) => !self.is_in_memory(tenant, component),
+                Some(Version::Compiling) => true,
+                Some(Version::Failed(_)) | None => false,
+            }
+    }
+
+    /// Whether the program of a version is in memory. Otherwise it is loaded for a tenant, which is told.
+    fn is_in_memory(&self, tenant: &Arc<str>, component: Digest) -> bool {
+        let is_in_memory = self.registry.is_in_memory(component);
+        if !is_in_memory {
+            self.workers.compiler.load(tenant.clone(), component);
+        }
+        is_in_memory
     }
 
     /// Looks at some groups of the tasks that are held back, and releases those that can be started now. Returns
@@ -400,8 +482,8 @@ impl Core {
 }
 
 /// A type whose next version has become its current one, where the type is granted what that version needs.
-pub(crate) fn promoted(stored: &StoredType, next_program: &Program) -> Option<StoredType> {
-    if !grants::missing(&next_program.imports, &stored.grants).is_empty() {
+pub(crate) fn promoted(stored: &StoredType, next: &About) -> Option<StoredType> {
+    if !grants::missing(&next.imports, &stored.grants).is_empty() {
         return None;
     }
     let next = stored.next?;

@@ -3,11 +3,14 @@
 //! more that process ends and not the server.
 
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Faults, adapt, engine, precheck};
@@ -60,7 +63,7 @@ const MOST_WORDS: u64 = 1 << 20;
 pub fn check(bytes: &[u8]) -> anyhow::Result<Result<(), Faults>> {
     let mut command = Command::new("/proc/self/exe");
     command.arg(CHECK).stdout(Stdio::null());
-    let (status, words) = run(command, bytes, LOOK.cpu_ms).context("cannot look at the component")?;
+    let (status, words) = run(command, bytes, LOOK.cpu_ms, drop).context("cannot look at the component")?;
     let fault = |what: &str| Ok(Err(Faults(vec![what.to_owned()])));
     match status.code() {
         Some(0) => Ok(Ok(())),
@@ -74,11 +77,16 @@ pub fn check(bytes: &[u8]) -> anyhow::Result<Result<(), Faults>> {
     }
 }
 
-/// Compiles `bytes` into `into`.
-pub(super) fn compile(bytes: &[u8], into: std::fs::File, limits: CompileLimits) -> Result<(), NotCompiled> {
+/// Compiles `bytes` into `into`. `started` is given a handle of the other process.
+pub(super) fn compile(
+    bytes: &[u8],
+    into: std::fs::File,
+    limits: CompileLimits,
+    started: impl FnOnce(OwnedFd),
+) -> Result<(), NotCompiled> {
     let mut command = Command::new("/proc/self/exe");
     command.args([COMPILE, &limits.memory_bytes.to_string(), &limits.cpu_ms.to_string()]).stdout(into);
-    let (status, words) = run(command, bytes, limits.cpu_ms).map_err(NotCompiled::Failed)?;
+    let (status, words) = run(command, bytes, limits.cpu_ms, started).map_err(NotCompiled::Failed)?;
     match status.code() {
         Some(0) => Ok(()),
         Some(REFUSED) => Err(NotCompiled::Refused(words)),
@@ -94,15 +102,18 @@ pub(super) fn compile(bytes: &[u8], into: std::fs::File, limits: CompileLimits) 
 }
 
 /// Runs the other process, which may take `cpu_ms` of CPU time. Returns how it ended, and its last words.
-fn run(mut command: Command, bytes: &[u8], cpu_ms: u64) -> anyhow::Result<(ExitStatus, String)> {
-    let mut child = command.env_clear().stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-    let child = Guard(child);
-    let pid = child.0.id();
+fn run(
+    mut command: Command,
+    bytes: &[u8],
+    cpu_ms: u64,
+    started: impl FnOnce(OwnedFd),
+) -> anyhow::Result<(ExitStatus, String)> {
+    let mut child = Guard(command.env_clear().stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
+    let (stdin, stderr) = (child.0.stdin.take(), child.0.stderr.take());
+    let handle = pidfd_open(Pid::from_child(&child.0), PidfdFlags::empty()).context("cannot watch the process")?;
+    started(handle.try_clone()?);
     let patience = Duration::from_millis(cpu_ms).max(Duration::from_secs(1)) * PATIENCE;
     std::thread::scope(|scope| {
-        let mut child = child;
-        let (done, ended) = std::sync::mpsc::channel::<()>();
         // Writes beside the reading of what it says: either may wait for the other.
         scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(bytes)));
         let words = scope.spawn(move || {
@@ -111,18 +122,27 @@ fn run(mut command: Command, bytes: &[u8], cpu_ms: u64) -> anyhow::Result<(ExitS
             words
         });
         // Its CPU time is bounded by the kernel, but it may be starved of it.
-        scope.spawn(move || {
-            if ended.recv_timeout(patience) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
-                && let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw)
-            {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        });
-        let words = words.join().unwrap_or_default();
+        if !ends_within(&handle, patience) {
+            let _ = child.0.kill();
+        }
         let status = child.0.wait();
-        drop(done);
+        let words = words.join().unwrap_or_default();
         Ok((status?, String::from_utf8_lossy(&words).trim().to_owned()))
     })
+}
+
+/// Waits for a process to end, but no longer than `patience`.
+fn ends_within(process: &OwnedFd, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let Ok(left) = Timespec::try_from(left) else { return false };
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => {}
+            Ok(ready) => return ready > 0,
+            Err(_) => return false,
+        }
+    }
 }
 
 /// Ends the other process where this one stops to wait for it.

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use super::adapt;
+use super::{About, adapt};
 use crate::task::Digest;
 
 /// Which checks a component passed before it was compiled, and how a component is made of a module. Changed
@@ -26,8 +26,6 @@ pub struct CodeCache {
     /// The files that are there, so that nobody has to go through the directory for each component: the hash that
     /// is at the end of each name, by what is before it.
     files: Mutex<HashMap<String, String>>,
-    /// What was loaded from it.
-    used: Mutex<HashSet<PathBuf>>,
 }
 
 impl CodeCache {
@@ -41,24 +39,63 @@ impl CodeCache {
             Some((format!("{prefix}-"), hash.to_owned()))
         });
         let files = Mutex::new(files.collect());
-        Ok(CodeCache { dir, files, used: Mutex::default() })
+        Ok(CodeCache { dir, files })
     }
 
     fn files(&self) -> MutexGuard<'_, HashMap<String, String>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes what was not loaded since the start: code for earlier engines and of components that are
-    /// gone, and what a crash left half written.
-    pub(super) fn remove_unused(&self) {
-        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        for path in std::fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path())
-        {
-            let ours = path.extension().is_some_and(|extension| extension == "cwasm" || extension == "partial");
-            if ours && !used.contains(&path) {
-                let _ = std::fs::remove_file(path);
+    /// Removes everything but the code of these components for this engine: code for earlier engines and of
+    /// components that are gone, and what a crash left half written.
+    pub(super) fn keep(&self, engine: &Engine, digests: &HashSet<Digest>) {
+        let kept: HashSet<String> = digests.iter().map(|digest| CodeCache::prefix(engine, *digest)).collect();
+        self.files().retain(|prefix, _| kept.contains(prefix));
+        let files = self.files();
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok) {
+            let name = entry.file_name();
+            let Some((name, extension)) = name.to_str().and_then(|name| name.rsplit_once('.')) else { continue };
+            let is_kept = match extension {
+                "cwasm" => name
+                    .rsplit_once('-')
+                    .is_some_and(|(prefix, hash)| files.get(&format!("{prefix}-")).is_some_and(|known| known == hash)),
+                "json" => files.contains_key(&format!("{name}-")),
+                "partial" => false,
+                // Not ours.
+                _ => true,
+            };
+            if !is_kept {
+                let _ = std::fs::remove_file(entry.path());
             }
         }
+    }
+
+    /// What is known of a component whose code is here.
+    pub(super) fn about(&self, engine: &Engine, digest: Digest) -> Option<About> {
+        let prefix = CodeCache::prefix(engine, digest);
+        if !self.files().contains_key(&prefix) {
+            return None;
+        }
+        // One that a crash left half written is made again when the code is loaded.
+        serde_json::from_slice(&std::fs::read(self.about_path(&prefix)).ok()?).ok()
+    }
+
+    /// Keeps what is known of a component beside its code, unless that is there.
+    pub(super) fn put_about(&self, engine: &Engine, digest: Digest, about: &About) {
+        if self.about(engine, digest).is_some() {
+            return;
+        }
+        let path = self.about_path(&CodeCache::prefix(engine, digest));
+        let written =
+            serde_json::to_vec(about).map_err(std::io::Error::from).and_then(|text| std::fs::write(path, text));
+        if let Err(error) = written {
+            // It only costs time at the next start.
+            tracing::warn!(%digest, %error, "cannot keep what is known of a component");
+        }
+    }
+
+    fn about_path(&self, prefix: &str) -> PathBuf {
+        self.dir.join(format!("{}.json", prefix.trim_end_matches('-')))
     }
 
     /// What makes code of a component for an engine: the compiler, the checks, and the adapter for modules.
@@ -80,10 +117,7 @@ impl CodeCache {
         let hash = self.files().get(&prefix)?.clone();
         let path = self.path(&prefix, &hash);
         match hash_of(&path) {
-            Ok(found) if found == hash => {
-                self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
-                Some(path)
-            }
+            Ok(found) if found == hash => Some(path),
             Ok(_) => {
                 tracing::warn!(path = %path.display(), "compiled code is damaged and is compiled again");
                 let _ = std::fs::remove_file(&path);

@@ -11,10 +11,13 @@ mod outcome;
 mod precheck;
 mod typed;
 
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use wasmtime::Store;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre, Linker};
@@ -39,6 +42,7 @@ use crate::room::Room;
 use crate::task::{AttemptEnd, Digest, Outcome, Usage};
 use engine::Ticker;
 use meter::{Metered, StoppedBy};
+use typed::FunctionPre;
 
 /// Fuel between two yields: 50 to 100 µs of work. It bounds how long others wait for their turn,
 /// and what an attempt that is canceled may have burned without being billed.
@@ -60,12 +64,23 @@ pub struct Sandbox {
 pub struct Program {
     engine: wasmtime::Engine,
     world: World,
+    /// What is known of it.
+    pub about: Arc<About>,
+    /// Whether it may hold what `wasi:http` keeps.
+    uses_http: bool,
+}
+
+/// What is known of a component, whether or not its code is in memory.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct About {
+    /// What makes it a task.
+    pub kind: Kind,
     /// What it imports, by name.
     pub imports: Vec<String>,
     /// What it exports, by name.
     pub exports: Vec<String>,
-    /// Whether it may hold what `wasi:http` keeps.
-    uses_http: bool,
+    /// The function of its own that it is called by, where it has one.
+    pub function: Option<Function>,
 }
 
 /// Which way a component is a task: by one of the two worlds, as a command, or by a function of its own.
@@ -73,11 +88,11 @@ enum World {
     Task(TaskPre<Host>),
     Blocking(BlockingTaskPre<Host>),
     Command(CommandPre<Host>),
-    Typed(Box<Function>),
+    Typed(FunctionPre),
 }
 
 /// What makes a component a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// It is of world `task`.
@@ -88,26 +103,6 @@ pub enum Kind {
     Command,
     /// It has a function of its own, whose parameters are its input.
     Typed,
-}
-
-impl Program {
-    /// What makes it a task.
-    pub fn kind(&self) -> Kind {
-        match &self.world {
-            World::Task(_) => Kind::Task,
-            World::Blocking(_) => Kind::BlockingTask,
-            World::Command(_) => Kind::Command,
-            World::Typed(_) => Kind::Typed,
-        }
-    }
-
-    /// The function of its own that it is called by, where it has one.
-    pub fn typed(&self) -> Option<&Function> {
-        match &self.world {
-            World::Typed(function) => Some(function),
-            World::Task(_) | World::Blocking(_) | World::Command(_) => None,
-        }
-    }
 }
 
 /// One attempt, as the executor wants it run.
@@ -180,7 +175,7 @@ impl Sandbox {
     pub fn load(&self, digest: Digest) -> Option<anyhow::Result<Program>> {
         // Both take the same code.
         let path = self.cache.get(self.pooled.engine(), digest)?;
-        let loaded = match CodeCache::load(self.pooled.engine(), &path) {
+        let loaded: anyhow::Result<Program> = match CodeCache::load(self.pooled.engine(), &path) {
             Ok(component) => self.program(&self.pooled, &component),
             // It has more of something than a slot has room for.
             Err(_) => match CodeCache::load(self.large.engine(), &path) {
@@ -191,7 +186,16 @@ impl Sandbox {
                 }
             },
         };
+        if let Ok(program) = &loaded {
+            self.cache.put_about(self.pooled.engine(), digest, &program.about);
+        }
         Some(loaded)
+    }
+
+    /// What is known of a component that was compiled before, without its code; `None`: it has to be loaded or
+    /// compiled for that.
+    pub fn about(&self, digest: Digest) -> Option<About> {
+        self.cache.about(self.pooled.engine(), digest)
     }
 
     /// Removes the code of a component that is gone. Attempts that run it go on.
@@ -205,11 +209,21 @@ impl Sandbox {
     }
 
     /// Compiles a component of a client in a process of its own, within `limits`, and links it. Blocks for
-    /// as long as that takes.
-    pub fn compile_apart(&self, digest: Digest, bytes: &[u8], limits: CompileLimits) -> Result<Program, NotCompiled> {
+    /// as long as that takes. `started` is given a handle of the process.
+    pub fn compile_apart(
+        &self,
+        digest: Digest,
+        bytes: &[u8],
+        limits: CompileLimits,
+        started: impl FnOnce(OwnedFd),
+    ) -> Result<Program, NotCompiled> {
         let (partial, file) = self.cache.begin(digest).map_err(|error| NotCompiled::Failed(error.into()))?;
-        apart::compile(bytes, file, limits)?;
-        self.cache.adopt(self.pooled.engine(), digest, &partial).map_err(NotCompiled::Failed)?;
+        let adopted = apart::compile(bytes, file, limits, started)
+            .and_then(|()| self.cache.adopt(self.pooled.engine(), digest, &partial).map_err(NotCompiled::Failed));
+        if let Err(error) = adopted {
+            let _ = std::fs::remove_file(partial);
+            return Err(error);
+        }
         match self.load(digest) {
             Some(Ok(program)) => Ok(program),
             Some(Err(error)) => Err(NotCompiled::Refused(format!("{error:#}"))),
@@ -222,14 +236,21 @@ impl Sandbox {
         let names = |items: &mut dyn Iterator<Item = &str>| items.map(str::to_owned).collect();
         let imports: Vec<String> = names(&mut ty.imports(engine).map(|(name, _)| name));
         let exports = names(&mut ty.exports(engine).map(|(name, _)| name));
-        let world = link(linker, component)?;
+        let (world, function) = link(linker, component)?;
         let uses_http = host::http::is_used(&imports);
-        Ok(Program { engine: engine.clone(), world, imports, exports, uses_http })
+        let kind = match &world {
+            World::Task(_) => Kind::Task,
+            World::Blocking(_) => Kind::BlockingTask,
+            World::Command(_) => Kind::Command,
+            World::Typed(_) => Kind::Typed,
+        };
+        let about = Arc::new(About { kind, imports, exports, function });
+        Ok(Program { engine: engine.clone(), world, about, uses_http })
     }
 
-    /// Forgets compiled code that nothing has loaded. For the end of the start, when all is loaded.
-    pub fn remove_unused_code(&self) {
-        self.cache.remove_unused();
+    /// Removes compiled code of all but these components. For the start.
+    pub fn keep_code_of(&self, digests: &HashSet<Digest>) {
+        self.cache.keep(self.pooled.engine(), digests);
     }
 
     /// Runs an attempt in a store of its own, from nothing to its outcome and receipt.
@@ -284,7 +305,7 @@ impl Sandbox {
     }
 }
 
-fn link(linker: &Linker<Host>, component: &Component) -> anyhow::Result<World> {
+fn link(linker: &Linker<Host>, component: &Component) -> anyhow::Result<(World, Option<Function>)> {
     let linked: InstancePre<Host> = linker.instantiate_pre(component)?;
     // Bindings look for `run` by its name, which is the same in both worlds.
     let run = component.get_export(None, "run");
@@ -295,19 +316,20 @@ fn link(linker: &Linker<Host>, component: &Component) -> anyhow::Result<World> {
         BlockingTaskPre::new(linked.clone()).map(World::Blocking)
     };
     let as_task = match as_task {
-        Ok(world) => return Ok(world),
+        Ok(world) => return Ok((world, None)),
         Err(error) => error,
     };
     let as_command = match CommandPre::new(linked.clone()) {
-        Ok(pre) => return Ok(World::Command(pre)),
+        Ok(pre) => return Ok((World::Command(pre), None)),
         Err(error) => error,
     };
-    Function::of(linker.engine(), component, linked).map(|function| World::Typed(Box::new(function))).map_err(|error| {
-        anyhow::anyhow!(
+    match Function::of(linker.engine(), component, linked) {
+        Ok((function, pre)) => Ok((World::Typed(pre), Some(function))),
+        Err(error) => Err(anyhow::anyhow!(
             "the component is no task: by its `run`: {as_task:#}; as a WASI command: {as_command:#}; by a function \
              of its own: {error:#}"
-        )
-    })
+        )),
+    }
 }
 
 /// The longest of what is told of a component, in characters.
@@ -378,7 +400,11 @@ async fn call(program: &Program, store: &mut Store<Host>, input: &str, limits: &
             }
             Ok(Ok(outcome::of_stdout(stdout.take(), limits)?))
         }
-        World::Typed(function) => function.call(store, input, limits).await,
+        World::Typed(pre) => {
+            let function =
+                program.about.function.as_ref().ok_or_else(|| wasmtime::format_err!("it has no function"))?;
+            function.call(pre, store, input, limits).await
+        }
     }
 }
 

@@ -31,16 +31,23 @@ pub struct StoredComponent {
 }
 
 /// Versions of a type that are neither current, nor to become it, nor among the newest, and that no task is pinned
-/// to: those of the tenant ?1 and the name ?2, apart from ?3, ?4 and the ?5 newest of the others.
-const OLD_VERSIONS: &str = "tenant = ?1 AND name = ?2 AND component IN (
+/// to: those of the tenant ?1 and the name ?2, apart from ?3, ?4 and the ?5 newest of the others. Those of ?6, a JSON
+/// array, count as old whenever they came.
+const OLD_VERSIONS: &str = "tenant = ?1 AND name = ?2 AND component IS NOT ?3 AND component IS NOT ?4
+     AND component NOT IN (SELECT digest FROM component_use WHERE tasks > 0)
+     AND (component IN (SELECT unhex(value) FROM json_each(?6)) OR component IN (
          SELECT component FROM task_type_version WHERE tenant = ?1 AND name = ?2
          AND component IS NOT ?3 AND component IS NOT ?4
-         ORDER BY created_at DESC, component LIMIT -1 OFFSET ?5)
-     AND component NOT IN (SELECT digest FROM component_use WHERE tasks > 0)";
+         AND component NOT IN (SELECT unhex(value) FROM json_each(?6))
+         ORDER BY created_at DESC, component LIMIT -1 OFFSET ?5))";
 
 /// How many versions are kept for their age: the current one and the one to become it are kept whatever that is.
 fn kept(task_type: &StoredType) -> i64 {
     KEPT_VERSIONS as i64 - i64::from(task_type.component.is_some()) - i64::from(task_type.next.is_some())
+}
+
+fn hex(digests: &[Digest]) -> Json<Vec<String>> {
+    Json(digests.iter().map(|digest| digest.hex()).collect())
 }
 
 impl Writer {
@@ -73,6 +80,14 @@ impl Writer {
             .conn
             .prepare_cached("SELECT 1 FROM task_type_version WHERE tenant = ?1 AND name = ?2 AND component = ?3")?
             .exists(params![tenant, name, digest])?)
+    }
+
+    /// The versions of a type.
+    pub fn versions(&mut self, tenant: &str, name: &str) -> Result<Vec<Digest>> {
+        let mut statement =
+            self.conn.prepare_cached("SELECT component FROM task_type_version WHERE tenant = ?1 AND name = ?2")?;
+        let rows = statement.query_map(params![tenant, name], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// The version of a type that was stored last.
@@ -171,14 +186,15 @@ impl Writer {
         self.remove_unused(versions)
     }
 
-    /// Removes versions of a type that are old. Returned are the components that are gone with them.
-    pub fn remove_old_versions(&mut self, task_type: &StoredType) -> Result<Vec<Digest>> {
+    /// Removes versions of a type that are old, or `useless`. Returned are the components that are gone with them.
+    pub fn remove_old_versions(&mut self, task_type: &StoredType, useless: &[Digest]) -> Result<Vec<Digest>> {
         let StoredType { tenant, name, component, next, .. } = task_type;
         self.flush_uses()?;
         let sql = format!("DELETE FROM task_type_version WHERE {OLD_VERSIONS} RETURNING component");
         let mut statement = self.conn.prepare_cached(&sql)?;
-        let kept = kept(task_type);
-        let rows = statement.query_map(params![&**tenant, &**name, component, next, kept], |row| row.get(0))?;
+        let (kept, useless) = (kept(task_type), hex(useless));
+        let rows =
+            statement.query_map(params![&**tenant, &**name, component, next, kept, useless], |row| row.get(0))?;
         let old: Vec<Digest> = rows.collect::<rusqlite::Result<_>>()?;
         drop(statement);
         self.remove_unused(old)
@@ -186,7 +202,7 @@ impl Writer {
 
     /// Bytes of what [`remove_old_versions`](Self::remove_old_versions) would remove, and of what a tenant has in
     /// all.
-    pub fn version_bytes(&mut self, task_type: &StoredType) -> Result<(u64, u64)> {
+    pub fn version_bytes(&mut self, task_type: &StoredType, useless: &[Digest]) -> Result<(u64, u64)> {
         let StoredType { tenant, name, component, next, .. } = task_type;
         self.flush_uses()?;
         let sql = format!(
@@ -194,10 +210,10 @@ impl Writer {
                      (SELECT component FROM task_type_version WHERE {OLD_VERSIONS})),
                  coalesce((SELECT bytes FROM version_use WHERE tenant = ?1), 0)"
         );
-        let kept = kept(task_type);
+        let (kept, useless) = (kept(task_type), hex(useless));
         let mut statement = self.conn.prepare_cached(&sql)?;
-        Ok(statement
-            .query_row(params![&**tenant, &**name, component, next, kept], |row| Ok((row.get(0)?, row.get(1)?)))?)
+        let row = params![&**tenant, &**name, component, next, kept, useless];
+        Ok(statement.query_row(row, |row| Ok((row.get(0)?, row.get(1)?)))?)
     }
 
     /// Of these components, removes those that are no version of any type and that no task is pinned to.
@@ -234,7 +250,7 @@ impl Writer {
         let mut gone = Vec::new();
         for digest in &unused {
             for task_type in self.with_version(*digest)? {
-                gone.extend(self.remove_old_versions(&task_type)?);
+                gone.extend(self.remove_old_versions(&task_type, &[])?);
             }
         }
         gone.extend(self.remove_unused(unused)?);

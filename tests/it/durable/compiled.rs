@@ -12,10 +12,11 @@ use sha2::{Digest, Sha256};
 use crate::support::guest;
 use crate::support::server::Setup;
 
-/// Every compiled file with what would show that it was written again.
+/// Every file of code, with what would show that it was written again.
 fn files(setup: &Setup) -> BTreeMap<PathBuf, (SystemTime, u64)> {
     let entries = fs::read_dir(setup.data_dir().join("compiled")).unwrap();
-    let files = entries.map(|entry| entry.unwrap().path()).map(|path| {
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let files = paths.filter(|path| path.extension().is_some_and(|extension| extension != "json")).map(|path| {
         let about = fs::metadata(&path).unwrap();
         (path, (about.modified().unwrap(), about.ino()))
     });

@@ -1,5 +1,7 @@
 //! Compiling, in a process apart.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::{Value, json};
 
 use super::{echo, echo_version, put, task_type, upload, wait_until_current, with_module};
@@ -68,6 +70,37 @@ fn an_upload_can_wait_until_it_is_compiled() {
     assert_eq!(answer.json()["state"], "ready");
     let answer = wait(&slow(30), "wait=0").expect(200).json();
     assert_eq!(answer["versions"][0]["state"], "compiling");
+}
+
+/// How many processes of a server compile something.
+fn compilers(server: u32) -> usize {
+    let processes = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    // Others come and go meanwhile.
+    let read = |path: &Path, file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
+    let parent = format!("PPid:\t{server}\n");
+    let compiles =
+        |path: &PathBuf| read(path, "status").contains(&parent) && read(path, "cmdline").contains("compile-component");
+    processes.filter(compiles).count()
+}
+
+/// What nobody wants any more keeps nobody waiting.
+#[test]
+fn compiling_ends_with_the_type() {
+    let server = server(&["--compile-cpu-ms", "600000", "--compile-memory-bytes", "8000000000"]);
+    let client = &server.client;
+    let slow = slow(400);
+    put(client, "mine", &slow).expect(201);
+    let version = newest(client, "mine");
+    let compilers = || compilers(server.pid());
+    wait_for("it to be compiled", || (compilers() == 1).then_some(()));
+    client.delete("/task-types/mine").expect(200);
+    wait_for("compiling to end", || (compilers() == 0).then_some(()));
+    // The same again is compiled again, and others come in turn.
+    put(client, "mine", &slow).expect(201);
+    assert_eq!(state_of(client, "mine", &version).0, "compiling");
+    wait_for("it to be compiled again", || (compilers() == 1).then_some(()));
+    client.delete("/task-types/mine").expect(200);
+    upload(client, "other", &echo());
 }
 
 #[test]

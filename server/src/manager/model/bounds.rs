@@ -7,7 +7,7 @@ use super::super::upkeep::HELD_STEP;
 use super::super::{Command, Inbox, MAX_WAITING, Manager, NewItem};
 use super::{COMPONENT, MAX_PENDING, RETENTION_MS, Random, SLOTS, World, put_type, reply};
 use crate::limits::Limits;
-use crate::registry::{TaskType, Version};
+use crate::registry::{MOST_PROGRAMS, TaskType, Version};
 use crate::schedules::{CatchUp, Overlap, Schedule, ScheduledTask, Spec};
 use crate::store::{KEY_AGE_MS, StoredType, Time};
 use crate::task::{Digest, ErrorKind, Hold, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp};
@@ -41,6 +41,33 @@ impl World {
         assert!(kept.is_empty());
         again
     }
+}
+
+/// Of programs that nothing needs only so many are in memory, and those that were needed last stay.
+#[test]
+fn only_so_many_programs_are_in_memory() {
+    let world = World::new();
+    let program = world.registry.program(COMPONENT).unwrap();
+    let digests: Vec<Digest> = (0..2 * MOST_PROGRAMS as u128)
+        .map(|number| {
+            let mut digest = [9; 32];
+            digest[..16].copy_from_slice(&number.to_be_bytes());
+            Digest(digest)
+        })
+        .collect();
+    for (at, digest) in digests.iter().enumerate() {
+        world.registry.put_version(*digest, Version::Ready(program.about.clone()));
+        world.registry.put_program(*digest, program.clone());
+        assert!(world.registry.program(COMPONENT).is_some(), "it is in use");
+        let first = at.saturating_sub(MOST_PROGRAMS - 2);
+        assert!(world.registry.is_in_memory(digests[first]) && world.registry.is_in_memory(*digest));
+        assert!(first == 0 || !world.registry.is_in_memory(digests[first - 1]), "{at}");
+    }
+    assert!(digests.iter().all(|digest| matches!(world.registry.version(*digest), Some(Version::Ready(_)))));
+    // What is gone takes no place, and nothing puts it back.
+    world.registry.remove_version(digests[0]);
+    world.registry.put_program(digests[0], program);
+    assert!(!world.registry.is_in_memory(digests[0]));
 }
 
 #[test]

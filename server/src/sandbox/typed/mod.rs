@@ -11,6 +11,7 @@ mod tests;
 mod to_json;
 
 use anyhow::Context;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use wasmtime::component::types::{ComponentFunc, ComponentItem};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Val};
@@ -38,10 +39,9 @@ pub(super) struct BadOutput {
     pub(super) message: String,
 }
 
-/// A component's function, linked.
+/// The function that a component is called by: what it takes and gives.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Function {
-    pre: InstancePre<Host>,
-    index: ComponentExportIndex,
     signature: Signature,
     /// JSON Schema of the input.
     pub input_schema: Box<RawValue>,
@@ -49,19 +49,28 @@ pub struct Function {
     pub output_schema: Box<RawValue>,
 }
 
+/// Where that function is in a component, which is linked.
+pub(super) struct FunctionPre {
+    pre: InstancePre<Host>,
+    index: ComponentExportIndex,
+}
+
 impl Function {
     /// The one function that a component exports.
-    pub(super) fn of(engine: &Engine, component: &Component, pre: InstancePre<Host>) -> anyhow::Result<Function> {
+    pub(super) fn of(
+        engine: &Engine,
+        component: &Component,
+        pre: InstancePre<Host>,
+    ) -> anyhow::Result<(Function, FunctionPre)> {
         let (name, function, index) = only_function(engine, component)?;
         let signature = Signature::of(&function).with_context(|| format!("its function {name}"))?;
         let schema = |schema| serde_json::value::to_raw_value(&schema);
-        Ok(Function {
-            pre,
-            index,
+        let function = Function {
             input_schema: schema(schema::of_input(&signature))?,
             output_schema: schema(schema::of_output(&signature))?,
             signature,
-        })
+        };
+        Ok((function, FunctionPre { pre, index }))
     }
 
     /// What is wrong with an input. As arguments it may take `memory` bytes.
@@ -72,6 +81,7 @@ impl Function {
     /// Calls the function in a store of its own.
     pub(super) async fn call(
         &self,
+        FunctionPre { pre, index }: &FunctionPre,
         store: &mut Store<Host>,
         input: &str,
         limits: &Limits,
@@ -86,8 +96,8 @@ impl Function {
             }
         };
         let _held = store.data().hold(arguments.bytes)?;
-        let instance = self.pre.instantiate_async(&mut *store).await?;
-        let function = instance.get_func(&mut *store, self.index);
+        let instance = pre.instantiate_async(&mut *store).await?;
+        let function = instance.get_func(&mut *store, index);
         let function = function.ok_or_else(|| wasmtime::format_err!("the function is gone"))?;
         let mut results = match self.signature.returns {
             Returns::Nothing => Vec::new(),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
 use wasmtime::component::types;
 
 /// How deep types may lie inside of each other.
@@ -19,6 +20,7 @@ const MOST_NAME_BYTES: usize = 64 << 10;
 const MOST_TOLD_BYTES: usize = 400;
 
 /// What a function takes and gives.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Signature {
     /// Its parameters, as a record.
     pub(super) params: Type,
@@ -27,6 +29,7 @@ pub(super) struct Signature {
 }
 
 /// What a function gives.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Returns {
     /// Nothing.
     Nothing,
@@ -37,7 +40,7 @@ pub(super) enum Returns {
 }
 
 /// The type of a value.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Type {
     Bool,
     Integer(Integer),
@@ -58,7 +61,7 @@ pub(super) enum Type {
 }
 
 /// The type of a whole number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Integer {
     S8,
     U8,
@@ -92,7 +95,8 @@ impl Integer {
 }
 
 /// The names of fields or cases, in their order.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Vec<String>", into = "Vec<String>")]
 pub(super) struct Names {
     list: Vec<String>,
     places: HashMap<String, usize>,
@@ -139,6 +143,18 @@ impl Names {
             joined.push_str(", ");
         }
         joined.trim_end_matches(", ").to_owned()
+    }
+}
+
+impl From<Vec<String>> for Names {
+    fn from(list: Vec<String>) -> Names {
+        Names::new(list)
+    }
+}
+
+impl From<Names> for Vec<String> {
+    fn from(names: Names) -> Vec<String> {
+        names.list
     }
 }
 
