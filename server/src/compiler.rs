@@ -1,7 +1,7 @@
 //! Compiles what clients upload, on a thread that mostly waits for another process, and loads code that was
 //! compiled before, on another. Each does one component at a time, tenants in turn.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -42,14 +42,41 @@ struct Shared {
 /// What there is to do.
 #[derive(Default)]
 struct Work {
-    to_compile: Turns,
-    to_load: Turns,
+    to_compile: Waiting,
+    to_load: Waiting,
     /// Components whose code is to be removed.
     gone: Vec<Digest>,
     /// What is compiled, and whether anybody still wants it.
     compiling: Option<Compiling>,
     /// What could not be compiled for the server's own trouble, and when it is tried again.
     later: HashMap<Digest, Later>,
+}
+
+/// Components that wait, each once. The store has a bounded number of them.
+#[derive(Default)]
+struct Waiting {
+    turns: Turns<Digest>,
+    known: HashSet<Digest>,
+}
+
+impl Waiting {
+    fn add(&mut self, tenant: Arc<str>, digest: Digest) {
+        if self.known.insert(digest) {
+            self.turns.add(tenant, digest);
+        }
+    }
+
+    fn remove(&mut self, digest: Digest) {
+        if self.known.remove(&digest) {
+            self.turns.retain(|other| *other != digest);
+        }
+    }
+
+    fn next(&mut self) -> Option<(Arc<str>, Digest)> {
+        let next = self.turns.next()?;
+        self.known.remove(&next.1);
+        Some(next)
+    }
 }
 
 struct Compiling {

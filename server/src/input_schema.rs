@@ -60,6 +60,14 @@ struct Compiled {
     patterns: u64,
 }
 
+impl Compiled {
+    /// What it costs to check so many values in so many bytes.
+    fn work(&self, values: u64, bytes: usize) -> u64 {
+        let patterns = self.patterns.saturating_mul(bytes as u64).saturating_mul(PATTERN_WORK);
+        self.parts.saturating_mul(values).saturating_add(patterns)
+    }
+}
+
 impl InputSchema {
     /// The schema of that text, which is compiled when it is needed first.
     pub fn new(text: Arc<str>) -> InputSchema {
@@ -76,6 +84,12 @@ impl InputSchema {
         self.compiled().as_ref().err().cloned()
     }
 
+    /// Whether checking an input takes less than a millisecond or so. The schema may have to be compiled first.
+    pub fn is_cheap(&self, input: &str) -> bool {
+        let work = |compiled: &Compiled| compiled.work(input.len() as u64, input.len());
+        matches!(self.compiled.get(), Some(Ok(compiled)) if work(compiled) <= MOST_WORK_FOR_FAULTS)
+    }
+
     /// What is wrong with an input.
     pub fn check(&self, input: &str) -> Result<(), Vec<Fault>> {
         let whole = |detail: &str| vec![Fault { pointer: String::new(), detail: detail.to_owned() }];
@@ -85,10 +99,7 @@ impl InputSchema {
         let mut size = Size::default();
         let mut json = serde_json::Deserializer::from_str(input);
         size.deserialize(&mut json).map_err(|error| whole(&format!("cannot be read: {error}")))?;
-        let work = compiled
-            .parts
-            .saturating_mul(size.values)
-            .saturating_add(compiled.patterns.saturating_mul(input.len() as u64).saturating_mul(PATTERN_WORK));
+        let work = compiled.work(size.values, input.len());
         if work > MOST_WORK || size.memory > MOST_MEMORY {
             return Err(whole("has too much in it to be checked against the input_schema of its type"));
         }

@@ -96,8 +96,16 @@ impl Inner {
 
 impl Registry {
     /// Adds a type, or replaces the one of that tenant and name.
-    pub fn put_type(&self, tenant: Arc<str>, task_type: TaskType) {
-        self.write().types.entry(tenant).or_default().insert(task_type.name.clone(), task_type);
+    pub fn put_type(&self, tenant: Arc<str>, mut task_type: TaskType) {
+        let mut inner = self.write();
+        let types = inner.types.entry(tenant).or_default();
+        // A schema that is the same need not be compiled again.
+        if let Some(before) = types.get(&task_type.name)
+            && before.input_schema == task_type.input_schema
+        {
+            task_type.input_schema = before.input_schema.clone();
+        }
+        types.insert(task_type.name.clone(), task_type);
     }
 
     /// A shared type of that name comes with the server: it is there again with each start, and not to be removed.

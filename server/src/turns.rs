@@ -1,75 +1,167 @@
-//! Pure: components that wait for one who works on them one at a time, tenants in turn.
+//! Tenants in turn: what waits for one who does one thing after the other, and for something of which there is only
+//! so much. So a tenant that wants a lot waits for itself and not the others for it.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::task::Digest;
+use tokio::sync::oneshot;
 
-/// Whose turn it is. One entry for each component, of which the store has a bounded number.
-#[derive(Default)]
-pub struct Turns {
-    tenants: BTreeMap<Arc<str>, VecDeque<Digest>>,
-    waiting: HashSet<Digest>,
+/// Things that wait, each of a tenant.
+pub struct Turns<T> {
+    tenants: BTreeMap<Arc<str>, VecDeque<T>>,
     last: Option<Arc<str>>,
 }
 
-impl Turns {
-    /// A component comes after what came before of the same tenant, unless it waits already.
-    pub fn add(&mut self, tenant: Arc<str>, digest: Digest) {
-        if self.waiting.insert(digest) {
-            self.tenants.entry(tenant).or_default().push_back(digest);
-        }
+impl<T> Default for Turns<T> {
+    fn default() -> Turns<T> {
+        Turns { tenants: BTreeMap::new(), last: None }
+    }
+}
+
+impl<T> Turns<T> {
+    /// One comes after those that came before of the same tenant.
+    pub fn add(&mut self, tenant: Arc<str>, thing: T) {
+        self.tenants.entry(tenant).or_default().push_back(thing);
     }
 
-    /// A component waits no longer.
-    pub fn remove(&mut self, digest: Digest) {
-        if self.waiting.remove(&digest) {
-            self.tenants.retain(|_, waiting| {
-                waiting.retain(|other| *other != digest);
-                !waiting.is_empty()
-            });
-        }
+    /// Those that do not wait any longer go.
+    pub fn retain(&mut self, mut waits: impl FnMut(&T) -> bool) {
+        self.tenants.retain(|_, waiting| {
+            waiting.retain(&mut waits);
+            !waiting.is_empty()
+        });
     }
 
-    /// The next one, which waits no longer.
-    pub fn next(&mut self) -> Option<(Arc<str>, Digest)> {
+    /// The next one: the first of the tenant whose turn it is.
+    pub fn next(&mut self) -> Option<(Arc<str>, T)> {
         let after = self.last.as_ref().and_then(|last| {
             let range = (Bound::Excluded(last.clone()), Bound::Unbounded);
             self.tenants.range(range).next()
         });
         let tenant = after.or_else(|| self.tenants.iter().next()).map(|(tenant, _)| tenant.clone())?;
         let waiting = self.tenants.get_mut(&tenant)?;
-        let digest = waiting.pop_front()?;
+        let thing = waiting.pop_front()?;
         if waiting.is_empty() {
             self.tenants.remove(&tenant);
         }
-        self.waiting.remove(&digest);
         self.last = Some(tenant.clone());
-        Some((tenant, digest))
+        Some((tenant, thing))
+    }
+}
+
+/// So many places. A tenant alone has all of them; where there are none left, those that wait come in turn.
+#[derive(Clone)]
+pub struct Places(Arc<Mutex<Taken>>);
+
+struct Taken {
+    free: usize,
+    waiting: Turns<oneshot::Sender<Place>>,
+}
+
+/// A place, which is free again when this is dropped.
+pub struct Place(Option<Places>);
+
+impl Places {
+    /// So many of them.
+    pub fn new(free: usize) -> Places {
+        Places(Arc::new(Mutex::new(Taken { free, waiting: Turns::default() })))
+    }
+
+    /// Waits for a place.
+    pub async fn take(&self, tenant: &Arc<str>) -> Place {
+        let given = {
+            let mut taken = self.taken();
+            if taken.free > 0 {
+                taken.free -= 1;
+                return Place(Some(self.clone()));
+            }
+            let (give, given) = oneshot::channel();
+            // Whoever waits no longer is forgotten here too, and not only when it would be its turn.
+            taken.waiting.retain(|waiting| !waiting.is_closed());
+            taken.waiting.add(tenant.clone(), give);
+            given
+        };
+        // It is sent for as long as the places are there, which they are until this returns.
+        given.await.unwrap_or(Place(None))
+    }
+
+    fn give_back(&self) {
+        loop {
+            let mut taken = self.taken();
+            let Some((_, next)) = taken.waiting.next() else {
+                taken.free += 1;
+                return;
+            };
+            drop(taken);
+            match next.send(Place(Some(self.clone()))) {
+                Ok(()) => return,
+                // Nobody waits for it any more.
+                Err(mut place) => place.0 = None,
+            }
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(places) = self.0.take() {
+            places.give_back();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
     fn tenants_take_turns() {
         let mut turns = Turns::default();
-        for (tenant, number) in [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5), ("a", 1), ("d", 7)] {
-            turns.add(tenant.into(), Digest([number; 32]));
+        for (tenant, number) in [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5), ("d", 7), ("a", 8)] {
+            turns.add(tenant.into(), number);
         }
-        turns.remove(Digest([7; 32]));
-        turns.remove(Digest([7; 32]));
+        turns.retain(|number| *number < 7);
         let mut order = Vec::new();
-        while let Some((tenant, digest)) = turns.next() {
-            order.push((tenant.to_string(), digest.0[0]));
+        while let Some((tenant, number)) = turns.next() {
+            order.push((tenant.to_string(), number));
             if order.len() == 2 {
-                turns.add("b".into(), Digest([6; 32]));
+                turns.add("b".into(), 6);
             }
         }
         let expected = [("a", 1), ("b", 4), ("c", 5), ("a", 2), ("b", 6), ("a", 3)];
         assert_eq!(order, expected.map(|(tenant, number)| (tenant.to_owned(), number)));
+    }
+
+    #[test]
+    fn places_are_given_in_turn() {
+        let places = Places::new(2);
+        let [a, b] = ["a", "b"].map(Arc::<str>::from);
+        let first = places.take(&a).now_or_never().unwrap();
+        let second = places.take(&a).now_or_never().unwrap();
+        let mut waiting: Vec<_> = [&a, &a, &b].map(|tenant| Box::pin(places.take(tenant))).into_iter().collect();
+        let mut poll = |at: usize| waiting[at].as_mut().now_or_never();
+        assert!((0..3).all(|at| poll(at).is_none()));
+        drop(first);
+        assert!(poll(1).is_none() && poll(2).is_none());
+        let third = poll(0).unwrap();
+        drop(second);
+        assert!(poll(1).is_none(), "it is the other's turn");
+        let fourth = poll(2).unwrap();
+        // Who goes away keeps no place, whether or not it was given one already.
+        drop(third);
+        waiting.clear();
+        let fifth = places.take(&b).now_or_never().unwrap();
+        assert!(places.take(&a).now_or_never().is_none(), "there are two");
+        drop(fourth);
+        let sixth = places.take(&a).now_or_never().unwrap();
+        drop((fifth, sixth));
+        assert_eq!(places.taken().free, 2);
     }
 }

@@ -52,6 +52,7 @@ use crate::objects::Objects;
 use crate::room::Room;
 use crate::secrets::Secrets;
 use crate::tenants::Tenants;
+use crate::turns::Places;
 
 /// What the API needs of the rest.
 pub struct App {
@@ -109,7 +110,7 @@ struct Api {
     max_input_bytes: u64,
     max_component_bytes: u64,
     /// Turns of looking at components before they are stored.
-    checks: Arc<tokio::sync::Semaphore>,
+    checks: Places,
     uploads: extract::Uploads,
     traffic: Arc<server::Traffic>,
     streams: Arc<events::Streams>,
@@ -202,7 +203,7 @@ impl Api {
             max_tenants: settings.max_tenants,
             max_input_bytes,
             max_component_bytes,
-            checks: Arc::new(tokio::sync::Semaphore::new(1)),
+            checks: Places::new(1),
             uploads: extract::Uploads::new(largest, settings.client_timeout),
             traffic: Arc::new(server::Traffic::new(settings.max_connections)),
             streams: Arc::default(),

@@ -96,8 +96,8 @@ pub(super) async fn put(
     let wait = prefer::wait_seconds(request.headers());
     let body = api.uploads.read(request, api.max_component_bytes).await?;
     let bytes = body.bytes.clone();
-    // One at a time: it takes a processor for a moment.
-    let turn = api.checks.clone().acquire_owned().await.map_err(|error| Problem::internal(&error.into()))?;
+    // One at a time, tenants in turn: it takes a processor for a moment.
+    let turn = api.checks.take(&caller.tenant).await;
     let looked = tokio::task::spawn_blocking(move || {
         // Kept here, where the client may go away and the work goes on.
         let _turn = turn;

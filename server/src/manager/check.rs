@@ -5,12 +5,17 @@ use std::sync::Arc;
 
 use super::{FieldError, NewItem, NewTask, Refused};
 use crate::clock;
+use crate::input_schema::InputSchema;
 use crate::limits::Limits;
 use crate::pointer::Fault;
 use crate::registry::{Registry, TaskType, Version};
+use crate::sandbox::About;
 use crate::task::{Digest, RetryPolicy, Status, Task, TaskId, Timestamp, Usage};
 
-/// A task to be stored, of the current version of its type or of another one. Its input is looked at, too.
+/// An input of no more bytes than this is turned into arguments at once.
+const CHEAP_INPUT: usize = 16 << 10;
+
+/// A task to be stored, of the current version of its type or of another one, and what its input has to meet.
 pub(super) fn new_item(
     registry: &Registry,
     defaults: &Limits,
@@ -18,11 +23,43 @@ pub(super) fn new_item(
     tenant: &Arc<str>,
     new: NewTask,
     version: Option<Digest>,
-) -> Result<NewItem, Refused> {
+) -> Result<(NewItem, Option<Rules>), Refused> {
     let found = find(registry, tenant, &new.task_type, version)?;
     let item = item_of(defaults, ceiling, tenant, new, &found)?;
-    check_input(&found, &item.task.input, &item.limits)?;
-    Ok(item)
+    Ok((item, found.rules()))
+}
+
+/// What inputs have to meet: to be what a component's function takes, or what a type says.
+pub(super) enum Rules {
+    Function(Arc<About>),
+    Schema(Arc<InputSchema>),
+}
+
+impl Rules {
+    /// Whether checking an input against them takes less than a millisecond or so.
+    pub(super) fn are_cheap(&self, input: &str) -> bool {
+        match self {
+            Rules::Function(_) => input.len() <= CHEAP_INPUT,
+            Rules::Schema(schema) => schema.is_cheap(input),
+        }
+    }
+
+    /// Checks the input of a task.
+    pub(super) fn check(&self, NewItem { task, limits, .. }: &NewItem) -> Result<(), Refused> {
+        let checked = match self {
+            Rules::Function(about) => match &about.function {
+                Some(function) => function.check(&task.input, limits.host_memory_bytes),
+                None => Ok(()),
+            },
+            Rules::Schema(schema) => schema.check(&task.input),
+        };
+        checked.map_err(|faults| {
+            let errors = faults.into_iter();
+            let errors =
+                errors.map(|Fault { pointer, detail }| FieldError { pointer: format!("#/input{pointer}"), detail });
+            Refused::Invalid(errors.collect())
+        })
+    }
 }
 
 /// A task of a schedule. Its input was looked at when the schedule was stored: to do it again would hold up
@@ -43,6 +80,16 @@ struct Found {
     task_type: TaskType,
     component: Digest,
     version: Version,
+}
+
+impl Found {
+    fn rules(&self) -> Option<Rules> {
+        match (&self.version, &self.task_type.input_schema) {
+            (Version::Ready(about), _) if about.function.is_some() => Some(Rules::Function(about.clone())),
+            (_, Some(schema)) => Some(Rules::Schema(schema.clone())),
+            (_, None) => None,
+        }
+    }
 }
 
 fn find(registry: &Registry, tenant: &str, name: &str, version: Option<Digest>) -> Result<Found, Refused> {
@@ -122,25 +169,6 @@ fn item_of(
         usage_total: Usage::default(),
     };
     Ok(NewItem { task, limits, idempotency: new.idempotency })
-}
-
-/// Whether an input is what the component's function takes, or else what the type says that it has to meet.
-fn check_input(found: &Found, input: &str, limits: &Limits) -> Result<(), Refused> {
-    let function = match &found.version {
-        Version::Ready(about) => about.function.as_ref(),
-        _ => None,
-    };
-    let checked = match (function, &found.task_type.input_schema) {
-        (Some(function), _) => function.check(input, limits.host_memory_bytes),
-        (None, Some(schema)) => schema.check(input),
-        (None, None) => Ok(()),
-    };
-    checked.map_err(|faults| {
-        let errors = faults.into_iter();
-        let errors =
-            errors.map(|Fault { pointer, detail }| FieldError { pointer: format!("#/input{pointer}"), detail });
-        Refused::Invalid(errors.collect())
-    })
 }
 
 /// A UUIDv7 begins with its time of creation (RFC 9562, section 5.7).

@@ -61,9 +61,13 @@ use crate::registry::{Registry, TaskType, Version};
 use crate::schedules::Schedule;
 use crate::store::{ListFilter, LoggedLine, ObjectWrite, Page, Precondition, Readers, StoreError, ToldEvents};
 use crate::task::{AttemptRecord, Digest, Hold, Labels, RetryOverrides, Status, Task, TaskId, Timestamp};
+use crate::turns::Places;
 
 /// Requests that may wait for the manager's thread. More are refused: they would only wait longer.
 const MAX_WAITING: usize = 8192;
+
+/// Inputs that are checked at once, of those that take their time.
+const INPUTS_AT_ONCE: usize = 2;
 
 type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
@@ -255,7 +259,9 @@ struct Shared {
     /// Held to look for tasks of bulk operations.
     bulk_turn: tokio::sync::Semaphore,
     /// Held to look at a schema.
-    schema_turn: Arc<tokio::sync::Semaphore>,
+    schema_turn: Places,
+    /// Held to check an input that takes its time.
+    input_turn: Places,
 }
 
 impl Manager {
@@ -283,20 +289,21 @@ impl Manager {
             defaults,
             ceiling,
             bulk_turn: tokio::sync::Semaphore::new(1),
-            schema_turn: Arc::new(tokio::sync::Semaphore::new(1)),
+            schema_turn: Places::new(1),
+            input_turn: Places::new(INPUTS_AT_ONCE),
         };
         (Manager(Arc::new(shared)), Inbox { commands: inbox, waiting, drained })
     }
 
     /// Creates a task. It is durable when this returns.
     pub async fn create(&self, tenant: &Arc<str>, new: NewTask) -> Result<Stored, Refused> {
-        let item = Box::new(self.check(tenant, new)?);
+        let item = Box::new(self.check(tenant, new, None).await?);
         self.ask(|reply| Command::Create { item, reply: Answer::Stored(reply) }).await
     }
 
     /// Creates a task and waits for its end, but no longer than `wait`.
     pub async fn create_and_wait(&self, tenant: &Arc<str>, new: NewTask, wait: Duration) -> Result<Stored, Refused> {
-        let item = Box::new(self.check(tenant, new)?);
+        let item = Box::new(self.check(tenant, new, None).await?);
         let task = item.task.clone();
         // Under a key the task may be another one, whose id only the manager knows. So such a create is
         // answered first, and waited for then.
@@ -320,7 +327,11 @@ impl Manager {
     /// Creates many tasks, each of which is durable or refused when this returns.
     pub async fn create_many(&self, tenant: &Arc<str>, new: Vec<NewTask>) -> CreatedMany {
         let mut items = Vec::with_capacity(new.len());
-        let refused = new.into_iter().map(|new| self.check(tenant, new).map(|item| items.push(item)).err()).collect();
+        let mut refused = Vec::with_capacity(new.len());
+        for new in new {
+            let checked = self.check(tenant, new, None).await;
+            refused.push(checked.map(|item| items.push(item)).err());
+        }
         let stored = if items.is_empty() {
             Ok(Vec::new())
         } else {
@@ -329,11 +340,26 @@ impl Manager {
         CreatedMany { refused, stored }
     }
 
-    fn check(&self, tenant: &Arc<str>, new: NewTask) -> Result<NewItem, Refused> {
+    /// A task of the current version of its type, or of `version`, which the type has.
+    async fn check(&self, tenant: &Arc<str>, new: NewTask, version: Option<Digest>) -> Result<NewItem, Refused> {
         if self.is_draining() {
             return Err(Refused::Draining);
         }
-        check::new_item(&self.0.registry, &self.0.defaults, &self.0.ceiling, tenant, new, None)
+        let shared = &self.0;
+        let (item, rules) = check::new_item(&shared.registry, &shared.defaults, &shared.ceiling, tenant, new, version)?;
+        let Some(rules) = rules else { return Ok(item) };
+        if rules.are_cheap(&item.task.input) {
+            rules.check(&item)?;
+            // Many of them come one after the other, and others wait for the thread.
+            tokio::task::yield_now().await;
+            return Ok(item);
+        }
+        let turn = shared.input_turn.take(tenant).await;
+        let checked = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            rules.check(&item).map(|()| item)
+        });
+        checked.await.map_err(|error| Refused::Internal(error.into()))?
     }
 
     /// A task, as far as it is now.

@@ -71,7 +71,7 @@ impl Manager {
         precondition: Precondition,
         by: Actor,
     ) -> std::result::Result<(WithTasks, bool), Refused> {
-        match self.check(tenant, new_task(&spec.task)) {
+        match self.check(tenant, new_task(&spec.task), None).await {
             Ok(_) | Err(Refused::TypeNotReady) => {}
             Err(refused) => return Err(refused),
         }

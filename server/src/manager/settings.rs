@@ -100,7 +100,7 @@ impl Manager {
         if errors.is_empty() { Ok(()) } else { Err(Refused::Invalid(errors)) }
     }
 
-    async fn check_input_schema(&self, tenant: &str, name: &str, text: Arc<str>) -> Result<(), Refused> {
+    async fn check_input_schema(&self, tenant: &Arc<str>, name: &str, text: Arc<str>) -> Result<(), Refused> {
         let wrong = |pointer: &str, detail: String| {
             Err(Refused::Invalid(vec![FieldError { pointer: format!("#/input_schema{pointer}"), detail }]))
         };
@@ -111,7 +111,7 @@ impl Manager {
             return wrong("", "the function of the component says what its inputs have to meet".to_owned());
         }
         // It takes its time, which others would wait for.
-        let turn = self.0.schema_turn.clone().acquire_owned().await.map_err(|error| Refused::Internal(error.into()))?;
+        let turn = self.0.schema_turn.take(tenant).await;
         let fault = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             InputSchema::new(text).fault()

@@ -82,13 +82,13 @@ impl Manager {
         new: NewTask,
         version: Option<Digest>,
     ) -> Result<NewItem, Refused> {
-        let Some(version) = version else { return self.check(tenant, new) };
+        let Some(version) = version else { return self.check(tenant, new, None).await };
         let name = new.task_type.clone();
         let found = self.versions(tenant, &name).await?;
         if !found.iter().any(|(digest, _)| *digest == version) {
             return Err(Refused::NotFound);
         }
-        super::check::new_item(&self.0.registry, &self.0.defaults, &self.0.ceiling, tenant, new, Some(version))
+        self.check(tenant, new, Some(version)).await
     }
 }
 

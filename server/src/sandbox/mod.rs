@@ -5,6 +5,7 @@ mod apart;
 mod cache;
 mod cores;
 mod engine;
+mod linking;
 mod meter;
 mod offered;
 mod outcome;

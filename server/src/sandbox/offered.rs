@@ -1,7 +1,7 @@
 //! What is offered to components, by name, and what a component has to be.
 //!
 //! The names are compared here, so that every mismatch can be told at once and before anything is compiled.
-//! Whether the types fit is known when the component is linked.
+//! Whether the types fit is looked at in `linking.rs`.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -14,15 +14,18 @@ use super::typed;
 /// Every interface that can be imported, each with its functions on the lines after it.
 const OFFERED: &str = include_str!("offered.txt");
 
+/// An interface that can be imported: its whole name, and its functions.
+type Interface = (&'static str, Vec<&'static str>);
+
 /// By package and name, without the last part of the version: 0.2.12 offers all that 0.2.0 has.
-static INTERFACES: LazyLock<HashMap<&str, Vec<&str>>> = LazyLock::new(|| {
-    let mut interfaces: HashMap<&str, Vec<&str>> = HashMap::new();
+static INTERFACES: LazyLock<HashMap<&str, Interface>> = LazyLock::new(|| {
+    let mut interfaces = HashMap::new();
     let mut functions = Vec::new();
     for line in OFFERED.lines().rev() {
         match line.strip_prefix("  ") {
             Some(function) => functions.push(function),
             None => {
-                interfaces.insert(compatible(line), std::mem::take(&mut functions));
+                interfaces.insert(compatible(line), (line, std::mem::take(&mut functions)));
             }
         }
     }
@@ -45,6 +48,11 @@ fn has_plain_types_only(instance: &ComponentInstanceType) -> bool {
     !instance.exports.is_empty() && instance.exports.values().all(|item| is_plain(&item.ty))
 }
 
+/// What is offered of an interface that is imported by that name.
+pub(super) fn interface(name: &str) -> Option<(&'static str, &'static [&'static str])> {
+    INTERFACES.get(compatible(name)).map(|(name, functions)| (*name, functions.as_slice()))
+}
+
 /// The interface that a command exports.
 const RUN: &str = "wasi:cli/run@0.2";
 
@@ -62,7 +70,7 @@ pub(super) fn faults(types: &Types, imports: &[String], exports: &[String]) -> V
                 // Where there are only types in it, as of what it exports, nothing has to be offered.
                 None if has_plain_types_only(&types[id]) => {}
                 None => faults.push(format!("it imports {name}, which is not offered here")),
-                Some(offered) => {
+                Some((_, offered)) => {
                     for (function, item) in &types[id].exports {
                         if matches!(item.ty, ComponentEntityType::Func(_)) && !offered.contains(&function.as_str()) {
                             faults.push(format!("it imports {function} of {name}, which is not offered here"));

@@ -12,7 +12,7 @@ use wasmparser::{
     Validator, ValidatorResources, WasmFeatures,
 };
 
-use super::{adapt, apart, offered, one_line};
+use super::{adapt, apart, linking, offered, one_line};
 
 /// The largest function, in bytes of code. Compilers take more than linear time and memory for one; the largest
 /// seen in real programs has 427 KB (CPython's).
@@ -92,7 +92,9 @@ fn check_all(bytes: &[u8], bodies_until: Option<Duration>) -> Result<(), Faults>
         adapt::faults(bytes, types.as_ref()).map_err(|error| fault(format!("{error:#}")))?
     } else {
         let (types, names) = look(bytes, features(), bodies_until)?;
-        offered::faults(&types, &names.imports, &names.exports)
+        let mut faults = offered::faults(&types, &names.imports, &names.exports);
+        faults.extend(linking::faults(bytes).map_err(|error| fault(format!("{error:#}")))?);
+        faults
     };
     if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
 }

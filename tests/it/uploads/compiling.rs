@@ -137,24 +137,6 @@ fn compiling_is_bounded_in_memory() {
     client.post_task(r#"{"task_type": "mine"}"#).problem(409);
 }
 
-/// What links to nothing here is told after it is compiled, as it cannot be known before.
-#[test]
-fn a_component_whose_types_do_not_fit() {
-    let server = server(&[]);
-    let client = &server.client;
-    let wrong = wat::parse_str(
-        r#"(component
-            (import "taskcell:task/context@0.1.0" (instance (export "id" (func (result u32)))))
-            (core module $m (func (export "run")))
-            (core instance $i (instantiate $m))
-            (func (export "run") (canon lift (core func $i "run"))))"#,
-    )
-    .unwrap();
-    put(client, "mine", &wrong).expect(201);
-    let reason = wait_for_state(client, "mine", &newest(client, "mine"), "failed");
-    assert!(reason.contains("context"), "{reason}");
-}
-
 /// A crash between the upload and the end of compiling: the version is there, and is compiled after the
 /// restart; nothing of it is there by halves.
 #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{echo, put, with_module};
 use crate::support::guests::GUESTS;
 use crate::support::hostile::{self, wat};
-use crate::support::{Answer, Server, guest, server, wait_for};
+use crate::support::{Answer, Server, guest, server, shared_server, wait_for};
 
 fn details(problem: &Value) -> String {
     let errors = problem["errors"].as_array().unwrap().iter();
@@ -126,4 +126,52 @@ fn requests_that_are_no_uploads() {
     put(client, "two", sized).expect(200);
     client.delete("/task-types/one").expect(200);
     put(client, "three", sized).expect(201);
+}
+
+/// Everything that is imported with other types than are offered is told, beside what is not offered at all.
+#[test]
+fn a_component_whose_types_do_not_fit() {
+    let server = shared_server();
+    let wrong = |imports: &str| {
+        wat(&format!(
+            r#"(component {imports}
+                (core module $m (func (export "run")))
+                (core instance $i (instantiate $m))
+                (func (export "run") (canon lift (core func $i "run"))))"#
+        ))
+    };
+    let faults = |imports: &str| -> Vec<String> {
+        let answer = put(&server.client, "wrong-types", &wrong(imports)).problem(422);
+        let errors = answer["errors"].as_array().unwrap();
+        errors.iter().map(|error| error["detail"].as_str().unwrap().to_owned()).collect()
+    };
+    let differs = |function: &str, of: &str, from: &str| {
+        format!("it imports {function} of {of} with other types than {from} has")
+    };
+    let context = "taskcell:task/context@0.1.0";
+    assert_eq!(
+        faults(
+            r#"(import "taskcell:task/context@0.1.0" (instance
+                 (export "id" (func (result u32)))
+                 (export "attempt" (func (result u32)))
+                 (export "gone" (func))))
+               (import "wasi:clocks/monotonic-clock@0.2.0" (instance (export "now" (func (result s8)))))
+               (import "taskcell:task/timer@0.1.0" (instance (export "sleep" (func async (param "ms" string)))))
+               (import "other:package/things" (instance (export "f" (func))))"#
+        ),
+        [
+            format!("it imports gone of {context}, which is not offered here"),
+            "it imports other:package/things, which is not offered here".to_owned(),
+            differs("id", context, context),
+            differs("now", "wasi:clocks/monotonic-clock@0.2.0", "wasi:clocks/monotonic-clock@0.2.12"),
+            differs("sleep", "taskcell:task/timer@0.1.0", "taskcell:task/timer@0.1.0"),
+        ]
+    );
+    // What is no function.
+    assert_eq!(
+        faults(
+            r#"(import "wasi:io/poll@0.2.0" (instance (export "pollable" (type (sub resource))) (export "unknown" (type (sub resource)))))"#
+        ),
+        ["it imports types that are not those that are offered here"]
+    );
 }

@@ -16,7 +16,6 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use wasmtime_wasi_http::Error;
@@ -24,6 +23,7 @@ use wasmtime_wasi_http::Error;
 use super::addresses::{self, Network};
 use crate::grants::Scheme;
 use crate::tenants::Tenants;
+use crate::turns::Places;
 
 /// How long a name may take to be resolved.
 const LOOKUP: Duration = Duration::from_secs(5);
@@ -54,7 +54,7 @@ pub struct HttpSettings {
 pub struct HttpLimits {
     /// Requests in all.
     pub requests: u64,
-    /// Connections at once; more wait for their turn, as long as connecting may take.
+    /// Connections at once; more wait for their turn, tenants one after the other, as long as connecting may take.
     pub connections: usize,
     /// Bytes of the body of a request, and of a response.
     pub body_bytes: u64,
@@ -67,8 +67,8 @@ pub struct Outbound {
     allowed: Vec<Network>,
     resolve: HashMap<String, Vec<IpAddr>>,
     tls: TlsConnector,
-    lookups: Arc<Semaphore>,
-    pub(super) connections: Arc<Semaphore>,
+    lookups: Places,
+    pub(super) connections: Places,
     pub(super) limits: HttpLimits,
     /// Who may still send requests.
     pub(super) tenants: Arc<Tenants>,
@@ -98,8 +98,8 @@ impl Outbound {
             allowed,
             resolve,
             tls: TlsConnector::from(Arc::new(tls(authorities.as_deref())?)),
-            lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
-            connections: Arc::new(Semaphore::new(max_connections)),
+            lookups: Places::new(LOOKUPS_AT_ONCE),
+            connections: Places::new(max_connections),
             limits,
             tenants,
             runtime,
@@ -107,8 +107,8 @@ impl Outbound {
     }
 
     /// Connects, and speaks TLS where the target does. The caller bounds how long that may take.
-    pub(super) async fn connect(&self, target: &Target) -> Result<Box<dyn Stream>, Error> {
-        let stream = dial(self.lookup(&target.host), target.port, &self.allowed, self.limits.timeout).await?;
+    pub(super) async fn connect(&self, tenant: &Arc<str>, target: &Target) -> Result<Box<dyn Stream>, Error> {
+        let stream = dial(self.lookup(tenant, &target.host), target.port, &self.allowed, self.limits.timeout).await?;
         match target.scheme {
             Scheme::Http => Ok(Box::new(stream)),
             Scheme::Https => {
@@ -119,7 +119,7 @@ impl Outbound {
         }
     }
 
-    async fn lookup(&self, host: &str) -> Result<Vec<IpAddr>, Error> {
+    async fn lookup(&self, tenant: &Arc<str>, host: &str) -> Result<Vec<IpAddr>, Error> {
         if let Ok(address) = host.parse() {
             return Ok(vec![address]);
         }
@@ -128,7 +128,7 @@ impl Outbound {
         }
         let name = host.to_owned();
         let found = async {
-            let turn = self.lookups.clone().acquire_owned().await;
+            let turn = self.lookups.take(tenant).await;
             let looked_up = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
                 (name.as_str(), 0).to_socket_addrs().map(|found| found.map(|address| address.ip()).collect())

@@ -48,6 +48,8 @@ pub(super) struct Timeouts {
 
 /// A request that may be sent.
 pub(super) struct Exchange {
+    /// Whose request it is.
+    pub(super) tenant: Arc<str>,
     pub(super) target: Target,
     pub(super) request: Request<WasiBody>,
     pub(super) timeouts: Timeouts,
@@ -65,7 +67,7 @@ pub(super) type Answer = (Response<WasiBody>, AbortOnDropJoinHandle<()>);
 
 impl Outbound {
     pub(super) async fn exchange(&self, exchange: Exchange) -> Result<Answer, Error> {
-        let Exchange { target, mut request, timeouts, bytes, turns, memory, put_in } = exchange;
+        let Exchange { tenant, target, mut request, timeouts, bytes, turns, memory, put_in } = exchange;
         let most = self.limits.body_bytes;
         if request.body().size_hint().lower() > most {
             return Err(Error::HttpRequestBodySize(Some(most)));
@@ -73,7 +75,7 @@ impl Outbound {
         // First the attempt's own turn, so that none holds one of everybody's while it waits.
         let has_turn = AtomicBool::new(false);
         let connect = async {
-            let held = (turns.acquire_owned().await, self.connections.clone().acquire_owned().await);
+            let held = (turns.acquire_owned().await, self.connections.take(&tenant).await);
             has_turn.store(true, Ordering::Relaxed);
             let buffers = memory.take(CONNECTION_BYTES + if put_in.is_some() { SECRETS_BYTES } else { 0 });
             let buffers = buffers.map_err(|refused| Error::InternalError(Some(refused.to_string())))?;
@@ -82,7 +84,7 @@ impl Outbound {
                 Some(put_in) => Some(put_in.put_into(request.headers_mut()).await?),
                 None => None,
             };
-            let stream = Counted { stream: self.connect(&target).await?, bytes };
+            let stream = Counted { stream: self.connect(&tenant, &target).await?, bytes };
             let (sender, connection) = http1::Builder::new()
                 .max_buf_size(BUFFER_BYTES)
                 .max_headers(MOST_FIELDS)

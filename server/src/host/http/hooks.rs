@@ -68,6 +68,7 @@ impl Hooks {
         let options = options.unwrap_or_default();
         let capped = |asked: Option<Duration>| asked.map_or(timeout, |asked| asked.min(timeout));
         Ok(Exchange {
+            tenant: self.allowed.tenant.clone(),
             target,
             request,
             timeouts: Timeouts {

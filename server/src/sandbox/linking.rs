@@ -1,0 +1,141 @@
+//! Whether what a component imports has the types that are offered, before it is compiled: of its imports alone a
+//! component without code is made, which is compiled in no time and linked like the whole.
+
+use anyhow::Context;
+use wasm_encoder::RawSection;
+use wasmparser::{Parser, Payload};
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, Linker};
+
+use super::{engine, offered};
+use crate::host::{self, Host};
+
+/// Everything that a component imports with other types than are offered. What is not offered at all is not
+/// among it.
+pub(super) fn faults(bytes: &[u8]) -> anyhow::Result<Vec<String>> {
+    let Some(imports) = imports_of(bytes)? else { return Ok(Vec::new()) };
+    let engine = engine::compiler()?;
+    let component = Component::new(&engine, imports).map_err(anyhow::Error::from).context("its imports")?;
+    let mut linker = Linker::new(&engine);
+    host::add_to_linker(&mut linker)?;
+    linker.allow_shadowing(true);
+    let check = Check { linker, component, functions: Vec::new() };
+    check.with_functions().faults()
+}
+
+/// The imports of a component with the types that they need; `None`: something else comes before the last of them,
+/// which compilers do not put out.
+fn imports_of(bytes: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
+    let mut component = wasm_encoder::Component::new();
+    // What only a later import may need.
+    let mut before = Vec::new();
+    let (mut depth, mut others) = (0_u32, false);
+    for payload in Parser::new(0).parse_all(bytes) {
+        let payload = payload?;
+        match &payload {
+            Payload::Version { .. } => {
+                depth += 1;
+                continue;
+            }
+            Payload::End(_) => {
+                depth = depth.saturating_sub(1);
+                continue;
+            }
+            _ if depth != 1 => continue,
+            Payload::CustomSection(_) => continue,
+            Payload::ComponentImportSection(_) if others => return Ok(None),
+            Payload::ComponentImportSection(_)
+            | Payload::ComponentTypeSection(_)
+            | Payload::ComponentAliasSection(_) => {}
+            _ => {
+                others = true;
+                continue;
+            }
+        }
+        let (id, range) = payload.as_section().context("a section without a place")?;
+        before.push(RawSection { id, data: bytes.get(range).context("a section that is not there")? });
+        if matches!(payload, Payload::ComponentImportSection(_)) {
+            for section in before.drain(..) {
+                component.section(&section);
+            }
+        }
+    }
+    Ok(Some(component.finish()))
+}
+
+/// A function that a component imports and that is offered, by its name.
+struct Imported {
+    /// As the component names it.
+    interface: String,
+    /// As it is offered.
+    offered: &'static str,
+    function: String,
+    is_async: bool,
+}
+
+struct Check {
+    linker: Linker<Host>,
+    component: Component,
+    functions: Vec<Imported>,
+}
+
+impl Check {
+    fn with_functions(mut self) -> Check {
+        let engine = self.linker.engine().clone();
+        for (interface, item) in self.component.component_type().imports(&engine) {
+            let (ComponentItem::ComponentInstance(instance), Some((offered, names))) =
+                (item.ty, offered::interface(interface))
+            else {
+                continue;
+            };
+            for (function, item) in instance.exports(&engine) {
+                if let ComponentItem::ComponentFunc(ty) = item.ty
+                    && names.contains(&function)
+                {
+                    let (interface, function) = (interface.to_owned(), function.to_owned());
+                    self.functions.push(Imported { interface, offered, function, is_async: ty.async_() });
+                }
+            }
+        }
+        self
+    }
+
+    /// By and by, as the linker tells of the first that does not fit alone.
+    fn faults(&self) -> anyhow::Result<Vec<String>> {
+        let mut faults = Vec::new();
+        if self.fits(|_| true)? {
+            return Ok(faults);
+        }
+        let mut interfaces: Vec<&str> = self.functions.iter().map(|of| of.interface.as_str()).collect();
+        interfaces.dedup();
+        for interface in interfaces {
+            if self.fits(|of| of.interface == interface)? {
+                continue;
+            }
+            for of in self.functions.iter().filter(|of| of.interface == interface) {
+                if !self.fits(|other| std::ptr::eq(of, other))? {
+                    let Imported { function, offered, .. } = of;
+                    faults.push(format!("it imports {function} of {interface} with other types than {offered} has"));
+                }
+            }
+        }
+        if faults.is_empty() && !self.fits(|_| false)? {
+            faults.push("it imports types that are not those that are offered here".to_owned());
+        }
+        Ok(faults)
+    }
+
+    /// Whether the imports link where only these functions are what is offered, and all else is what is wanted.
+    fn fits(&self, is_offered: impl Fn(&Imported) -> bool) -> anyhow::Result<bool> {
+        let mut linker = self.linker.clone();
+        for of in self.functions.iter().filter(|of| !is_offered(of)) {
+            let mut instance = linker.instance(of.offered)?;
+            match of.is_async {
+                true => instance.func_new_concurrent(&of.function, |_, _, _, _| Box::pin(async { Ok(()) }))?,
+                false => instance.func_new(&of.function, |_, _, _, _| Ok(()))?,
+            }
+        }
+        linker.define_unknown_imports_as_traps(&self.component)?;
+        Ok(linker.instantiate_pre(&self.component).is_ok())
+    }
+}
