@@ -41,7 +41,10 @@ pub enum Command {
     Key(KeyCommand),
     /// Look at a component on stdin: the server's own doing, in a process apart.
     #[command(hide = true)]
-    CheckComponent,
+    CheckComponent {
+        /// The most memory that a task can have here, in bytes.
+        task_memory_bytes: u64,
+    },
     /// Compile a component from stdin to stdout: the server's own doing, in a process apart.
     #[command(hide = true)]
     CompileComponent {

@@ -50,7 +50,7 @@ use sandbox::CompileLimits;
 /// The program: reads the configuration, does what it is to do, and says what went wrong.
 pub fn main() -> ExitCode {
     let done = match Command::load() {
-        Ok(Command::CheckComponent) => return sandbox::check_here(),
+        Ok(Command::CheckComponent { task_memory_bytes }) => return sandbox::check_here(task_memory_bytes),
         Ok(Command::CompileComponent { memory_bytes, cpu_ms }) => {
             return sandbox::compile_here(CompileLimits { memory_bytes, cpu_ms });
         }

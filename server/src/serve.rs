@@ -176,6 +176,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         room,
         max_input_bytes: config.ceilings.max_input_bytes,
         max_component_bytes: config.max_component_bytes,
+        max_memory_bytes: ceiling.memory_bytes,
     };
     let served = api_threads.block_on(serve_api(listener, private, tls, &config, app));
     // Also where serving failed: what runs is put back, and what was said is on the disk.

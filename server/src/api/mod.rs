@@ -70,6 +70,8 @@ pub struct App {
     pub max_input_bytes: u64,
     /// The largest component that can be uploaded.
     pub max_component_bytes: u64,
+    /// The most memory that a task can have, in bytes.
+    pub max_memory_bytes: u64,
 }
 
 /// How the server treats its clients.
@@ -109,6 +111,7 @@ struct Api {
     max_tenants: u64,
     max_input_bytes: u64,
     max_component_bytes: u64,
+    max_memory_bytes: u64,
     /// Turns of looking at components before they are stored.
     checks: Places,
     uploads: extract::Uploads,
@@ -196,13 +199,15 @@ struct Document;
 
 impl Api {
     fn new(app: App, settings: &ServerSettings) -> Api {
-        let App { manager, objects, tenants, secrets, room, max_input_bytes, max_component_bytes } = app;
+        let App { manager, objects, tenants, secrets, room, max_input_bytes, max_component_bytes, max_memory_bytes } =
+            app;
         let largest = objects.max_bytes().max(max_input_bytes).max(max_component_bytes);
         Api {
             tenants,
             max_tenants: settings.max_tenants,
             max_input_bytes,
             max_component_bytes,
+            max_memory_bytes,
             checks: Places::new(1),
             uploads: extract::Uploads::new(largest, settings.client_timeout),
             traffic: Arc::new(server::Traffic::new(settings.max_connections)),

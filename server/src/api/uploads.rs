@@ -95,13 +95,13 @@ pub(super) async fn put(
     let seen = seen(&api, &caller, &name, request.headers()).await?;
     let wait = prefer::wait_seconds(request.headers());
     let body = api.uploads.read(request, api.max_component_bytes).await?;
-    let bytes = body.bytes.clone();
+    let (bytes, memory) = (body.bytes.clone(), api.max_memory_bytes);
     // One at a time, tenants in turn: it takes a processor for a moment.
     let turn = api.checks.take(&caller.tenant).await;
     let looked = tokio::task::spawn_blocking(move || {
         // Kept here, where the client may go away and the work goes on.
         let _turn = turn;
-        (sandbox::check(&bytes), Digest(Sha256::digest(&bytes).into()))
+        (sandbox::check(&bytes, memory), Digest(Sha256::digest(&bytes).into()))
     });
     let looked = looked.await;
     let (checked, digest) = looked.map_err(|error| Problem::internal(&error.into()))?;

@@ -10,7 +10,10 @@ use wasi_preview1_component_adapter_provider::{
 };
 use wasm_encoder::{EntityType, ImportSection, Module, RawSection};
 use wasmparser::types::TypesRef;
-use wasmparser::{ExternalKind, FuncType, Parser, Payload, TypeRef, Validator, WasmFeatures};
+use wasmparser::{
+    CustomSectionReader, ExternalKind, FuncType, KnownCustom, Name, NameMap, Parser, Payload, TypeRef, Validator,
+    WasmFeatures,
+};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
@@ -48,7 +51,7 @@ pub(super) fn adapt(bytes: &[u8]) -> anyhow::Result<Cow<'_, [u8]>> {
         return Ok(Cow::Borrowed(bytes));
     }
     // First of all: the encoder is made for what compilers put out, and need not stand anything else.
-    precheck::check(bytes, None)?;
+    precheck::check(bytes, precheck::Bounds::NONE)?;
     let component = encode(prepared(bytes)?).context("the module cannot be made a component")?;
     Ok(Cow::Owned(component))
 }
@@ -147,7 +150,7 @@ fn prepared(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
                 }
                 module.section(&section);
             }
-            Payload::CustomSection(section) if section.name() != "name" => {}
+            Payload::CustomSection(section) if !has_sound_names(&section) => {}
             payload => {
                 if let Some((id, range)) = payload.as_section() {
                     module.section(&RawSection { id, data: &bytes[range] });
@@ -156,6 +159,32 @@ fn prepared(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
         }
     }
     Ok(module.finish())
+}
+
+/// Whether it is the custom section with names, and can be read. It may be broken in a module that is valid
+/// (WebAssembly core specification, appendix A.4.1).
+fn has_sound_names(section: &CustomSectionReader<'_>) -> bool {
+    let KnownCustom::Name(mut names) = section.as_known() else { return false };
+    fn all(names: NameMap<'_>) -> bool {
+        names.into_iter().all(|name| name.is_ok())
+    }
+    names.all(|names| match names {
+        Err(_) => false,
+        Ok(Name::Local(inside) | Name::Label(inside) | Name::Field(inside)) => {
+            inside.into_iter().all(|inside| inside.is_ok_and(|inside| all(inside.names)))
+        }
+        Ok(
+            Name::Function(names)
+            | Name::Type(names)
+            | Name::Table(names)
+            | Name::Memory(names)
+            | Name::Global(names)
+            | Name::Element(names)
+            | Name::Data(names)
+            | Name::Tag(names),
+        ) => all(names),
+        Ok(Name::Module { .. } | Name::Unknown { .. }) => true,
+    })
 }
 
 fn encode(mut module: Vec<u8>) -> anyhow::Result<Vec<u8>> {

@@ -13,7 +13,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Faults, adapt, engine, precheck};
+use super::precheck::{self, Bounds};
+use super::{Faults, adapt, engine};
 
 /// What looking at a component may use. CPython takes 70 ms and 90 MB.
 const LOOK: CompileLimits = CompileLimits { memory_bytes: 512 << 20, cpu_ms: 200 };
@@ -59,10 +60,10 @@ const PATIENCE: u32 = 10;
 /// Bytes of its last words that are kept.
 const MOST_WORDS: u64 = 1 << 20;
 
-/// Looks at a component of a client; an error is the server's own trouble.
-pub fn check(bytes: &[u8]) -> anyhow::Result<Result<(), Faults>> {
+/// Looks at a component of a client whose tasks can have so much memory; an error is the server's own trouble.
+pub fn check(bytes: &[u8], task_memory_bytes: u64) -> anyhow::Result<Result<(), Faults>> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg(CHECK).stdout(Stdio::null());
+    command.args([CHECK, &task_memory_bytes.to_string()]).stdout(Stdio::null());
     let (status, words) = run(command, bytes, LOOK.cpu_ms, drop).context("cannot look at the component")?;
     let fault = |what: &str| Ok(Err(Faults(vec![what.to_owned()])));
     match status.code() {
@@ -160,7 +161,7 @@ const TOO_LONG: i32 = 66;
 const COULD_NOT: i32 = 74;
 
 /// The other process: looks at what comes on stdin, and says on stderr what is wrong with it.
-pub fn check_here() -> ExitCode {
+pub fn check_here(task_memory_bytes: u64) -> ExitCode {
     // The kernel counts whole seconds only.
     std::thread::spawn(|| {
         while cpu_time() < Duration::from_millis(LOOK.cpu_ms) {
@@ -170,7 +171,7 @@ pub fn check_here() -> ExitCode {
     });
     match read(LOOK) {
         Err(error) => end(COULD_NOT, &format!("{error:#}")),
-        Ok(bytes) => match precheck::check(&bytes, Some(BODIES_UNTIL)) {
+        Ok(bytes) => match precheck::check(&bytes, Bounds { bodies_until: Some(BODIES_UNTIL), task_memory_bytes }) {
             Ok(()) => ExitCode::SUCCESS,
             Err(Faults(faults)) => end(REFUSED, &serde_json::json!(faults).to_string()),
         },
@@ -214,7 +215,7 @@ pub(super) fn cpu_time() -> Duration {
 
 fn code_of(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     let bytes = adapt::adapt(bytes)?;
-    precheck::check(&bytes, None)?;
+    precheck::check(&bytes, Bounds::NONE)?;
     Ok(engine::compiler()?.precompile_component(&bytes)?)
 }
 

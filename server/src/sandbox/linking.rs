@@ -5,7 +5,7 @@ use anyhow::Context;
 use wasm_encoder::RawSection;
 use wasmparser::{Parser, Payload};
 use wasmtime::component::types::ComponentItem;
-use wasmtime::component::{Component, Linker};
+use wasmtime::component::{Component, Linker, LinkerInstance, ResourceType};
 
 use super::{engine, offered};
 use crate::host::{self, Host};
@@ -20,7 +20,7 @@ pub(super) fn faults(bytes: &[u8]) -> anyhow::Result<Vec<String>> {
     host::add_to_linker(&mut linker)?;
     linker.allow_shadowing(true);
     let check = Check { linker, component, functions: Vec::new() };
-    check.with_functions().faults()
+    check.with_functions()?.faults()
 }
 
 /// The imports of a component with the types that they need; `None`: something else comes before the last of them,
@@ -80,24 +80,38 @@ struct Check {
 }
 
 impl Check {
-    fn with_functions(mut self) -> Check {
+    /// Goes through what is imported. What is not offered at all is put into the linker: it is told of elsewhere.
+    fn with_functions(mut self) -> anyhow::Result<Check> {
         let engine = self.linker.engine().clone();
         for (interface, item) in self.component.component_type().imports(&engine) {
-            let (ComponentItem::ComponentInstance(instance), Some((offered, names))) =
-                (item.ty, offered::interface(interface))
-            else {
-                continue;
+            let instance = match item.ty {
+                ComponentItem::ComponentInstance(instance) => instance,
+                ComponentItem::ComponentFunc(ty) => {
+                    define(&mut self.linker.root(), interface, ty.async_())?;
+                    continue;
+                }
+                _ => continue,
             };
-            for (function, item) in instance.exports(&engine) {
-                if let ComponentItem::ComponentFunc(ty) = item.ty
-                    && names.contains(&function)
-                {
-                    let (interface, function) = (interface.to_owned(), function.to_owned());
-                    self.functions.push(Imported { interface, offered, function, is_async: ty.async_() });
+            let known = offered::interface(interface);
+            for (name, item) in instance.exports(&engine) {
+                match (item.ty, known) {
+                    (ComponentItem::ComponentFunc(ty), Some((offered, names))) if names.contains(&name) => {
+                        let (interface, function) = (interface.to_owned(), name.to_owned());
+                        self.functions.push(Imported { interface, offered, function, is_async: ty.async_() });
+                    }
+                    (ComponentItem::ComponentFunc(ty), _) => {
+                        let offered = known.map_or(interface, |(offered, _)| offered);
+                        define(&mut self.linker.instance(offered)?, name, ty.async_())?;
+                    }
+                    (ComponentItem::Resource(_), None) => {
+                        let mut instance = self.linker.instance(interface)?;
+                        instance.resource(name, ResourceType::host::<()>(), |_, _| Ok(()))?;
+                    }
+                    _ => {}
                 }
             }
         }
-        self
+        Ok(self)
     }
 
     /// By and by, as the linker tells of the first that does not fit alone.
@@ -129,13 +143,17 @@ impl Check {
     fn fits(&self, is_offered: impl Fn(&Imported) -> bool) -> anyhow::Result<bool> {
         let mut linker = self.linker.clone();
         for of in self.functions.iter().filter(|of| !is_offered(of)) {
-            let mut instance = linker.instance(of.offered)?;
-            match of.is_async {
-                true => instance.func_new_concurrent(&of.function, |_, _, _, _| Box::pin(async { Ok(()) }))?,
-                false => instance.func_new(&of.function, |_, _, _, _| Ok(()))?,
-            }
+            define(&mut linker.instance(of.offered)?, &of.function, of.is_async)?;
         }
-        linker.define_unknown_imports_as_traps(&self.component)?;
         Ok(linker.instantiate_pre(&self.component).is_ok())
     }
+}
+
+/// Puts a function of any type into an instance.
+fn define(instance: &mut LinkerInstance<'_, Host>, name: &str, is_async: bool) -> anyhow::Result<()> {
+    match is_async {
+        true => instance.func_new_concurrent(name, |_, _, _, _| Box::pin(async { Ok(()) }))?,
+        false => instance.func_new(name, |_, _, _, _| Ok(()))?,
+    }
+    Ok(())
 }

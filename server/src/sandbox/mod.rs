@@ -156,7 +156,7 @@ impl Sandbox {
     /// machine: for components of the operator only.
     pub fn compile(&self, digest: Digest, bytes: &[u8]) -> anyhow::Result<Program> {
         let bytes = adapt::adapt(bytes)?;
-        precheck::check(&bytes, None)?;
+        precheck::check(&bytes, precheck::Bounds::NONE)?;
         let code = self.pooled.engine().precompile_component(&bytes)?;
         if let Err(error) = self.cache.store(self.pooled.engine(), digest, &code) {
             // A cache that cannot be written only costs time at the next start.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use wasmparser::types::Types;
 use wasmparser::{
-    CanonicalFunction, FuncToValidate, FuncValidatorAllocations, FunctionBody, Parser, Payload, ValidPayload,
-    Validator, ValidatorResources, WasmFeatures,
+    CanonicalFunction, FuncToValidate, FuncValidatorAllocations, FunctionBody, MemorySectionReader, MemoryType, Parser,
+    Payload, ValidPayload, Validator, ValidatorResources, WasmFeatures,
 };
 
 use super::{adapt, apart, linking, offered, one_line};
@@ -36,8 +36,25 @@ const MOST_DEPTH: u64 = 16;
 const MOST_NAMES: usize = 1_000;
 const MOST_NAME_BYTES: usize = 64 << 10;
 
+/// The size of a page of memory, as a power of two.
+const PAGE_LOG2: u32 = 16;
+
 /// How many instructions are looked at between two looks at the clock.
 const CLOCK_EVERY: u32 = 1_000;
+
+/// How far a component is looked at, and for what server.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    /// Functions are looked into until this process has used so much CPU time; `None`: all are.
+    pub(super) bodies_until: Option<Duration>,
+    /// The most memory that a task can have.
+    pub(super) task_memory_bytes: u64,
+}
+
+impl Bounds {
+    /// There are none.
+    pub(super) const NONE: Bounds = Bounds { bodies_until: None, task_memory_bytes: u64::MAX };
+}
 
 /// Everything that is wrong with a component.
 #[derive(Debug)]
@@ -75,23 +92,21 @@ fn features() -> WasmFeatures {
 }
 
 /// Refuses bytes that are neither a component nor a WASI 0.1 program, one that uses what no task needs or what
-/// costs a compiler too much, one that imports what is not offered here, and one that is no task. Functions are
-/// looked into until this process has used `bodies_until` of CPU time.
-pub(super) fn check(bytes: &[u8], bodies_until: Option<Duration>) -> Result<(), Faults> {
-    check_all(bytes, bodies_until)
-        .map_err(|Faults(faults)| Faults(faults.iter().map(|fault| one_line(fault)).collect()))
+/// costs a compiler too much, one that imports what is not offered here, and one that is no task.
+pub(super) fn check(bytes: &[u8], bounds: Bounds) -> Result<(), Faults> {
+    check_all(bytes, bounds).map_err(|Faults(faults)| Faults(faults.iter().map(|fault| one_line(fault)).collect()))
 }
 
-fn check_all(bytes: &[u8], bodies_until: Option<Duration>) -> Result<(), Faults> {
+fn check_all(bytes: &[u8], bounds: Bounds) -> Result<(), Faults> {
     // The parser's own words for it take sixteen lines.
     if !bytes.starts_with(b"\0asm") {
         return Err(fault("it is no valid WebAssembly: it does not begin with the bytes 00 61 73 6d"));
     }
     let faults = if Parser::is_core_wasm(bytes) {
-        let (types, _) = look(bytes, adapt::FEATURES, bodies_until)?;
+        let (types, _) = look(bytes, adapt::FEATURES, bounds)?;
         adapt::faults(bytes, types.as_ref()).map_err(|error| fault(format!("{error:#}")))?
     } else {
-        let (types, names) = look(bytes, features(), bodies_until)?;
+        let (types, names) = look(bytes, features(), bounds)?;
         let mut faults = offered::faults(&types, &names.imports, &names.exports);
         faults.extend(linking::faults(bytes).map_err(|error| fault(format!("{error:#}")))?);
         faults
@@ -100,15 +115,19 @@ fn check_all(bytes: &[u8], bodies_until: Option<Duration>) -> Result<(), Faults>
 }
 
 /// The pass over the bytes: the types of what is in them, and what it imports and exports.
-fn look(bytes: &[u8], features: WasmFeatures, bodies_until: Option<Duration>) -> Result<(Types, Names), Faults> {
+fn look(bytes: &[u8], features: WasmFeatures, bounds: Bounds) -> Result<(Types, Names), Faults> {
     let mut validator = Validator::new_with_features(features);
-    let mut bodies = Bodies { allocations: FuncValidatorAllocations::default(), until: bodies_until, instructions: 0 };
+    let mut bodies =
+        Bodies { allocations: FuncValidatorAllocations::default(), until: bounds.bodies_until, instructions: 0 };
     let mut names = Names::default();
     let mut counts = Counts::default();
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload?;
         counts.add(&payload)?;
         names.add(&payload, counts.depth)?;
+        if let Payload::MemorySection(memories) = &payload {
+            check_memories(memories, bounds.task_memory_bytes)?;
+        }
         if let Payload::ComponentCanonicalSection(functions) = &payload {
             for function in functions.clone() {
                 if let Some(name) = refused(&function?) {
@@ -208,6 +227,19 @@ impl Names {
         }
         Ok(name.to_owned())
     }
+}
+
+fn check_memories(memories: &MemorySectionReader<'_>, most: u64) -> Result<(), Faults> {
+    for memory in memories.clone() {
+        let MemoryType { initial, page_size_log2, .. } = memory?;
+        let bytes = initial.saturating_mul(1 << page_size_log2.unwrap_or(PAGE_LOG2).min(PAGE_LOG2));
+        if bytes > most {
+            return Err(fault(format!(
+                "a memory of it has at least {bytes} bytes, and no task has more than {most} here"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn check_body(body: &FunctionBody<'_>) -> Result<(), Faults> {

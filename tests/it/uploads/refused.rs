@@ -175,3 +175,13 @@ fn a_component_whose_types_do_not_fit() {
         ["it imports types that are not those that are offered here"]
     );
 }
+
+/// A memory that no task can have is refused before it is stored.
+#[test]
+fn more_memory_than_any_task_has() {
+    let server = server(&["--max-memory-bytes", "67108864"]);
+    let with_pages = |pages: u32| with_module(echo(), &wat(&format!("(module (memory {pages}))")));
+    let problem = put(&server.client, "mine", &with_pages(1025)).problem(422);
+    assert!(details(&problem).contains("at least 67174400 bytes, and no task has more than 67108864"), "{problem:#}");
+    put(&server.client, "mine", &with_pages(1024)).expect(201);
+}

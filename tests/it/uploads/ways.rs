@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{patch, task_type, upload};
 use crate::support::guests::GUESTS;
-use crate::support::{guest, server};
+use crate::support::{guest, server, shared_server};
 
 #[test]
 fn each_way_to_be_a_task_is_uploaded_run_rolled_back_and_deleted() {
@@ -43,4 +43,17 @@ fn each_way_to_be_a_task_is_uploaded_run_rolled_back_and_deleted() {
         client.get("/task-types/uploaded").problem(404);
         client.post_task(&body.to_string()).problem(422);
     }
+}
+
+/// Names are for backtraces alone: a module whose names cannot be read runs without them.
+#[test]
+fn a_module_with_names_that_cannot_be_read() {
+    let server = shared_server();
+    let mut module = GUESTS.iter().find(|(name, _)| *name == guest("cat-module")).unwrap().1.to_vec();
+    // A custom section `name`: the names of functions (1), of which there are 127 in two bytes.
+    module.extend([0, 8, 4]);
+    module.extend(b"name");
+    module.extend([1, 1, 127]);
+    upload(&server.client, "bad-names", &module);
+    assert_eq!(server.client.output(&json!({"task_type": "bad-names", "input": {"a": 1}})), json!({"a": 1}));
 }
