@@ -16,12 +16,13 @@ use rustix::time::{ClockId, clock_gettime};
 use super::precheck::{self, Bounds};
 use super::{Faults, adapt, engine};
 
-/// What looking at a component may use. CPython takes 70 ms and 90 MB.
-const LOOK: CompileLimits = CompileLimits { memory_bytes: 512 << 20, cpu_ms: 200 };
+/// What looking at any component may use, at most. CPython takes 90 MB.
+const LOOK: CompileLimits = CompileLimits { memory_bytes: 512 << 20, cpu_ms: 1000 };
 
-/// CPU time after which functions are no longer looked into when a component is looked at. What is left then is the
-/// compiler's, which looks into all of them.
-const BODIES_UNTIL: Duration = Duration::from_millis(60);
+/// CPU time that looking at a component may take, and that for each MiB of it. CPython, of 18 MB, takes 70 ms; what
+/// takes far more than its size lets expect means harm, and whoever sent it has its answer soon.
+const LOOK_TIME: Duration = Duration::from_millis(50);
+const LOOK_TIME_PER_MIB: Duration = Duration::from_millis(5);
 
 /// How exactly the CPU time of looking is bounded.
 const TICK: Duration = Duration::from_millis(5);
@@ -162,19 +163,24 @@ const COULD_NOT: i32 = 74;
 
 /// The other process: looks at what comes on stdin, and says on stderr what is wrong with it.
 pub fn check_here(task_memory_bytes: u64) -> ExitCode {
+    let bytes = match read(LOOK) {
+        Err(error) => return end(COULD_NOT, &format!("{error:#}")),
+        Ok(bytes) => bytes,
+    };
+    let time = LOOK_TIME + LOOK_TIME_PER_MIB * u32::try_from(bytes.len() >> 20).unwrap_or(u32::MAX);
+    let since = cpu_time();
     // The kernel counts whole seconds only.
-    std::thread::spawn(|| {
-        while cpu_time() < Duration::from_millis(LOOK.cpu_ms) {
+    std::thread::spawn(move || {
+        while cpu_time().saturating_sub(since) < time {
             std::thread::sleep(TICK);
         }
         std::process::exit(TOO_LONG);
     });
-    match read(LOOK) {
-        Err(error) => end(COULD_NOT, &format!("{error:#}")),
-        Ok(bytes) => match precheck::check(&bytes, Bounds { bodies_until: Some(BODIES_UNTIL), task_memory_bytes }) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(Faults(faults)) => end(REFUSED, &serde_json::json!(faults).to_string()),
-        },
+    // What of its functions is not looked into in half of the time is the compiler's, which looks into all of them.
+    let bounds = Bounds { bodies_until: Some(since + time / 2), task_memory_bytes };
+    match precheck::check(&bytes, bounds) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Faults(faults)) => end(REFUSED, &serde_json::json!(faults).to_string()),
     }
 }
 
