@@ -33,7 +33,7 @@ use crate::tenants::Tenants;
 use crate::types_at_start;
 
 /// Kernel memory maps left for everything that is not an attempt: a program in memory has about three.
-const MAPS_RESERVED: usize = 3_000 + 3 * MOST_PROGRAMS;
+const MAPS_RESERVED: usize = 1_000 + 3 * MOST_PROGRAMS;
 
 /// File descriptors left for everything that is no connection: the database, its readers, the log, the processes
 /// that compile; and the programs in memory.

@@ -13,7 +13,7 @@ use crate::compiler::Compiler;
 use crate::manager;
 use crate::registry::{Registry, SHARED, TaskType, Version};
 use crate::sandbox::{Sandbox, one_line};
-use crate::store::{StoredComponent, StoredType, Writer};
+use crate::store::{PIECE_BYTES, StoredComponent, StoredType, Writer};
 use crate::task::Digest;
 
 /// The built-in types: name and component.
@@ -36,12 +36,20 @@ pub(crate) fn store(writer: &mut Writer, registry: &Registry, dir: Option<&Path>
     }
     let mut ours = HashSet::new();
     writer.begin()?;
+    writer.remove_unfinished_uploads()?;
     for (name, bytes) in found {
         let digest = Digest(Sha256::digest(&bytes).into());
         let before = writer.task_type(SHARED, &name)?;
         let before = before.unwrap_or_else(|| StoredType::new(SHARED.into(), name.as_str().into()));
         let stored = StoredType { component: Some(digest), next: None, ..before };
-        writer.put_version(SHARED, &name, digest, &bytes, clock::now())?;
+        if !writer.has_component(digest)? {
+            let upload = writer.begin_upload();
+            for (at, piece) in (0..).zip(bytes.chunks(PIECE_BYTES)) {
+                writer.put_piece(upload, at, piece)?;
+            }
+            writer.put_component(digest, upload, bytes.len() as u64, clock::now())?;
+        }
+        writer.put_version(SHARED, &name, digest, clock::now())?;
         writer.put_task_type(&stored)?;
         writer.remove_old_versions(&stored, &[])?;
         registry.keep(stored.name);

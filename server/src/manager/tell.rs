@@ -183,6 +183,7 @@ impl Command {
             Command::CreateMany { items, .. } => items.len(),
             Command::Bulk(command) => command.tasks(),
             Command::KeyValue(command) => command.keys(),
+            Command::Type(command) => command.things(),
             _ => 1,
         }
     }

@@ -12,7 +12,7 @@ use crate::grants;
 use crate::quotas::UsedUp;
 use crate::registry::{SHARED, TaskType, Version};
 use crate::sandbox::{About, Program};
-use crate::store::{ListFilter, StoreError, StoredType};
+use crate::store::{ListFilter, PIECE_BYTES, StoreError, StoredType};
 use crate::task::{Digest, Event, Status, Task, Timestamp};
 use crate::tenants::Tenants;
 
@@ -41,6 +41,17 @@ pub enum Uploaded {
 
 /// The manager's thread is asked to change a type.
 pub(super) enum TypeCommand {
+    /// A piece of a component that arrives: of a new upload, or of the one that was told for its first piece.
+    Piece {
+        upload: Option<u64>,
+        at: u64,
+        bytes: bytes::Bytes,
+        reply: Reply<u64>,
+    },
+    /// The rest of it will not come, or nobody wants it.
+    Abandon {
+        upload: u64,
+    },
     Put {
         put: Put,
         reply: Reply<Uploaded>,
@@ -75,9 +86,27 @@ pub(super) struct Put {
     tenant: Arc<str>,
     name: Arc<str>,
     digest: Digest,
-    bytes: bytes::Bytes,
+    /// In bytes.
+    size: u64,
+    /// Which upload brought it; `None`: it was there already.
+    upload: Option<u64>,
     seen: Seen,
     by: Actor,
+}
+
+/// An upload that is arriving. Dropped, it is abandoned.
+struct Arriving<'a> {
+    manager: &'a Manager,
+    upload: Option<u64>,
+}
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        if let Some(upload) = self.upload {
+            // After whatever was sent of it before.
+            self.manager.send(Command::Type(Box::new(TypeCommand::Abandon { upload })));
+        }
+    }
 }
 
 /// What a command did inside the transaction.
@@ -89,6 +118,8 @@ pub(super) struct TypeDone {
     created: bool,
     /// It has to be compiled.
     compile: bool,
+    /// Which upload a piece is of.
+    upload: u64,
 }
 
 impl TypeDone {
@@ -99,15 +130,24 @@ impl TypeDone {
 
 impl TypeCommand {
     pub(super) fn is_asked(&self) -> bool {
-        matches!(self, TypeCommand::Put { .. } | TypeCommand::Delete { .. })
+        matches!(self, TypeCommand::Piece { .. } | TypeCommand::Put { .. } | TypeCommand::Delete { .. })
+    }
+
+    /// How much it brings, as much as so many tasks would.
+    pub(super) fn things(&self) -> usize {
+        if let TypeCommand::Piece { bytes, .. } = self { 1 + (bytes.len() >> 12) } else { 1 }
     }
 
     /// Answers that it was not done; what must not get lost comes back.
     pub(super) fn refuse(self, why: Refused) -> Option<TypeCommand> {
         match self {
+            TypeCommand::Piece { reply, .. } => answer(reply, Err(why)),
             TypeCommand::Put { reply, .. } => answer(reply, Err(why)),
             TypeCommand::Delete { reply, .. } => answer(reply, Err(why)),
-            TypeCommand::Compiled { .. } | TypeCommand::Load { .. } | TypeCommand::Loaded { .. } => return Some(self),
+            TypeCommand::Abandon { .. }
+            | TypeCommand::Compiled { .. }
+            | TypeCommand::Load { .. }
+            | TypeCommand::Loaded { .. } => return Some(self),
         }
         None
     }
@@ -152,8 +192,19 @@ impl Manager {
         seen: Seen,
         by: Actor,
     ) -> Result<Uploaded, Refused> {
-        let put = Put { tenant: tenant.clone(), name: name.into(), digest, bytes, seen, by };
-        self.ask(|reply| Command::Type(Box::new(TypeCommand::Put { put, reply }))).await
+        let mut arriving = Arriving { manager: self, upload: None };
+        if self.0.registry.version(digest).is_none() {
+            for (at, start) in (0..).zip((0..bytes.len()).step_by(PIECE_BYTES)) {
+                let (upload, bytes) = (arriving.upload, bytes.slice(start..bytes.len().min(start + PIECE_BYTES)));
+                let piece = |reply| Command::Type(Box::new(TypeCommand::Piece { upload, at, bytes, reply }));
+                arriving.upload = Some(self.ask(piece).await?);
+            }
+        }
+        let (tenant, name, size, upload) = (tenant.clone(), name.into(), bytes.len() as u64, arriving.upload);
+        let put = Put { tenant, name, digest, size, upload, seen, by };
+        let uploaded = self.ask(|reply| Command::Type(Box::new(TypeCommand::Put { put, reply }))).await?;
+        arriving.upload = None;
+        Ok(uploaded)
     }
 
     /// Waits until a version is no longer being compiled, but no longer than `wait`.
@@ -242,6 +293,16 @@ fn version_of(compiled: &Compiled) -> Version {
 impl Core {
     pub(super) fn apply_type(&mut self, command: &TypeCommand, now: Timestamp) -> Result<TypeDone, StoreError> {
         match command {
+            TypeCommand::Piece { .. } if self.draining.is_some() => Ok(TypeDone::refused(Refused::Draining)),
+            TypeCommand::Piece { upload, at, bytes, .. } => {
+                let upload = upload.unwrap_or_else(|| self.store.begin_upload());
+                self.store.put_piece(upload, *at, bytes)?;
+                Ok(TypeDone { upload, ..TypeDone::default() })
+            }
+            TypeCommand::Abandon { upload } => {
+                self.store.remove_upload(*upload)?;
+                Ok(TypeDone::default())
+            }
             TypeCommand::Put { put, .. } => self.put_type(put, now),
             TypeCommand::Compiled { digest, by, compiled } => self.compiled(*digest, by, compiled),
             // What can be loaded was known before.
@@ -282,10 +343,14 @@ impl Core {
     }
 
     fn put_type(&mut self, put: &Put, now: Timestamp) -> Result<TypeDone, StoreError> {
-        let Put { tenant, name, digest, bytes, seen, by } = put;
+        let Put { tenant, name, digest, size, upload, seen, by } = put;
         let digest = *digest;
         if self.draining.is_some() {
             return Ok(TypeDone::refused(Refused::Draining));
+        }
+        if upload.is_none() && !self.store.has_component(digest)? {
+            // It was removed since it was looked for.
+            return Ok(TypeDone::refused(Refused::Busy));
         }
         let own = self.store.task_type(tenant, name)?;
         let meant = if own.is_some() { own.clone() } else { self.store.task_type(SHARED, name)? };
@@ -319,12 +384,15 @@ impl Core {
             // What goes for the new version makes room for it.
             let (old, all) = self.store.version_bytes(&stored, &failed)?;
             let used = all.saturating_sub(old);
-            if used + bytes.len() as u64 > limit {
+            if used + size > limit {
                 let used_up = UsedUp { what: "component bytes", limit, left: limit.saturating_sub(used) };
                 return Ok(TypeDone::refused(Refused::QuotaExceeded(used_up)));
             }
         }
-        self.store.put_version(tenant, name, digest, bytes, now)?;
+        if let Some(upload) = upload {
+            self.store.put_component(digest, *upload, *size, now)?;
+        }
+        self.store.put_version(tenant, name, digest, now)?;
         // It is there again, where this very transaction removed it.
         self.gone.components.retain(|gone| *gone != digest);
         self.store.put_task_type(&stored)?;
@@ -335,7 +403,7 @@ impl Core {
         }
         let old = self.store.remove_old_versions(&stored, &failed)?;
         self.gone.add_components(old);
-        Ok(TypeDone { refused: None, changed: vec![stored], created, compile })
+        Ok(TypeDone { changed: vec![stored], created, compile, ..TypeDone::default() })
     }
 
     /// The versions of a type that cannot be used: they go when another one comes.
@@ -361,11 +429,13 @@ impl Core {
     }
 
     pub(super) fn tell_type(&mut self, command: TypeCommand, done: TypeDone) {
-        let TypeDone { refused, changed, created, compile } = done;
+        let TypeDone { refused, changed, created, compile, upload } = done;
         for stored in changed {
             self.registry.put_type(stored.tenant.clone(), TaskType::of(&stored));
         }
         match command {
+            TypeCommand::Piece { reply, .. } => answer(reply, refused.map_or(Ok(upload), Err)),
+            TypeCommand::Abandon { .. } => {}
             TypeCommand::Put { put: Put { tenant, name, digest, .. }, reply } => match refused {
                 Some(why) => answer(reply, Err(why)),
                 None => {

@@ -29,6 +29,11 @@ const MOST_FUNCTIONS: u64 = 200_000;
 const MOST_MODULES: u64 = 200;
 const MOST_COMPONENTS: u64 = 200;
 
+/// Most sections of all of them, and most types in those. CPython's component has some hundreds of sections, and some
+/// thousands of types.
+const MOST_SECTIONS: u64 = 100_000;
+const MOST_TYPES: u64 = 100_000;
+
 /// How deep components may lie inside of each other.
 const MOST_DEPTH: u64 = 16;
 
@@ -153,6 +158,8 @@ struct Counts {
     functions: u64,
     modules: u64,
     components: u64,
+    sections: u64,
+    types: u64,
     /// Components and modules that are open.
     depth: u64,
     /// The last of them has ended.
@@ -170,13 +177,19 @@ impl Counts {
             Payload::ModuleSection { .. } => self.modules += 1,
             Payload::ComponentSection { .. } => self.components += 1,
             Payload::CodeSectionStart { count, .. } => self.functions += u64::from(*count),
+            Payload::TypeSection(types) => self.types += u64::from(types.count()),
+            Payload::CoreTypeSection(types) => self.types += u64::from(types.count()),
+            Payload::ComponentTypeSection(types) => self.types += u64::from(types.count()),
             _ => {}
         }
+        self.sections += u64::from(payload.as_section().is_some());
         let bounds = [
             ("functions", self.functions, MOST_FUNCTIONS),
             ("core modules", self.modules, MOST_MODULES),
             ("components", self.components, MOST_COMPONENTS),
             ("components inside of each other", self.depth, MOST_DEPTH),
+            ("sections", self.sections, MOST_SECTIONS),
+            ("types", self.types, MOST_TYPES),
         ];
         match bounds.into_iter().find(|(_, found, most)| found > most) {
             Some((what, _, most)) => Err(fault(format!("it has more than {most} {what}"))),

@@ -6,6 +6,7 @@
 
 mod audit;
 mod backup;
+mod components;
 mod error;
 mod history;
 mod key_value;
@@ -30,6 +31,7 @@ use rusqlite::{Connection, OpenFlags};
 
 pub use audit::AuditFilter;
 pub use backup::{back_up, restore};
+pub use components::PIECE_BYTES;
 pub use error::StoreError;
 pub use history::{LoggedLine, Told, ToldEvents};
 pub use key_value::{KeyValueChange, KeyValueQuota, KeyValueWrite, KeyWithValue, Versioned};
@@ -55,6 +57,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/2.sql"),
     include_str!("schema/3.sql"),
     include_str!("schema/4.sql"),
+    include_str!("schema/5.sql"),
 ];
 
 /// How long the start may spend on looking for damage. A small database is read whole.

@@ -8,10 +8,10 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::StoreError;
 use super::history::{LoggedLine, log_lines};
 use super::list;
 use super::rows::{self, TASK_COLUMNS};
+use super::{StoreError, components};
 use crate::task::{AttemptRecord, Digest, ErrorKind, Status, Task, TaskId, Timestamp};
 
 /// A read that takes longer is given up: it would keep the write-ahead log from being emptied.
@@ -264,24 +264,17 @@ impl Readers {
     /// The bytes of a version of a task type.
     pub async fn version_bytes(&self, tenant: Arc<str>, name: String, digest: Digest) -> Result<Option<Vec<u8>>> {
         self.read(move |conn| {
-            conn.prepare_cached(
-                "SELECT bytes FROM component JOIN task_type_version ON component = digest
-                 WHERE tenant = ?1 AND name = ?2 AND digest = ?3",
-            )?
-            .query_row(params![&*tenant, name, digest], |row| row.get(0))
-            .optional()
+            let is_version = conn
+                .prepare_cached("SELECT 1 FROM task_type_version WHERE tenant = ?1 AND name = ?2 AND component = ?3")?
+                .exists(params![&*tenant, name, digest])?;
+            if is_version { components::bytes(conn, digest) } else { Ok(None) }
         })
         .await
     }
 
     /// The bytes of a component.
     pub async fn component(&self, digest: Digest) -> Result<Option<Vec<u8>>> {
-        self.read(move |conn| {
-            conn.prepare_cached("SELECT bytes FROM component WHERE digest = ?1")?
-                .query_row([digest], |row| row.get(0))
-                .optional()
-        })
-        .await
+        self.read(move |conn| components::bytes(conn, digest)).await
     }
 
     /// Whether the database answers.

@@ -51,20 +51,8 @@ fn hex(digests: &[Digest]) -> Json<Vec<String>> {
 }
 
 impl Writer {
-    /// Stores a component as a version of a type that is there.
-    pub fn put_version(
-        &mut self,
-        tenant: &str,
-        name: &str,
-        digest: Digest,
-        bytes: &[u8],
-        now: Timestamp,
-    ) -> Result<()> {
-        self.conn
-            .prepare_cached(
-                "INSERT INTO component (digest, bytes, created_at) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![digest, bytes, now])?;
+    /// Makes a component that is there a version of a type that is there, or will be in the same transaction.
+    pub fn put_version(&mut self, tenant: &str, name: &str, digest: Digest, now: Timestamp) -> Result<()> {
         self.conn
             .prepare_cached(
                 "INSERT INTO task_type_version (tenant, name, component, created_at) VALUES (?1, ?2, ?3, ?4)
@@ -206,7 +194,7 @@ impl Writer {
         let StoredType { tenant, name, component, next, .. } = task_type;
         self.flush_uses()?;
         let sql = format!(
-            "SELECT (SELECT coalesce(sum(length(bytes)), 0) FROM component WHERE digest IN
+            "SELECT (SELECT coalesce(sum(size), 0) FROM component WHERE digest IN
                      (SELECT component FROM task_type_version WHERE {OLD_VERSIONS})),
                  coalesce((SELECT bytes FROM version_use WHERE tenant = ?1), 0)"
         );
@@ -217,23 +205,22 @@ impl Writer {
     }
 
     /// Of these components, removes those that are no version of any type and that no task is pinned to.
-    fn remove_unused(&mut self, mut digests: Vec<Digest>) -> Result<Vec<Digest>> {
+    fn remove_unused(&mut self, digests: Vec<Digest>) -> Result<Vec<Digest>> {
         self.flush_uses()?;
         let mut remove = self.conn.prepare_cached(
             "DELETE FROM component WHERE digest = ?1
              AND NOT EXISTS (SELECT 1 FROM task_type_version WHERE component = ?1)
-             AND NOT EXISTS (SELECT 1 FROM component_use WHERE digest = ?1 AND tasks > 0)",
+             AND NOT EXISTS (SELECT 1 FROM component_use WHERE digest = ?1 AND tasks > 0) RETURNING upload",
         )?;
-        let mut failed = Ok(());
-        digests.retain(|digest| match remove.execute([digest]) {
-            Ok(removed) => removed > 0,
-            Err(error) => {
-                failed = Err(error);
-                false
+        let mut gone = Vec::new();
+        for digest in digests {
+            if let Some(upload) = remove.query_row([digest], |row| row.get::<_, u64>(0)).optional()? {
+                gone.push((digest, upload));
             }
-        });
-        failed?;
-        Ok(digests)
+        }
+        drop(remove);
+        gone.iter().try_for_each(|(_, upload)| self.remove_upload(*upload))?;
+        Ok(gone.into_iter().map(|(digest, _)| digest).collect())
     }
 
     /// Components that were needed for tasks only, which are gone, and that are gone now as well.
@@ -285,15 +272,6 @@ impl Writer {
             })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// The bytes of a component.
-    pub fn component(&mut self, digest: Digest) -> Result<Option<Vec<u8>>> {
-        Ok(self
-            .conn
-            .prepare_cached("SELECT bytes FROM component WHERE digest = ?1")?
-            .query_row([digest], |row| row.get(0))
-            .optional()?)
     }
 
     /// Notes why a component cannot be compiled, and what said so; or that it can.

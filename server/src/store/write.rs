@@ -6,7 +6,7 @@ use super::history::LogUse;
 use super::ledger::Ledger;
 use super::rows::{self, INSERT_TASK, TASK_COLUMNS, UPDATE_TASK};
 use super::task_types::Uses;
-use super::{StoreError, history};
+use super::{StoreError, components, history};
 use crate::clock;
 use crate::quotas::{Quotas, UsedUp};
 use crate::task::{Task, TaskId};
@@ -67,6 +67,8 @@ pub struct Writer {
     wal_pages: std::sync::Arc<std::sync::atomic::AtomicU64>,
     /// The number of the next event.
     pub(super) next_event: u64,
+    /// The number of the next upload.
+    pub(super) next_upload: u64,
     pub(super) uses: Uses,
     pub(super) ledger: Ledger,
     pub(super) log_use: LogUse,
@@ -81,8 +83,9 @@ impl Writer {
             Ok(())
         }))?;
         let next_event = history::next_event(&conn)?;
+        let next_upload = components::next_upload(&conn)?;
         let (uses, ledger, log_use) = (Uses::new(), Ledger::new(), LogUse::new());
-        Ok(Writer { conn, wal_pages, next_event, uses, ledger, log_use })
+        Ok(Writer { conn, wal_pages, next_event, next_upload, uses, ledger, log_use })
     }
 
     /// Begins a transaction.

@@ -54,7 +54,7 @@ fn a_task_whose_component_cannot_be_used_any_more_fails() {
     assert_eq!(server.client.status(&id), "Pending");
     let setup = server.stop();
     let database = rusqlite::Connection::open(setup.database()).unwrap();
-    database.execute("UPDATE component SET bytes = x'00'", []).unwrap();
+    database.execute("UPDATE component_piece SET bytes = x'00'", []).unwrap();
     drop(database);
     fs::remove_dir_all(setup.data_dir().join("compiled")).unwrap();
     let server = setup.with_flags(&[]).start();
@@ -77,7 +77,9 @@ fn what_the_host_failed_is_attempted_again() {
     // What is stored of the component is no component for as long as the server runs this time.
     let database = rusqlite::Connection::open(setup.database()).unwrap();
     database
-        .execute_batch("CREATE TEMP TABLE sound AS SELECT * FROM component; UPDATE component SET bytes = x'00'")
+        .execute_batch(
+            "CREATE TEMP TABLE sound AS SELECT * FROM component_piece; UPDATE component_piece SET bytes = x'00'",
+        )
         .unwrap();
     fs::remove_dir_all(setup.data_dir().join("compiled")).unwrap();
     let server = setup.with_flags(&[]).start();
@@ -94,7 +96,8 @@ fn what_the_host_failed_is_attempted_again() {
     assert_eq!((&waiting["status"], &waiting["error"]["kind"]), (&json!("Pending"), &json!("host")), "{waiting:#}");
     assert_eq!(waiting["waiting_for"]["reason"], "backoff", "{waiting:#}");
     let setup = server.stop();
-    let sound = "UPDATE component SET bytes = (SELECT bytes FROM sound WHERE sound.digest = component.digest)";
+    let sound = "UPDATE component_piece SET bytes = (SELECT bytes FROM sound
+        WHERE (sound.upload, sound.at) = (component_piece.upload, component_piece.at))";
     database.execute_batch(sound).unwrap();
     drop(database);
     let server = setup.start();

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{echo, echo_version, put, task_type, upload, wait_until_current, with_module};
 use crate::support::hostile;
-use crate::support::{Client, server, wait_for};
+use crate::support::{Client, Server, server, wait_for};
 
 /// A component that takes a compiler a while, which grows with `functions`, and that runs like `echo`.
 fn slow(functions: usize) -> Vec<u8> {
@@ -158,6 +158,57 @@ fn a_crash_while_compiling() {
     assert_eq!(partial.count(), 0);
 }
 
+/// What there is of uploads that are no component, and components that are not whole.
+fn halves(server: &Server) -> [u64; 2] {
+    let database = rusqlite::Connection::open(server.setup().database()).unwrap();
+    let count = |sql: &str| database.query_row(sql, [], |row| row.get(0)).unwrap();
+    [
+        count("SELECT count(*) FROM component_piece WHERE upload NOT IN (SELECT upload FROM component)"),
+        count(
+            "SELECT count(*) FROM component WHERE size IS NOT
+             (SELECT sum(length(bytes)) FROM component_piece WHERE upload = component.upload)",
+        ),
+    ]
+}
+
+/// What arrives and is not wanted in the end leaves nothing.
+#[test]
+fn an_upload_that_comes_to_nothing_leaves_nothing() {
+    let server = server(&["--component-quota-bytes", "8000000"]);
+    let client = &server.client;
+    let large = hostile::large(&echo(), 5_000_000);
+    put(client, "mine", &large).expect(201);
+    for number in 0..3_u8 {
+        let mut other = large.clone();
+        other.extend([0, 3, 1, b'v', number]);
+        put(client, "mine", &other).problem(429);
+    }
+    wait_for("what was refused to go", || (halves(&server) == [0, 0]).then_some(()));
+    // The same bytes at the same time are there once.
+    let bytes = hostile::large(&echo(), 700_000);
+    std::thread::scope(|scope| {
+        for name in ["a", "b", "c", "d"] {
+            let bytes = &bytes;
+            scope.spawn(move || put(client, name, bytes));
+        }
+    });
+    wait_for("all that is not needed to go", || (halves(&server) == [0, 0]).then_some(()));
+    let version = newest(client, "a");
+    let path = format!("/task-types/a/versions/{}", version.as_str().unwrap());
+    assert_eq!(client.get(&path).expect(200).body, bytes);
+    wait_until_current(client, "a", &version);
+    for name in ["mine", "a", "b", "c", "d"] {
+        client.send("DELETE", &format!("/task-types/{name}"), &[], None);
+    }
+    wait_for("all of it to go", || {
+        let database = rusqlite::Connection::open(server.setup().database()).unwrap();
+        let used: u64 = database
+            .query_row("SELECT coalesce(max(bytes), 0) FROM version_use WHERE tenant = 'default'", [], |row| row.get(0))
+            .unwrap();
+        (used == 0 && halves(&server) == [0, 0]).then_some(())
+    });
+}
+
 /// Kills in the middle of uploads: each is there whole, or not at all.
 #[test]
 fn crashes_while_uploading() {
@@ -177,6 +228,7 @@ fn crashes_while_uploading() {
         std::thread::sleep(std::time::Duration::from_millis(u64::from(round) * 8));
         server = server.crash().start();
         let acknowledged = upload.join().unwrap();
+        assert_eq!(halves(&server), [0, 0]);
         let client = &server.client;
         let found = client.get("/task-types/mine");
         if found.status == 404 {

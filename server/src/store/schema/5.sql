@@ -1,0 +1,30 @@
+-- Version 5: the bytes of components in pieces.
+
+-- A large component is written over several transactions, beside those of everybody else. It is there once a
+-- component has the upload that brought it; what no component has is what was left of an upload.
+CREATE TABLE component_piece (
+    upload INTEGER NOT NULL,
+    -- Its place among the pieces of the upload, from 0.
+    at     INTEGER NOT NULL,
+    bytes  BLOB NOT NULL,
+    PRIMARY KEY (upload, at)
+);
+INSERT INTO component_piece (upload, at, bytes) SELECT rowid, 0, bytes FROM component;
+
+ALTER TABLE component ADD COLUMN upload INTEGER NOT NULL DEFAULT 0;
+-- Of all its pieces, in bytes.
+ALTER TABLE component ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
+UPDATE component SET upload = rowid, size = length(bytes), bytes = x'';
+CREATE INDEX component_upload ON component (upload);
+
+DROP TRIGGER version_added;
+DROP TRIGGER version_removed;
+ALTER TABLE component DROP COLUMN bytes;
+CREATE TRIGGER version_added AFTER INSERT ON task_type_version BEGIN
+    INSERT INTO version_use (tenant, bytes) SELECT NEW.tenant, size FROM component WHERE digest = NEW.component
+        ON CONFLICT (tenant) DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER version_removed AFTER DELETE ON task_type_version BEGIN
+    UPDATE version_use SET bytes = bytes - (SELECT size FROM component WHERE digest = OLD.component)
+        WHERE tenant = OLD.tenant;
+END;
