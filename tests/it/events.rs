@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::server::Setup;
 use crate::support::time::{in_millis, millis};
-use crate::support::{Client, guest, server, shared_server, wait_for};
+use crate::support::{Client, Server, guest, server, shared_server, wait_for};
 
 /// One event as it came.
 #[derive(Clone, Debug, PartialEq)]
@@ -273,4 +274,41 @@ fn an_event_that_is_not_there_yet_hides_nothing() {
     let one = Stream::open(client, &format!("/task/{id}/events"), Some(9_000_000_000_000_000_000));
     assert_eq!(names(&one.rest()).last(), Some(&"task.completed"));
     all.next_of(&id);
+}
+
+/// What a tenant sees of the numbers of its events says nothing of what others do; they go on after a crash, and after
+/// all events were removed.
+#[test]
+fn the_numbers_of_a_tenants_events_are_its_own() {
+    let setup = Setup::new(&[]);
+    let [a, b] = ["a", "b"].map(|tenant| {
+        setup.make_tenant(tenant);
+        setup.make_key(tenant, "submit", &[])
+    });
+    let server = setup.start();
+    let run = |server: &Server| {
+        let (a, b) = (server.client.with_key(&a), server.client.with_key(&b));
+        let mut seen = Vec::new();
+        for number in 0..3 {
+            (0..=number).for_each(|_| drop(a.run(&json!({"task_type": "echo"}))));
+            let id = b.run(&json!({"task_type": "echo"}))["id"].as_str().unwrap().to_owned();
+            let events = Stream::open(&b, &format!("/task/{id}/events"), None).rest();
+            seen.extend(events.iter().map(|event| event.id));
+        }
+        seen
+    };
+    assert_eq!(run(&server), (1..=9).collect::<Vec<_>>());
+    let server = server.crash().start();
+    assert_eq!(run(&server), (10..=18).collect::<Vec<_>>());
+    let b_sees = server.client.with_key(&b);
+    let all: Vec<u64> = {
+        let mut stream = Stream::open(&b_sees, "/events", Some(0));
+        (0..18).map(|_| stream.next().unwrap().id).collect()
+    };
+    assert_eq!(all, (1..=18).collect::<Vec<_>>());
+    let setup = server.stop();
+    let database = rusqlite::Connection::open(setup.database()).unwrap();
+    database.execute("DELETE FROM event", []).unwrap();
+    drop(database);
+    assert_eq!(run(&setup.start()), (19..=27).collect::<Vec<_>>());
 }

@@ -154,8 +154,8 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
 
 /// Where to go on after an event. Its number may be higher than any that there is, where a backup was restored:
 /// then with what happens from now on.
-async fn known(api: &Api, after: u64) -> Result<u64, Problem> {
-    Ok(if after == 0 { 0 } else { after.min(api.manager.newest_event().await?) })
+async fn known(api: &Api, caller: &Caller, after: u64) -> Result<u64, Problem> {
+    Ok(if after == 0 { 0 } else { after.min(api.manager.newest_event(&caller.tenant).await?) })
 }
 
 /// A stream on its way.
@@ -257,7 +257,7 @@ pub(super) async fn of_task(
     let open = api.streams.open(&caller.tenant, api.tenants.quotas(&caller.tenant).event_streams)?;
     // Before the first read, so that nothing is missed after it.
     let listener = api.manager.listen(Topic::Task(id));
-    let after = known(&api, resumed.unwrap_or(0)).await?;
+    let after = known(&api, &caller, resumed.unwrap_or(0)).await?;
     let told = api.manager.task_events(&caller.tenant, id, after).await?;
     if resumed.is_some() && told.ended && told.told.is_empty() {
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -291,8 +291,8 @@ pub(super) async fn of_tenant(
     let open = api.streams.open(&caller.tenant, api.tenants.quotas(&caller.tenant).event_streams)?;
     let listener = api.manager.listen(Topic::Tenant(caller.tenant.clone()));
     let after = match resumed {
-        Some(after) => known(&api, after).await?,
-        None => api.manager.newest_event().await?,
+        Some(after) => known(&api, &caller, after).await?,
+        None => api.manager.newest_event(&caller.tenant).await?,
     };
     let (manager, tenant) = (api.manager.clone(), caller.tenant.clone());
     Ok(answer(

@@ -238,7 +238,7 @@ impl Core {
             // Otherwise an attempt that tells it all the time would have events without end.
             let running = self.running.get_mut(&task.id);
             if let Some(before) = running.and_then(|running| running.progress.replace(event)) {
-                self.store.remove_event(before)?;
+                self.store.remove_event(&task.tenant, before)?;
             }
         }
         Ok(())

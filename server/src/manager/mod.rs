@@ -420,9 +420,9 @@ impl Manager {
         Ok(self.0.readers.tenant_events(tenant.clone(), after).await?)
     }
 
-    /// The number of the newest event.
-    pub async fn newest_event(&self) -> Result<u64, Refused> {
-        Ok(self.0.readers.newest_event().await?)
+    /// The number of a tenant's newest event.
+    pub async fn newest_event(&self, tenant: &Arc<str>) -> Result<u64, Refused> {
+        Ok(self.0.readers.newest_event(tenant.clone()).await?)
     }
 
     /// Listens to what happens.

@@ -210,9 +210,6 @@ impl Core {
         }
         let unused = self.store.remove_components_without_tasks()?;
         self.gone.add_components(unused);
-        if left < step {
-            self.store.remember_events(self.server)?;
-        }
         // Whether or not all tasks could be removed: what is behind them must not wait for that.
         let (old, many) = (|age: u64| Timestamp(now.0.saturating_sub_unsigned(age)), step.max(STEP));
         let keys = self.store.forget_keys(old(KEY_AGE_MS), many)?;

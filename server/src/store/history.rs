@@ -1,6 +1,6 @@
 //! What is kept of a task beside itself: events, log lines, attempts that are over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -28,17 +28,61 @@ type StoredLine<'a> = (i64, u8, std::borrow::Cow<'a, str>);
 /// Bytes of the log lines that are kept of tenants whose lines the transaction changes: when it began, and now.
 pub(super) type LogUse = HashMap<Arc<str>, (u64, u64)>;
 
-pub(super) fn next_event(conn: &Connection) -> rusqlite::Result<u64> {
-    conn.query_row(
-        "SELECT max(coalesce((SELECT max(seq) FROM event), 0), coalesce((SELECT max(events) FROM server), 0)) + 1",
-        [],
-        |row| row.get(0),
-    )
+/// The last numbers of events that were given, by tenant.
+#[derive(Debug, Default)]
+pub(super) struct EventNumbers {
+    last: HashMap<Arc<str>, u64>,
+    /// Of these the transaction gave some.
+    given: HashSet<Arc<str>>,
+}
+
+impl EventNumbers {
+    /// The numbers that a transaction gave are not given again: somebody may have noted them.
+    pub(super) fn rolled_back(&mut self) {
+        self.given.clear();
+    }
+}
+
+/// The last number of an event that was given for a tenant.
+fn last_event(conn: &Connection, tenant: &str) -> rusqlite::Result<u64> {
+    let last = conn
+        .prepare_cached("SELECT last FROM event_number WHERE tenant = ?1")?
+        .query_row([tenant], |row| row.get(0))
+        .optional()?;
+    Ok(last.unwrap_or(0))
 }
 
 impl Writer {
-    /// Notes what happened to a task, and returns the event's number. Numbers are given once: one that
-    /// a transaction took which was rolled back is not given again while the server runs.
+    /// Gives the next `count` numbers of a tenant's events, and returns the last of them. Numbers are given once: one
+    /// that a transaction took which was rolled back is not given again while the server runs.
+    fn event_numbers(&mut self, tenant: &Arc<str>, count: u64) -> Result<u64> {
+        let EventNumbers { last, given } = &mut self.events;
+        let last = match last.get_mut(tenant) {
+            Some(last) => last,
+            None => last.entry(tenant.clone()).or_insert(last_event(&self.conn, tenant)?),
+        };
+        *last += count;
+        if !given.contains(tenant) {
+            given.insert(tenant.clone());
+        }
+        Ok(*last)
+    }
+
+    /// Writes down which numbers were given.
+    pub(super) fn flush_event_numbers(&mut self) -> Result<()> {
+        for tenant in self.events.given.drain() {
+            let last = self.events.last.get(&tenant);
+            self.conn
+                .prepare_cached(
+                    "INSERT INTO event_number (tenant, last) VALUES (?1, ?2)
+                     ON CONFLICT (tenant) DO UPDATE SET last = ?2",
+                )?
+                .execute(params![&*tenant, last])?;
+        }
+        Ok(())
+    }
+
+    /// Notes what happened to a task, and returns the event's number.
     pub fn append_event(
         &mut self,
         task: &Task,
@@ -47,22 +91,33 @@ impl Writer {
         at: Timestamp,
         data: Option<&str>,
     ) -> Result<u64> {
-        let seq = self.next_event;
-        self.next_event += 1;
+        let seq = self.event_numbers(&task.tenant, 1)?;
+        self.insert_event(task, seq, happened, attempt, at, data)?;
+        Ok(seq)
+    }
+
+    fn insert_event(
+        &mut self,
+        task: &Task,
+        seq: u64,
+        happened: Happened,
+        attempt: u32,
+        at: Timestamp,
+        data: Option<&str>,
+    ) -> Result<()> {
         self.conn
             .prepare_cached(
                 "INSERT INTO event (seq, tenant, task, kind, attempt, at, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
             .execute(params![seq, &*task.tenant, task.id, happened as u8, attempt, at, data])?;
-        Ok(seq)
+        Ok(())
     }
 
     /// Notes that a task was created and started at once: two events with their numbers, and one row, as
     /// most tasks begin so.
     pub fn append_begun(&mut self, task: &Task, at: Timestamp) -> Result<()> {
-        self.next_event += 1;
-        self.append_event(task, Happened::Running, task.attempt, at, Some(CREATED))?;
-        Ok(())
+        let seq = self.event_numbers(&task.tenant, 2)?;
+        self.insert_event(task, seq, Happened::Running, task.attempt, at, Some(CREATED))
     }
 
     /// Adds lines to a task's log, and returns the number of the first and how many there are. The lines that are
@@ -177,9 +232,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes an event.
-    pub fn remove_event(&mut self, seq: u64) -> Result<()> {
-        self.conn.prepare_cached("DELETE FROM event WHERE seq = ?1")?.execute([seq])?;
+    /// Removes an event of a tenant.
+    pub fn remove_event(&mut self, tenant: &str, seq: u64) -> Result<()> {
+        self.conn.prepare_cached("DELETE FROM event WHERE tenant = ?1 AND seq = ?2")?.execute(params![tenant, seq])?;
         Ok(())
     }
 
@@ -242,9 +297,8 @@ pub struct ToldEvents {
     pub ended: bool,
 }
 
-/// Events that one read gives at most, and numbers that it looks at.
+/// Events that one read gives at most.
 const EVENTS_AT_ONCE: usize = 200;
-const LOOKED_AT_ONCE: u64 = 20_000;
 
 /// Bytes of log lines after which a read gives no further event.
 const LINES_AT_ONCE: usize = 1 << 20;
@@ -268,7 +322,6 @@ impl Readers {
             if status.is_none() && told.told.is_empty() {
                 return Ok(None);
             }
-            told.looked_to = told.told.last().map_or(after, |last| last.event.seq);
             told.ended = status.is_none_or(Status::is_ended);
             Ok(Some(told))
         })
@@ -278,41 +331,23 @@ impl Readers {
     /// What happened to a tenant's tasks after event `after`.
     pub async fn tenant_events(&self, tenant: Arc<str>, after: u64) -> std::result::Result<ToldEvents, StoreError> {
         self.read(move |conn| {
-            let newest = newest_event(conn)?;
-            // It begins at the next event that there is: numbers of events that are gone cost nothing.
-            let next: Option<u64> = conn
-                .prepare_cached("SELECT min(seq) FROM event WHERE seq > ?1")?
-                .query_row([after], |row| row.get(0))?;
-            // Other tenants' events lie between: only so many are looked at, however few are this one's.
-            let to = newest.min(next.unwrap_or(after).saturating_add(LOOKED_AT_ONCE));
-            let sql = format!("SELECT {TOLD_COLUMNS} WHERE event.tenant = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq");
-            let mut told = told(conn, &sql, params![&*tenant, after, to], after)?;
-            if told.more {
-                told.looked_to = told.told.last().map_or(to, |last| last.event.seq);
-            } else {
-                told.looked_to = to.max(after);
-                told.more = to < newest;
-            }
-            Ok(told)
+            let sql = format!("SELECT {TOLD_COLUMNS} WHERE event.tenant = ?1 AND seq > ?2 ORDER BY seq");
+            told(conn, &sql, params![&*tenant, after], after)
         })
         .await
     }
 
-    /// The number of the newest event of all.
-    pub async fn newest_event(&self) -> std::result::Result<u64, StoreError> {
-        self.read(newest_event).await
+    /// The number of a tenant's newest event.
+    pub async fn newest_event(&self, tenant: Arc<str>) -> std::result::Result<u64, StoreError> {
+        self.read(move |conn| last_event(conn, &tenant)).await
     }
-}
-
-fn newest_event(conn: &Connection) -> rusqlite::Result<u64> {
-    conn.query_row("SELECT coalesce(max(seq), 0) FROM event", [], |row| row.get(0))
 }
 
 const TOLD_COLUMNS: &str = "seq, event.task, kind, event.attempt, at, data, task.task_type \
      FROM event LEFT JOIN task ON task.id = event.task";
 
 fn told(conn: &Connection, sql: &str, params: impl rusqlite::Params, after: u64) -> rusqlite::Result<ToldEvents> {
-    let mut found = ToldEvents { told: Vec::new(), looked_to: 0, more: false, ended: false };
+    let mut found = ToldEvents { told: Vec::new(), looked_to: after, more: false, ended: false };
     let mut statement = conn.prepare_cached(sql)?;
     let mut rows = statement.query(params)?;
     let mut bytes = 0;
@@ -337,6 +372,7 @@ fn told(conn: &Connection, sql: &str, params: impl rusqlite::Params, after: u64)
             lines = log_lines(conn, event.task, first.saturating_sub(1), count)?;
         }
         bytes += lines.iter().map(|(_, _, line)| line.message.len()).sum::<usize>();
+        found.looked_to = event.seq;
         found.told.push(Told { event, task_type: row.get(6)?, lines });
     }
     Ok(found)
@@ -366,37 +402,4 @@ pub(super) fn log_lines(conn: &Connection, id: TaskId, after: u64, limit: usize)
         }
     }
     Ok(found)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// However many numbers lie between what is left, each read begins at an event.
-    #[tokio::test]
-    async fn numbers_of_events_that_are_gone_are_passed_over_at_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let (writer, readers) = crate::store::open(directory.path(), 1).unwrap();
-        let left: [(u64, &str); 5] =
-            [(7, "a"), (8, "a"), (1_000_000_000, "a"), (2_000_000_000, "b"), (3_000_000_000, "a")];
-        for (seq, tenant) in left {
-            let sql = "INSERT INTO event (seq, tenant, task, kind, attempt, at) VALUES (?1, ?2, zeroblob(16), 2, 1, 0)";
-            writer.conn.execute(sql, params![seq, tenant]).unwrap();
-        }
-        for begin in [0, 7, 8, 100, 999_999_999, 1_000_000_000, 3_000_000_000, 4_000_000_000] {
-            let (mut after, mut seen) = (begin, Vec::new());
-            for _ in 0..left.len() {
-                let told = readers.tenant_events("a".into(), after).await.unwrap();
-                seen.extend(told.told.iter().map(|told| told.event.seq));
-                assert!(told.looked_to >= after);
-                after = told.looked_to;
-                if !told.more {
-                    break;
-                }
-            }
-            let expected: Vec<u64> =
-                left.iter().filter(|(seq, tenant)| *seq > begin && *tenant == "a").map(|(seq, _)| *seq).collect();
-            assert_eq!((seen, after), (expected, begin.max(3_000_000_000)), "after {begin}");
-        }
-    }
 }

@@ -179,21 +179,11 @@ impl Writer {
 
     /// Notes that a server starts on this database, and gives it a number that no other start had.
     pub fn new_server(&mut self, now: Timestamp) -> Result<i64> {
-        self.conn
-            .prepare_cached("INSERT INTO server (started_at, events) VALUES (?1, ?2)")?
-            .execute(params![now, self.next_event - 1])?;
+        self.conn.prepare_cached("INSERT INTO server (started_at) VALUES (?1)")?.execute(params![now])?;
         let server = self.conn.last_insert_rowid();
         // Only those that a Running task may belong to are of any use.
         self.conn.prepare_cached("DELETE FROM server WHERE id < ?1 - 100")?.execute([server])?;
         Ok(server)
-    }
-
-    /// Remembers which numbers of events were given, for when events are removed that nothing follows.
-    pub fn remember_events(&mut self, server: i64) -> Result<()> {
-        self.conn
-            .prepare_cached("UPDATE server SET events = ?2 WHERE id = ?1")?
-            .execute(params![server, self.next_event - 1])?;
-        Ok(())
     }
 
     /// Every tenant and type that has tasks which have ended.
@@ -298,12 +288,11 @@ impl Writer {
         Ok(statement.execute(params![before, limit as i64])?)
     }
 
-    /// Forgets that tasks were removed before `before`, at most `limit` of them; returns how many. The
-    /// newest event of all is kept, so that its number is not given again after a restart.
+    /// Forgets that tasks were removed before `before`, at most `limit` of them; returns how many.
     pub fn forget_deleted(&mut self, before: Timestamp, limit: usize) -> Result<usize> {
         let mut statement = self.conn.prepare_cached(
-            "DELETE FROM event WHERE seq IN
-             (SELECT seq FROM event WHERE kind = 6 AND at < ?1 AND seq < (SELECT max(seq) FROM event) LIMIT ?2)",
+            "DELETE FROM event WHERE (tenant, seq) IN
+             (SELECT tenant, seq FROM event WHERE kind = 6 AND at < ?1 LIMIT ?2)",
         )?;
         Ok(statement.execute(params![before, limit as i64])?)
     }
@@ -335,7 +324,10 @@ impl Writer {
         self.conn.execute_batch(&format!("ALTER TABLE hidden RENAME TO {table}")).unwrap();
     }
 
-    pub(crate) fn newest_event_number(&self) -> u64 {
-        self.next_event - 1
+    /// The last number of an event that is written down for a tenant, and the highest that is there.
+    pub(crate) fn event_numbers_of(&self, tenant: &str) -> (u64, u64) {
+        let sql = "SELECT coalesce((SELECT last FROM event_number WHERE tenant = ?1), 0),
+                   coalesce((SELECT max(seq) FROM event WHERE tenant = ?1), 0)";
+        self.conn.query_row(sql, [tenant], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
     }
 }

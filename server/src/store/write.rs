@@ -2,11 +2,11 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::history::LogUse;
+use super::history::{EventNumbers, LogUse};
 use super::ledger::Ledger;
 use super::rows::{self, INSERT_TASK, TASK_COLUMNS, UPDATE_TASK};
 use super::task_types::Uses;
-use super::{StoreError, components, history};
+use super::{StoreError, components};
 use crate::clock;
 use crate::quotas::{Quotas, UsedUp};
 use crate::task::{Task, TaskId};
@@ -65,8 +65,7 @@ pub struct Writer {
     pub(super) conn: Connection,
     /// Size of the write-ahead log in pages after the last commit.
     wal_pages: std::sync::Arc<std::sync::atomic::AtomicU64>,
-    /// The number of the next event.
-    pub(super) next_event: u64,
+    pub(super) events: EventNumbers,
     /// The number of the next upload.
     pub(super) next_upload: u64,
     pub(super) uses: Uses,
@@ -82,10 +81,9 @@ impl Writer {
             seen.store(u64::try_from(pages).unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
             Ok(())
         }))?;
-        let next_event = history::next_event(&conn)?;
         let next_upload = components::next_upload(&conn)?;
         let (uses, ledger, log_use) = (Uses::new(), Ledger::new(), LogUse::new());
-        Ok(Writer { conn, wal_pages, next_event, next_upload, uses, ledger, log_use })
+        Ok(Writer { conn, wal_pages, events: EventNumbers::default(), next_upload, uses, ledger, log_use })
     }
 
     /// Begins a transaction.
@@ -99,6 +97,7 @@ impl Writer {
         self.flush_uses()?;
         self.flush_ledger()?;
         self.flush_log_use()?;
+        self.flush_event_numbers()?;
         self.conn.prepare_cached("COMMIT")?.execute([])?;
         Ok(())
     }
@@ -108,6 +107,7 @@ impl Writer {
         self.uses.clear();
         self.ledger.clear();
         self.log_use.clear();
+        self.events.rolled_back();
         if !self.conn.is_autocommit()
             && let Err(error) = self.conn.execute_batch("ROLLBACK")
         {

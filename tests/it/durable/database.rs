@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 
+use crate::events::Stream;
 use crate::support::server::{Setup, refused};
 
 /// Bytes of the database file's header (see "Database File Format" of SQLite).
@@ -128,7 +129,12 @@ fn older_databases_are_brought_up_to_date() {
         let Ok(sql) = fs::read_to_string(databases.join(format!("{version}.sql"))) else { break };
         found += 1;
         let setup = Setup::new(&[]).with_components(None);
-        rusqlite::Connection::open(setup.database()).unwrap().execute_batch(&sql).unwrap();
+        let database = rusqlite::Connection::open(setup.database()).unwrap();
+        database.execute_batch(&sql).unwrap();
+        // There were none in the first.
+        let events: Option<u64> =
+            database.query_row("SELECT max(seq) FROM event", [], |row| row.get(0)).unwrap_or(None);
+        drop(database);
         let server = setup.start();
         let client = &server.client;
         let tasks = client.get("/tasks?limit=1000").expect(200).json();
@@ -152,7 +158,15 @@ fn older_databases_are_brought_up_to_date() {
         for id in [&echo[0], &io[0]] {
             assert_eq!(client.wait_for_end(id)["error"]["kind"], "host");
         }
-        assert_eq!(client.output(&json!({"task_type": "echo", "input": 1})), 1);
+        let id = client.create(&json!({"task_type": "echo", "input": 1}));
+        assert_eq!(client.wait_for_end(&id)["output"], 1);
+        // Whoever read all of them before misses nothing of what happens since.
+        let last = events.unwrap_or(0);
+        let path = format!("/task/{id}/events");
+        assert_eq!(Stream::open(client, &path, Some(last)).rest().len(), 3, "after {last}");
+        if version > 1 {
+            assert_eq!(Stream::open(client, &format!("/task/{}/events", echo[1]), Some(0)).rest().len(), 3);
+        }
     }
     let now: usize = {
         let (setup, _) = used();

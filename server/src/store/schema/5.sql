@@ -1,4 +1,4 @@
--- Version 5: the bytes of components in pieces.
+-- Version 5: the bytes of components in pieces, events by tenant.
 
 -- A large component is written over several transactions, beside those of everybody else. It is there once a
 -- component has the upload that brought it; what no component has is what was left of an upload.
@@ -28,3 +28,33 @@ CREATE TRIGGER version_removed AFTER DELETE ON task_type_version BEGIN
     UPDATE version_use SET bytes = bytes - (SELECT size FROM component WHERE digest = OLD.component)
         WHERE tenant = OLD.tenant;
 END;
+
+-- The numbers of events count for each tenant by itself, so that none sees how much the others do. Those that are
+-- given go on after all that were given before, which clients may know.
+CREATE TABLE event_number (
+    tenant TEXT PRIMARY KEY,
+    -- The last one that was given, though its event may be gone.
+    last   INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO event_number (tenant, last)
+    SELECT tenant, max(coalesce((SELECT max(seq) FROM event), 0), coalesce((SELECT max(events) FROM server), 0))
+    FROM (SELECT name AS tenant FROM tenant UNION SELECT tenant FROM event);
+ALTER TABLE server DROP COLUMN events;
+
+-- Anew, by tenant.
+CREATE TABLE event_5 (
+    tenant  TEXT NOT NULL,
+    seq     INTEGER NOT NULL,
+    task    BLOB NOT NULL,
+    kind    INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    at      INTEGER NOT NULL,
+    data    TEXT,
+    PRIMARY KEY (tenant, seq)
+) WITHOUT ROWID;
+INSERT INTO event_5 (tenant, seq, task, kind, attempt, at, data)
+    SELECT tenant, seq, task, kind, attempt, at, data FROM event ORDER BY tenant, seq;
+DROP TABLE event;
+ALTER TABLE event_5 RENAME TO event;
+CREATE INDEX event_task ON event (task, seq);
+CREATE INDEX event_deleted ON event (at) WHERE kind = 6;
