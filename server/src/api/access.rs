@@ -19,6 +19,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{OpenApi, PathItem};
 
 use super::problem::{Kind, Problem};
+use super::until::until;
 use super::{Api, problem};
 use crate::audit::Actor;
 use crate::clock;
@@ -198,10 +199,12 @@ impl Caller {
 
     /// Returns once its key is good no more.
     pub(super) fn end_of_key(&self, tenants: Arc<Tenants>) -> impl Future<Output = ()> + Send + use<> {
-        let key = self.key.clone();
+        let (key, peer) = (self.key.clone(), self.peer);
         async move {
             match key {
                 Some(key) => tenants.keys.end_of(&key).await,
+                // Whoever comes that way never needs one.
+                None if matches!(peer, Peer::Private) => std::future::pending().await,
                 // It needed none, until there was one.
                 None => tenants.keys.needed().await,
             }
@@ -226,17 +229,23 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
         Ok(Some(caller)) => {
             // Whoever waits for an answer, or for what is run for it, waits no longer than the key is good.
             let waits = request.headers().contains_key("prefer") || path(&request) == TRIAL;
-            let end = caller.end_of_key(api.tenants.clone());
-            request.extensions_mut().insert(caller);
+            request.extensions_mut().insert(caller.clone());
             let (request, was_read) = watched(request);
             let mut answered = pin!(next.run(request));
-            tokio::select! {
+            let response = tokio::select! {
+                // First: nothing is read, or done, once the key is good no more.
                 biased;
-                response = &mut answered => return response,
-                () = end => {}
-            }
-            // What was sent whole with a good key is done and answered. What is still being sent is not.
-            if waits || !was_read.load(Ordering::Acquire) { unusable().into_response() } else { answered.await }
+                () = caller.end_of_key(api.tenants.clone()) => {
+                    // What was sent whole with a good key is done and answered. What is still being sent is not.
+                    if waits || !was_read.load(Ordering::Acquire) {
+                        return unusable().into_response();
+                    }
+                    answered.await
+                }
+                response = &mut answered => response,
+            };
+            // Nor is what is still on its way to the client.
+            until(response, caller.end_of_key(api.tenants.clone()))
         }
         Ok(None) => next.run(request).await,
         Err(problem) => {

@@ -29,6 +29,7 @@ mod tasks;
 mod tenants;
 mod tls;
 mod trial;
+mod until;
 mod uploads;
 mod usage;
 mod wire;

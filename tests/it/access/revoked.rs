@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use super::*;
+use crate::support::time::in_millis;
 
 /// Sends the head of a request, and waits until the server asks for its body.
 fn begin(server: &Server, key: &str, method: &str, path: &str, media: &str, body: &[u8]) -> TcpStream {
@@ -75,6 +76,73 @@ fn what_is_still_being_sent_is_not_done() {
     // Those that were made for the test, and none that a revoked one made.
     let good = other.get("/keys").expect(200).json()["keys"].as_array().unwrap().len();
     assert_eq!(good, ROLES.len() + 2);
+}
+
+/// Of many tasks in one request those stay that were stored before.
+#[test]
+fn nothing_is_stored_any_more_of_many_tasks() {
+    let (server, keys) = with_keys();
+    let operator = server.client.with_key(&keys[&("operator", 4)]);
+    let other = server.client.with_key(&keys[&("a", 4)]);
+    let key = server.setup().make_key("a", "submit", &[]);
+    let line = b"{\"task_type\":\"echo\",\"delay_ms\":3600000}\n";
+    let body = line.repeat(1000);
+    let mut stream = begin(&server, &key, "POST", "/tasks", "application/x-ndjson", &body);
+    let (sent, rest) = body.split_at(600 * line.len() + 7);
+    stream.write_all(sent).unwrap();
+    let pending = || other.get("/tenant").expect(200).json()["quotas"]["pending_tasks"]["used"].as_u64().unwrap();
+    // They are stored some at a time.
+    let before = wait_for("the first to be stored", || Some(pending()).filter(|pending| *pending >= 512));
+    revoke(&server, &operator, &key);
+    let _ = stream.write_all(rest);
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 401");
+    other.create(&json!({"task_type": "echo", "delay_ms": 3_600_000}));
+    assert_eq!(pending(), before + 1);
+}
+
+/// What is still on its way to a client ends with the key, whatever ends that.
+#[test]
+fn a_download_is_cut_off() {
+    // More than the system takes of it for a client that does not read.
+    const BYTES: usize = 64 << 20;
+    let setup = Setup::new(&["--max-object-bytes", "67108864"]).with_components(None);
+    let admin = setup.make_key("default", "admin", &[]);
+    let server = setup.start();
+    let admin = server.client.with_key(&admin);
+    admin.send("PUT", "/objects/large", &[], Some(&vec![7; BYTES])).expect(201);
+    let begin = |body: Value| {
+        let made = admin.send("POST", "/keys", &[JSON], Some(body.to_string().as_bytes())).expect(201).json();
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let key = made["key"].as_str().unwrap();
+        let head = format!("GET /objects/large HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut status = [0; 12];
+        let begun = stream.read_exact(&mut status).is_ok() && &status == b"HTTP/1.1 200";
+        (made, begun.then_some(stream))
+    };
+    let cut = |made: Value, mut stream: TcpStream| {
+        let client = server.client.with_key(made["key"].as_str().unwrap());
+        wait_for("the end of the key", || (client.get("/tenant").status == 401).then_some(()));
+        let mut rest = Vec::new();
+        // A reset is an end as well.
+        let _ = stream.read_to_end(&mut rest);
+        assert!(rest.len() < BYTES, "all of it came");
+    };
+    let (made, stream) = begin(json!({"role": "read"}));
+    admin.delete(&format!("/keys/{}", made["id"].as_str().unwrap())).expect(200);
+    cut(made, stream.unwrap());
+    // One that expires: it has to be good until the download has begun.
+    let mut times = [1_000, 3_000, 9_000, 27_000].into_iter();
+    let (made, stream) = loop {
+        let made = begin(json!({"role": "read", "expires_at": in_millis(times.next().unwrap())}));
+        if let (made, Some(stream)) = made {
+            break (made, stream);
+        }
+    };
+    cut(made, stream);
 }
 
 #[test]
