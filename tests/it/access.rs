@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::guests::component;
 use crate::support::server::{Setup, refused, taskcell};
-use crate::support::{Client, Server, guest, wait_for};
+use crate::support::{Client, Server, guest, shared_server, wait_for};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const ROLES: [&str; 5] = ["read", "submit", "operate", "deploy", "admin"];
@@ -28,14 +28,16 @@ impl Call {
         needed.as_str().map(|name| ROLES.iter().position(|role| *role == name).unwrap())
     }
 
-    /// Whether the document says that it is for the operator's keys.
-    fn is_the_operators(&self) -> bool {
-        self.operation["description"].as_str().unwrap().contains("` of the operator.")
+    /// The role that it needs where nothing but one member is in the body, and which member that is.
+    fn role_of(&self) -> Option<(&str, usize)> {
+        let (member, name) = self.operation["x-role-of"].as_object()?.iter().next().unwrap();
+        Some((member, ROLES.iter().position(|role| *role == name).unwrap()))
     }
 
-    /// Whether the operator's keys can use it for what all tenants share.
-    fn is_shared(&self) -> bool {
-        self.operation["description"].as_str().unwrap().contains("that all tenants share")
+    /// Whether keys of that tenant may use it, whatever their role.
+    fn is_for(&self, tenant: &str) -> bool {
+        let whose = if tenant == "operator" { "operator" } else { "tenant" };
+        self.operation["x-keys-of"].as_array().unwrap().iter().any(|of| of == whose)
     }
 
     /// Sends it, about things that there are not: nothing is done by it.
@@ -76,6 +78,69 @@ fn with_keys() -> (Server, BTreeMap<(&'static str, usize), String>) {
     (setup.start(), keys)
 }
 
+/// What is promised of a call, said once more apart from the server's own rules: the role, and whose keys.
+fn promised(method: &str, path: &str) -> Option<(&'static str, &'static [&'static str])> {
+    let first = path.split('/').nth(1).unwrap();
+    let keys_of: &[&str] = match first {
+        "tenants" | "audit" | "metrics" => &["operator"],
+        "task-types" if !path.ends_with("/test") => &["tenant", "operator"],
+        _ => &["tenant"],
+    };
+    let role = match (method, first) {
+        (_, "healthz" | "readyz" | "openapi.json" | "docs" | "problems") => return None,
+        (_, "keys") => "admin",
+        (_, "tenants") if path.contains("/keys") => "admin",
+        (_, "secrets") => "deploy",
+        ("GET" | "HEAD", _) => "read",
+        (_, "tenants") => "admin",
+        ("POST", "task" | "tasks") if matches!(path, "/task" | "/tasks") => "submit",
+        (_, "task" | "tasks" | "schedules") => "operate",
+        ("PUT" | "DELETE", "objects") => "submit",
+        ("POST", "task-types") if path.ends_with("/test") => "submit",
+        ("PUT" | "PATCH" | "DELETE", "task-types") => "deploy",
+        _ => panic!("say here who may {method} {path}"),
+    };
+    Some((role, keys_of))
+}
+
+#[test]
+fn every_call_is_for_whom_it_was_promised_to() {
+    for call in calls(&shared_server().client) {
+        let name = format!("{} {}", call.method, call.path);
+        let said = call.role().map(|role| (ROLES[role], &call.operation["x-keys-of"]));
+        let promised = promised(&call.method, &call.path).map(|(role, keys_of)| (role, json!(keys_of)));
+        assert_eq!(said, promised.as_ref().map(|(role, keys_of)| (*role, keys_of)), "{name}");
+        let pausing = (name == "PATCH /task-types/{name}").then_some(("paused", 2));
+        assert_eq!(call.role_of(), pausing, "{name}");
+    }
+}
+
+/// Each member of the body for itself, where one needs a lower role than the others.
+#[test]
+fn every_setting_takes_the_role_that_it_says() {
+    let (server, keys) = with_keys();
+    let document = server.client.get("/openapi.json").expect(200).json();
+    let calls = calls(&server.client);
+    let mut calls = calls.iter().filter_map(|call| Some((call, call.role_of()?)));
+    let (call, (eased, lower)) = calls.next().unwrap();
+    assert!(calls.next().is_none());
+    let (media, content) = call.operation["requestBody"]["content"].as_object().unwrap().iter().next().unwrap();
+    let schema = document.pointer(&content["schema"]["$ref"].as_str().unwrap()[1..]).unwrap();
+    let settings: Vec<&String> = schema["properties"].as_object().unwrap().keys().collect();
+    assert!(settings.len() > 5 && settings.contains(&&eased.to_owned()), "{settings:?}");
+    for ((tenant, role), key) in &keys {
+        let client = server.client.with_key(key);
+        for setting in &settings {
+            let needed = if *setting == eased { lower } else { call.role().unwrap() };
+            let headers = [("content-type", media.as_str())];
+            let body = json!({ setting.as_str(): null }).to_string();
+            let path = call.path.replace("{name}", "echo");
+            let status = client.send(&call.method, &path, &headers, Some(body.as_bytes())).status;
+            assert_eq!(status == 403, *role < needed, "{setting} by {tenant}/{}: {status}", ROLES[*role]);
+        }
+    }
+}
+
 /// Every call × every role × the tenant's own, another's, the operator's key × no, expired, revoked, malformed key.
 #[test]
 fn every_call_takes_the_keys_that_it_says_and_no_others() {
@@ -102,7 +167,8 @@ fn every_call_takes_the_keys_that_it_says_and_no_others() {
 
     for call in calls(nobody) {
         let name = format!("{} {}", call.method, call.path);
-        let Some(needed) = call.role() else {
+        // Nobody knows what is in a body that cannot be read.
+        let Some(needed) = call.role_of().map(|(_, role)| role).or(call.role()) else {
             let status = call.send(nobody, "a");
             assert!(status != 401 && status != 403, "{name}: {status}");
             continue;
@@ -112,10 +178,7 @@ fn every_call_takes_the_keys_that_it_says_and_no_others() {
             assert_eq!(call.send(&nobody.with_key(bad), "a"), 401, "{name} with {bad}");
         }
         for ((tenant, role), key) in &keys {
-            let allowed = match *tenant {
-                "operator" => call.is_the_operators() || call.is_shared(),
-                _ => !call.is_the_operators(),
-            };
+            let allowed = call.is_for(tenant);
             let client = nobody.with_key(key);
             for about in ["a", "b", "never-there"] {
                 let status = call.send(&client, about);

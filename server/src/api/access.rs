@@ -14,6 +14,7 @@ use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
+use utoipa::openapi::extensions::Extensions;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{OpenApi, PathItem};
@@ -75,7 +76,6 @@ const RULES: &[(&str, &str, Rule)] = &[
     ("GET", "/task-types", Shared(Read)),
     ("GET", "/task-types/{name}", Shared(Read)),
     ("PUT", "/task-types/{name}", Shared(Deploy)),
-    // What is more than pausing needs a higher role: the handler says so.
     ("PATCH", "/task-types/{name}", Shared(Operate)),
     ("DELETE", "/task-types/{name}", Shared(Deploy)),
     ("GET", "/task-types/{name}/versions/{version}", Shared(Read)),
@@ -107,6 +107,9 @@ const RULES: &[(&str, &str, Rule)] = &[
     ("GET", "/problems", Anyone),
     ("GET", "/problems/{name}", Anyone),
 ];
+
+/// A call whose body needs a higher role than its rule says where it has other members than one.
+const MORE: (&str, &str, &str, Role) = ("PATCH", "/task-types/{name}", "paused", Deploy);
 
 fn rule(method: &str, path: &str) -> Option<Rule> {
     let method = if method == "HEAD" { "GET" } else { method };
@@ -153,8 +156,14 @@ impl Caller {
     }
 
     /// Refuses what needs a higher role.
-    pub(super) fn needs(&self, role: Role) -> Result<(), Problem> {
+    fn needs(&self, role: Role) -> Result<(), Problem> {
         if self.role >= role { Ok(()) } else { Err(insufficient(role, "")) }
+    }
+
+    /// Refuses settings of a task type that need a higher role than to pause it.
+    pub(super) fn may_set<'a>(&self, mut settings: impl Iterator<Item = &'a String>) -> Result<(), Problem> {
+        let (_, _, pausing, role) = MORE;
+        if settings.all(|setting| setting == pausing) { Ok(()) } else { self.needs(role) }
     }
 
     /// Refuses a type that its key is not for.
@@ -392,17 +401,29 @@ pub(super) fn document(openapi: &mut OpenApi) {
     for (path, item) in &mut openapi.paths.paths {
         for (method, operation) in operations(item) {
             let Some(rule) = rule(method, path) else { continue };
-            let (role, whose) = match rule {
+            let (mut role, whose, keys_of) = match rule {
                 Anyone => {
                     operation.security = Some(vec![SecurityRequirement::default()]);
                     continue;
                 }
-                Tenant(role) => (role, ""),
-                Shared(role) => (role, ", or a key of the operator for the types that all tenants share"),
-                Operator(role) => (role, " of the operator"),
+                Tenant(role) => (role, "", &["tenant"][..]),
+                Shared(role) => {
+                    let whose = ", or a key of the operator for the types that all tenants share";
+                    (role, whose, &["tenant", "operator"][..])
+                }
+                Operator(role) => (role, " of the operator", &["operator"][..]),
             };
+            // Whose keys, and the role that a body needs which has nothing but one member.
+            let mut more = Extensions::from_iter([("x-keys-of", keys_of)]);
+            let mut said = String::new();
+            if (MORE.0, MORE.1) == (method, path.as_str()) {
+                more.insert("x-role-of".to_owned(), serde_json::json!({ MORE.2: role.name() }));
+                said = format!(" The role `{}` is enough where the body has nothing but `{}`.", role.name(), MORE.2);
+                role = MORE.3;
+            }
+            operation.extensions.get_or_insert_default().merge(more);
             operation.security = Some(vec![SecurityRequirement::new("key", [role.name()])]);
-            let said = format!("Needs a key of the role `{}`{whose}.", role.name());
+            let said = format!("Needs a key of the role `{}`{whose}.{said}", role.name());
             operation.description = Some(match operation.description.take() {
                 Some(description) if !description.is_empty() => format!("{description}\n\n{said}"),
                 _ => said,

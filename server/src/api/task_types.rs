@@ -18,7 +18,6 @@ use super::problem::{Kind, Problem, problems};
 use super::wire::{self, Time};
 use super::{Api, conditional};
 use crate::grants::{self, Grants};
-use crate::keys::Role;
 use crate::limits::{LimitOverrides, Limits};
 use crate::manager::{FieldError, SettingsPatch};
 use crate::registry::{self, Version};
@@ -269,9 +268,7 @@ pub(super) async fn patch(
         let detail = format!("cannot be read: {error}");
         Problem::fields(vec![FieldError { pointer: "#/input_schema".into(), detail }])
     })?;
-    if patch.as_object().is_some_and(|patch| patch.keys().any(|name| name != "paused")) {
-        caller.needs(Role::Deploy)?;
-    }
+    caller.may_set(patch.as_object().into_iter().flat_map(|patch| patch.keys()))?;
     let version = match version {
         None => patch.get("version").map(|_| None),
         Some(text) => Some(Some(digest_at("#/version", &text)?)),
