@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::support::server::Setup;
 use crate::support::{Client, Server, guest, server, wait_for, wait_within};
 
 /// How long the server waits for a client here.
@@ -205,6 +206,49 @@ fn connections_are_bounded() {
     assert!(!served(&mut next, Duration::from_millis(500)), "a fourth connection is served");
     held.pop();
     assert!(served(&mut next, CUT_OFF), "there is room, and it is not served");
+}
+
+/// However many of them wait, one tenant's clients leave connections to the others.
+#[test]
+fn one_tenants_clients_do_not_hold_all_connections() {
+    let setup = Setup::new(&["--max-connections", "24"]);
+    let [a, b] = ["a", "b"].map(|tenant| {
+        setup.make_tenant(tenant);
+        setup.make_key(tenant, "operate", &[])
+    });
+    let server = setup.start();
+    let (a, b) = (server.client.with_key(&a), Client::new(&format!("http://{}", server.address)).with_key(&b));
+    let forever = json!({"task_type": guest("sleep-forever")});
+    let id = a.create(&forever);
+    let waiting: Vec<_> = (0..9)
+        .map(|_| {
+            let (client, path) = (a.clone(), format!("/task/{id}/result"));
+            std::thread::spawn(move || client.get_with(&path, &[("prefer", "wait=60")]))
+        })
+        .collect();
+    // Eighteen in all, once all of those wait.
+    let stream = |client: &Client| client.stream("/events", &[]);
+    let mut streams: Vec<_> = (0..9).map(|_| stream(&a)).collect();
+    assert!(streams.iter().all(|(status, ..)| *status == 200));
+    let headers = wait_for("no room for one more", || {
+        let (status, headers, _) = stream(&a);
+        (status == 429).then_some(headers)
+    });
+    assert_eq!(headers["ratelimit-policy"], "\"held-connections\";q=18;qu=\"concurrent-requests\"");
+    let answer = a.post_task_and_wait(&forever.to_string(), "wait=60").expect(202);
+    assert_eq!(answer.header("preference-applied"), None);
+    let test = format!("/task-types/{}/test", guest("sleep-forever"));
+    let refused = a.send("POST", &test, &[("content-type", "application/json")], Some(b"{}")).problem(429);
+    assert_eq!(refused["type"], "/problems/too-many-waiting");
+    assert_eq!(b.output(&json!({"task_type": "echo", "input": 1})), 1);
+    assert_eq!(stream(&b).0, 200);
+    // What ends makes room.
+    a.post(&format!("/task/{id}/cancel")).expect(202);
+    for waiting in waiting {
+        assert_eq!(waiting.join().unwrap().status, 409);
+    }
+    streams.push(stream(&a));
+    assert_eq!(streams.last().unwrap().0, 200);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{OpenApi, PathItem};
 
+use super::prefer::PREFER;
 use super::problem::{Kind, Problem};
 use super::until::until;
 use super::{Api, problem};
@@ -236,8 +237,20 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     match admit(&api, &request) {
         Ok(Some(caller)) => {
-            // Whoever waits for an answer, or for what is run for it, waits no longer than the key is good.
-            let waits = request.headers().contains_key("prefer") || path(&request) == TRIAL;
+            let is_trial = path(&request) == TRIAL;
+            let held = if is_trial || request.headers().contains_key(PREFER) {
+                match api.connections.wait(&caller.tenant) {
+                    Ok(held) => Some(held),
+                    Err(problem) if is_trial => return refuse(&api, request, problem).await,
+                    Err(_) => {
+                        // It is answered with what is known.
+                        request.headers_mut().remove(PREFER);
+                        None
+                    }
+                }
+            } else {
+                None
+            };
             request.extensions_mut().insert(caller.clone());
             let (request, was_read) = watched(request);
             let mut answered = pin!(next.run(request));
@@ -246,7 +259,8 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
                 biased;
                 () = caller.end_of_key(api.tenants.clone()) => {
                     // What was sent whole with a good key is done and answered. What is still being sent is not.
-                    if waits || !was_read.load(Ordering::Acquire) {
+                    // Nor does anybody wait on, for an answer or for what is run for it.
+                    if held.is_some() || !was_read.load(Ordering::Acquire) {
                         return unusable().into_response();
                     }
                     answered.await
@@ -257,14 +271,16 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
             until(response, caller.end_of_key(api.tenants.clone()))
         }
         Ok(None) => next.run(request).await,
-        Err(problem) => {
-            // A client that is still sending would lose the answer with its connection.
-            if !request.headers().contains_key(EXPECT) {
-                api.uploads.discard(request.body_mut()).await;
-            }
-            problem.into_response()
-        }
+        Err(problem) => refuse(&api, request, problem).await,
     }
+}
+
+async fn refuse(api: &Api, mut request: Request, problem: Problem) -> Response {
+    // A client that is still sending would lose the answer with its connection.
+    if !request.headers().contains_key(EXPECT) {
+        api.uploads.discard(request.body_mut()).await;
+    }
+    problem.into_response()
 }
 
 /// Where an input is run without a task.

@@ -3,9 +3,8 @@
 //! Events are read from the store and not handed over: a reader that is slow holds no memory here, one
 //! that was cut off goes on where it was, and one that comes late sees what it missed.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -20,6 +19,7 @@ use serde_json::value::RawValue;
 
 use super::Api;
 use super::access::Caller;
+use super::connections::Held;
 use super::extract::IdInPath;
 use super::problem::{Kind, Problem, problems};
 use super::tasks::set;
@@ -39,56 +39,8 @@ const GATHER: Duration = Duration::from_millis(20);
 /// How long a client waits before it connects again.
 const RECONNECT: Duration = Duration::from_secs(2);
 
-problems!(TaskEventsProblems: Malformed, NotFound, TooManyStreams, Overloaded, Draining);
-problems!(EventsProblems: Malformed, TooManyStreams, Overloaded, Draining);
-
-/// The open streams of each tenant.
-#[derive(Default)]
-pub(super) struct Streams {
-    open: Mutex<HashMap<Arc<str>, usize>>,
-}
-
-/// One open stream.
-struct OpenStream {
-    streams: Arc<Streams>,
-    tenant: Arc<str>,
-}
-
-impl Streams {
-    /// How many a tenant has open.
-    pub(super) fn of(&self, tenant: &str) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).copied().unwrap_or(0)
-    }
-
-    /// One more, where the tenant may have that many.
-    fn open(self: &Arc<Self>, tenant: &Arc<str>, most: Option<u64>) -> Result<OpenStream, Problem> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.get(tenant).copied().unwrap_or(0);
-        if let Some(most) = most.filter(|most| count as u64 >= *most) {
-            return Err(Problem::of_quota(
-                Kind::TooManyStreams,
-                "event-streams",
-                0,
-                most,
-                ";qu=\"concurrent-requests\"",
-            ));
-        }
-        open.insert(tenant.clone(), count + 1);
-        Ok(OpenStream { streams: self.clone(), tenant: tenant.clone() })
-    }
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        let mut open = self.streams.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.tenant);
-            }
-        }
-    }
-}
+problems!(TaskEventsProblems: Malformed, NotFound, TooManyStreams, TooManyWaiting, Overloaded, Draining);
+problems!(EventsProblems: Malformed, TooManyStreams, TooManyWaiting, Overloaded, Draining);
 
 /// What an event says.
 #[derive(Serialize)]
@@ -169,7 +121,7 @@ struct Reading {
     /// Read and not yet sent.
     ready: Option<ToldEvents>,
     over: bool,
-    _open: OpenStream,
+    _held: Held,
 }
 
 impl Reading {
@@ -254,7 +206,7 @@ pub(super) async fn of_task(
     }
     // A task that is gone has no path any more; who listens while it goes is told.
     api.manager.get(&caller.tenant, id).await?;
-    let open = api.streams.open(&caller.tenant, api.tenants.quotas(&caller.tenant).event_streams)?;
+    let held = api.connections.stream(&caller.tenant, api.tenants.quotas(&caller.tenant).event_streams)?;
     // Before the first read, so that nothing is missed after it.
     let listener = api.manager.listen(Topic::Task(id));
     let after = known(&api, &caller, resumed.unwrap_or(0)).await?;
@@ -264,7 +216,7 @@ pub(super) async fn of_task(
     }
     let (manager, tenant) = (api.manager.clone(), caller.tenant.clone());
     Ok(answer(
-        Reading { manager, tenant, task: Some(id), listener, after, ready: Some(told), over: false, _open: open },
+        Reading { manager, tenant, task: Some(id), listener, after, ready: Some(told), over: false, _held: held },
         caller.end_of_key(api.tenants.clone()),
     ))
 }
@@ -288,7 +240,7 @@ pub(super) async fn of_tenant(
     if api.manager.is_draining() {
         return Err(Problem::of(Kind::Draining));
     }
-    let open = api.streams.open(&caller.tenant, api.tenants.quotas(&caller.tenant).event_streams)?;
+    let held = api.connections.stream(&caller.tenant, api.tenants.quotas(&caller.tenant).event_streams)?;
     let listener = api.manager.listen(Topic::Tenant(caller.tenant.clone()));
     let after = match resumed {
         Some(after) => known(&api, &caller, after).await?,
@@ -296,7 +248,7 @@ pub(super) async fn of_tenant(
     };
     let (manager, tenant) = (api.manager.clone(), caller.tenant.clone());
     Ok(answer(
-        Reading { manager, tenant, task: None, listener, after, ready: None, over: false, _open: open },
+        Reading { manager, tenant, task: None, listener, after, ready: None, over: false, _held: held },
         caller.end_of_key(api.tenants.clone()),
     ))
 }
@@ -304,20 +256,6 @@ pub(super) async fn of_tenant(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn streams_are_counted_by_tenant() {
-        let streams = Arc::new(Streams::default());
-        let (a, b) = (Arc::from("a"), Arc::from("b"));
-        let first = streams.open(&a, Some(2)).unwrap();
-        let _second = streams.open(&a, Some(2)).unwrap();
-        assert_eq!(streams.open(&a, Some(2)).err().unwrap().status(), 429);
-        let third = streams.open(&b, None).unwrap();
-        assert_eq!((streams.of("a"), streams.of("b")), (2, 1));
-        drop((first, third));
-        assert!(streams.open(&a, Some(2)).is_ok());
-        assert!(!streams.open.lock().unwrap().contains_key("b"), "nobody is remembered for ever");
-    }
 
     #[test]
     fn where_a_client_was() {

@@ -8,6 +8,7 @@ mod access;
 mod audit;
 mod bulk;
 mod conditional;
+mod connections;
 mod create;
 mod cursor;
 mod events;
@@ -117,7 +118,7 @@ struct Api {
     checks: Places,
     uploads: extract::Uploads,
     traffic: Arc<server::Traffic>,
-    streams: Arc<events::Streams>,
+    connections: Arc<connections::Connections>,
     openapi: Bytes,
     docs: Arc<utoipa_swagger_ui::Config<'static>>,
 }
@@ -212,7 +213,7 @@ impl Api {
             checks: Places::new(1),
             uploads: extract::Uploads::new(largest, settings.client_timeout),
             traffic: Arc::new(server::Traffic::new(settings.max_connections)),
-            streams: Arc::default(),
+            connections: Arc::new(connections::Connections::new(settings.max_connections)),
             openapi: document(routes().into_openapi()).into(),
             // No badge of an online validator: the page must work without the internet, and tell nobody.
             docs: Arc::new(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none")),

@@ -1,4 +1,5 @@
-//! `Prefer: wait=N` (RFC 7240): how long a client would like an answer to be held. Pure.
+//! `Prefer: wait=N` (RFC 7240): how long a client would like an answer to be held. Pure. Where its tenant holds as many
+//! connections as it may, `access` takes the header away, and the answer is what is known.
 
 use axum::http::HeaderMap;
 use axum::http::header::HeaderName;

@@ -116,6 +116,8 @@ kinds! {
         "As many tasks of the tenant wait as may. Retry-After is reckoned from the rate at which they are done.";
     TooManyStreams = "too-many-event-streams", TOO_MANY_REQUESTS, "Too many event streams are open",
         "The tenant listens on as many streams of events as it may. Close one.";
+    TooManyWaiting = "too-many-waiting", TOO_MANY_REQUESTS, "Too many requests wait",
+        "The tenant's streams of events and requests that wait hold as many connections as those of one tenant may, which is three quarters of all. Close one, or wait for one to end.";
     TooManySchedules = "too-many-schedules", TOO_MANY_REQUESTS, "There are too many schedules",
         "The tenant has as many schedules as it may (--max-schedules). Remove some.";
     TooManySecrets = "too-many-secrets", TOO_MANY_REQUESTS, "There are too many secrets",
@@ -142,7 +144,7 @@ impl Kind {
         match self {
             Kind::Overloaded | Kind::TooManySubmitted => Some("1"),
             Kind::TooManyPending | Kind::TooManyStreams | Kind::TooManyOperations | Kind::QueueFull => Some("10"),
-            Kind::Draining | Kind::StorageUnavailable => Some("5"),
+            Kind::Draining | Kind::StorageUnavailable | Kind::TooManyWaiting => Some("5"),
             Kind::TypeNotReady => Some("30"),
             Kind::QuotaExceeded
             | Kind::TooManySchedules

@@ -72,7 +72,7 @@ pub(super) fn with_quotas(api: &Api, status: StatusCode, tenant: &Tenant, used: 
     let used = Quotas {
         submit_burst: api.tenants.submits(name, now).map(|Submits { rate, left, .. }| rate.burst - left),
         http_requests_per_hour: Some(api.tenants.requests(name, now)),
-        event_streams: Some(api.streams.of(name) as u64),
+        event_streams: Some(api.connections.streams(name)),
         ..used
     };
     let quotas = limits.iter().zip(used.iter()).map(|((name, limit), (_, used))| (name, Quota { limit, used }));

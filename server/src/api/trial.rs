@@ -21,7 +21,7 @@ use crate::manager::NewTask;
 use crate::sandbox::RunEnd;
 use crate::task::{Labels, Outcome, Progress, RetryOverrides, Status, TaskError, Usage};
 
-problems!(TrialProblems: Malformed, NotFound, RequestTimeout, TypeNotReady, TooLarge, UnsupportedMediaType, Unacceptable,
+problems!(TrialProblems: Malformed, NotFound, TooManyWaiting, RequestTimeout, TypeNotReady, TooLarge, UnsupportedMediaType, Unacceptable,
     Overloaded, Draining, StorageUnavailable);
 
 /// What is tried.
