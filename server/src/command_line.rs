@@ -120,6 +120,11 @@ fn named(tenant: &str) -> anyhow::Result<&str> {
     Ok(tenant)
 }
 
+/// The command that makes a tenant.
+fn create_tenant(name: &str, data_dir: &Path) -> String {
+    format!("`taskcell tenant create {name} --data-dir {}`", data_dir.display())
+}
+
 /// Whether a server runs on a data directory.
 enum Server {
     Runs,
@@ -148,7 +153,7 @@ fn change(dir: &DataDir, change: Change) -> anyhow::Result<Changed> {
         Ok(changed) => Ok(changed),
         Err(Refused::NotFound) => match change {
             Change::CreateKey(key) => {
-                bail!("there is no tenant {:?}: taskcell tenant create {}", key.tenant, key.tenant)
+                bail!("there is no tenant {:?}: {}", key.tenant, create_tenant(&key.tenant, &dir.path))
             }
             _ => bail!("there is no such key"),
         },
@@ -191,7 +196,7 @@ fn ask(data_dir: &Path, method: Method, path: &str, body: Option<&Value>) -> any
             return Ok(answer);
         }
         if status == StatusCode::NOT_FOUND {
-            bail!("there is no such tenant or key: taskcell tenant create makes a tenant");
+            bail!("there is no such tenant or key: {} makes a tenant", create_tenant("NAME", data_dir));
         }
         bail!("{}", answer.get("detail").and_then(Value::as_str).unwrap_or("the server refused it"))
     })

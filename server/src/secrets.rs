@@ -50,7 +50,7 @@ impl Secret {
 #[derive(Debug, thiserror::Error)]
 pub enum NotOpened {
     /// The server has no key.
-    #[error("the server has no key for secrets (--secret-key-file)")]
+    #[error("the server has no key for secrets")]
     NoKey,
     /// There is none of that name.
     #[error("there is no secret {0}")]

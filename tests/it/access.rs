@@ -314,7 +314,9 @@ fn the_first_key_ends_the_time_without_keys() {
     command
         .args(["key", "create", "--tenant", "nobody", "--role", "read", "--data-dir"])
         .arg(server.setup().data_dir());
-    assert!(refused(&mut command).contains("no such tenant"));
+    let message = refused(&mut command);
+    let hint = format!("--data-dir {}", server.setup().data_dir().display());
+    assert!(message.contains("no such tenant") && message.contains(&hint), "{message}");
     let key = server.setup().make_key("default", "operate", &[]);
     client.get("/tasks").expect(401);
     events.read_to_string(&mut String::new()).unwrap();
@@ -442,6 +444,7 @@ fn bad_keys_are_not_made() {
     for (body, pointer) in [
         (json!({"role": "root"}), "#/role"),
         (json!({"role": "read", "expires_at": "2001-01-01T00:00:00Z"}), "#/expires_at"),
+        (json!({"role": "read", "expires_at": "tomorrow"}), "#/expires_at"),
         (json!({"role": "read", "label": "x".repeat(201)}), "#/label"),
         (json!({"role": "read", "label": "a\nb"}), "#/label"),
         (json!({"role": "read", "task_types": ["a", "B"]}), "#/task_types/1"),
@@ -450,6 +453,7 @@ fn bad_keys_are_not_made() {
     ] {
         let answer = admin.send("POST", "/keys", &[JSON], Some(body.to_string().as_bytes())).expect(422);
         assert_eq!(answer.json()["errors"][0]["pointer"], pointer, "{body}");
+        assert!(body["expires_at"] != "tomorrow" || answer.text().contains("RFC 3339"), "{}", answer.text());
     }
     // The command line keeps the same rules, whether or not a server runs.
     let none_runs = Setup::new(&[]);
@@ -498,6 +502,10 @@ fn tenants_are_bounded_and_weighed() {
     operator.send("PUT", "/tenants/a", &[], None).expect(200);
     let refused = operator.send("PUT", "/tenants/b", &[], None).expect(429);
     assert_eq!(refused.header("ratelimit-policy"), Some("\"tenants\";q=3"));
+    // What it would be to be like is said by another call.
+    for (body, status) in [("{}", 200), (r#"{"weight":300}"#, 422), ("weight=300", 400)] {
+        operator.send("PUT", "/tenants/a", &[JSON], Some(body.as_bytes())).expect(status);
+    }
     let names = operator.get("/tenants").expect(200).json();
     let names: Vec<_> = names["tenants"].as_array().unwrap().iter().map(|tenant| tenant["name"].clone()).collect();
     assert_eq!(names, ["a", "default", "operator"]);

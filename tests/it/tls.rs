@@ -109,4 +109,12 @@ fn half_of_it_or_a_wrong_file_is_refused() {
     Authority::new().write(other.path());
     let [.., other_key] = flags(other.path());
     assert!(serve(&[&cert, &cert_file, &key, &other_key]).contains("do not fit together"));
+    for encrypted in [
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIB\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nMIIB\n-----END RSA PRIVATE KEY-----\n",
+    ] {
+        fs::write(&other_key, encrypted).unwrap();
+        let message = serve(&[&cert, &cert_file, &key, &other_key]);
+        assert!(message.contains(&format!("openssl pkey -in {other_key}")), "{message}");
+    }
 }

@@ -61,7 +61,7 @@ kinds! {
     BadCursor = "bad-cursor", BAD_REQUEST, "The cursor cannot be used here",
         "A cursor is good for the list that gave it, with the same filters. Begin again without a cursor.";
     Unauthorized = "unauthorized", UNAUTHORIZED, "A key is needed",
-        "Send a key as 'Authorization: Bearer KEY'. 'taskcell key create' makes one.";
+        "Send a key as 'Authorization: Bearer KEY'. An admin of the tenant, or the server's operator, makes one.";
     InvalidKey = "invalid-key", UNAUTHORIZED, "The key cannot be used",
         "The key is malformed or unknown, has expired, or was revoked.";
     InsufficientScope = "insufficient-scope", FORBIDDEN, "The key does not allow this",
@@ -71,7 +71,7 @@ kinds! {
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "The method is not allowed here",
         "The path exists and does not take this method. The Allow header says which it takes.";
     RequestTimeout = "request-timeout", REQUEST_TIMEOUT, "The request took too long to arrive",
-        "The body did not arrive in time (--client-timeout). Nothing was done; the connection is closed.";
+        "The body did not arrive in the time that the server waits for one. Nothing was done; the connection is closed.";
     TaskEnded = "task-ended", CONFLICT, "The task has ended",
         "A task that is Completed or Failed cannot be canceled.";
     TaskNotEnded = "task-not-ended", CONFLICT, "The task has not ended",
@@ -93,9 +93,9 @@ kinds! {
     BadComponent = "bad-component", UNPROCESSABLE_ENTITY, "The component cannot be a task",
         "Each entry of 'errors' says what is wrong with the component, or what it imports that is not offered here.";
     TooManyTaskTypes = "too-many-task-types", TOO_MANY_REQUESTS, "There are too many task types",
-        "The tenant has as many task types as it may (--max-task-types). Remove some.";
+        "The tenant has as many task types as it may, which the server's operator decides. Remove some.";
     TooManyTenants = "too-many-tenants", TOO_MANY_REQUESTS, "There are too many tenants",
-        "There are as many tenants as may be (--max-tenants).";
+        "There are as many tenants as the server takes, which its setting max-tenants says.";
     TooManyKeys = "too-many-keys", TOO_MANY_REQUESTS, "There are too many keys",
         "The tenant has as many keys as it may that are good. Revoke some.";
     PreconditionFailed = "precondition-failed", PRECONDITION_FAILED, "The precondition does not hold",
@@ -113,17 +113,17 @@ kinds! {
     TooManySubmitted = "too-many-submitted", TOO_MANY_REQUESTS, "Tasks are created too fast",
         "The tenant created as many tasks at once as it may. One more can be created after the time in Retry-After, and as many as ever after the time in RateLimit.";
     TooManyPending = "too-many-pending", TOO_MANY_REQUESTS, "Too many tasks are pending",
-        "As many tasks of the tenant wait as may. Retry-After is reckoned from the rate at which they are done.";
+        "As many tasks of the tenant wait as may, which the server's operator decides; those with a delay wait as well. Retry-After is reckoned from the rate at which its tasks leave the queue, and is a minute where none did of late.";
     TooManyStreams = "too-many-event-streams", TOO_MANY_REQUESTS, "Too many event streams are open",
-        "The tenant listens on as many streams of events as it may. Close one.";
+        "The tenant listens on as many streams of events as it may, which the server's operator decides. Close one.";
     TooManyWaiting = "too-many-waiting", TOO_MANY_REQUESTS, "Too many requests wait",
         "The tenant's streams of events and requests that wait hold as many connections as those of one tenant may, which is three quarters of all. Close one, or wait for one to end.";
     TooManySchedules = "too-many-schedules", TOO_MANY_REQUESTS, "There are too many schedules",
-        "The tenant has as many schedules as it may (--max-schedules). Remove some.";
+        "The tenant has as many schedules as it may, which the server's operator decides. Remove some.";
     TooManySecrets = "too-many-secrets", TOO_MANY_REQUESTS, "There are too many secrets",
-        "The tenant has as many secrets as it may (--max-secrets). Remove some.";
+        "The tenant has as many secrets as it may, which the server's operator decides. Remove some.";
     NoSecretKey = "no-secret-key", CONFLICT, "The server has no key for secrets",
-        "Secrets are sealed with a key that the operator gives to the server with --secret-key-file. Without one none is taken.";
+        "Secrets are sealed with a key that the server's operator gives to it. As long as there is none, no secret is taken.";
     TooManyOperations = "too-many-operations", TOO_MANY_REQUESTS, "Too many operations are running",
         "As many bulk operations of the tenant are open as may be. GET /operations lists them; send the request again when one is Completed.";
     QueueFull = "queue-full", SERVICE_UNAVAILABLE, "The queue is full",
@@ -236,7 +236,7 @@ impl Problem {
 
     /// A quota that does not allow something: what is left of it, how much it is, and what else its policy says.
     pub(super) fn of_quota(kind: Kind, name: &str, left: u64, limit: u64, more: &str) -> Problem {
-        Problem::of(kind)
+        Problem::new(kind, format!("{} The limit is {limit}.", kind.page()))
             .with(RATE_LIMIT, format!("\"{name}\";r={left}"))
             .with(RATE_LIMIT_POLICY, format!("\"{name}\";q={limit}{more}"))
     }

@@ -7,13 +7,12 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, LOCATION};
 use axum::http::request::Parts;
 use axum::response::Response;
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
 use super::access::{self, Caller};
-use super::extract;
+use super::extract::{self, Rfc3339};
 use super::problem::{Kind, Problem, problems};
 use super::quotas::{TenantWithQuotas, changed, with_quotas};
 use super::task_types::MERGE_PATCH;
@@ -35,7 +34,7 @@ problems!(ReadTenantProblems: NotFound, Overloaded, Draining, StorageUnavailable
 problems!(CreateKeyProblems: Malformed, NotFound, RequestTimeout, TooLarge, UnsupportedMediaType, Unacceptable, TooManyKeys,
     Overloaded, Draining, StorageUnavailable);
 problems!(RevokeProblems: NotFound, Overloaded, Draining, StorageUnavailable);
-problems!(PutProblems: Unacceptable, TooManyTenants, Overloaded, Draining, StorageUnavailable);
+problems!(PutProblems: Malformed, RequestTimeout, TooLarge, Unacceptable, TooManyTenants, Overloaded, Draining, StorageUnavailable);
 problems!(PatchProblems: Malformed, NotFound, RequestTimeout, TooLarge, UnsupportedMediaType, Unacceptable, Overloaded,
     Draining, StorageUnavailable);
 
@@ -99,7 +98,8 @@ pub(super) struct CreateKey {
     label: String,
     /// From when on it is good no more.
     #[serde(default)]
-    expires_at: Option<DateTime<Utc>>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Rfc3339>,
 }
 
 /// A tenant.
@@ -134,6 +134,11 @@ pub(super) struct TenantPatch {
     #[schema(value_type = Option<QuotaPatch>)]
     quotas: Option<Option<QuotaPatch>>,
 }
+
+/// `{}`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoMembers {}
 
 fn quotas_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<QuotaPatch>>, D::Error> {
     extract::object_or_null(deserializer).map(Some)
@@ -239,6 +244,8 @@ pub(super) async fn get(State(api): State<Arc<Api>>, TenantInPath(name): TenantI
 }
 
 /// Make a tenant
+///
+/// It has no body: `PATCH` says what is different of it.
 #[utoipa::path(
     put, path = "/tenants/{tenant}", operation_id = "put_tenant", tag = "tenants",
     params(("tenant" = String, Path, description = "The name: `[a-z0-9][a-z0-9-]{0,62}`")),
@@ -252,7 +259,13 @@ pub(super) async fn put(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Path(name): Path<String>,
+    request: Request,
 ) -> Result<Response, Problem> {
+    let body = api.uploads.read(request, MOST_BYTES).await?;
+    if !body.bytes.is_empty() {
+        // Rather than not to do what somebody asks for.
+        extract::from_json::<NoMembers>(&body.bytes)?;
+    }
     if !names::is_name(&name) {
         return Err(Problem::new(Kind::Unacceptable, format!("a tenant's name {}", names::RULE)));
     }
@@ -419,8 +432,7 @@ fn unexpected(changed: &Changed) -> Problem {
 impl CreateKey {
     fn of(self, tenant: Arc<str>) -> NewKey {
         let CreateKey { role, task_types, label, expires_at } = self;
-        let expires_at = expires_at.map(|at| Timestamp(at.timestamp_millis()));
-        NewKey { tenant, role, task_types, label, expires_at }
+        NewKey { tenant, role, task_types, label, expires_at: expires_at.map(|Rfc3339(at)| at) }
     }
 }
 

@@ -48,7 +48,18 @@ fn read(certificates: &Path, key: &Path) -> anyhow::Result<ServerConfig> {
     let chain: Vec<CertificateDer<'static>> =
         CertificateDer::pem_file_iter(certificates).and_then(Iterator::collect).with_context(|| of(certificates))?;
     ensure!(!chain.is_empty(), "there is no certificate in {}", certificates.display());
-    let private = PrivateKeyDer::from_pem_file(key).with_context(|| of(key))?;
+    // Nobody is there to be asked for a passphrase.
+    let text = std::fs::read(key).with_context(|| of(key))?;
+    let is_encrypted = |line: &[u8]| {
+        line.starts_with(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || line.starts_with(b"Proc-Type: 4,ENCRYPTED")
+    };
+    ensure!(
+        !text.split(|byte| *byte == b'\n').any(is_encrypted),
+        "the key in {0} is encrypted: decrypt it with `openssl pkey -in {0} -out FILE`, let nobody else read FILE, and \
+         give that to --tls-key",
+        key.display()
+    );
+    let private = PrivateKeyDer::from_pem_slice(&text).with_context(|| of(key))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?

@@ -13,6 +13,9 @@ const RATE_WINDOW_MS: u64 = 10_000;
 /// What a client is told to wait at most, in seconds.
 const LONGEST_WAIT: u64 = 300;
 
+/// What it is told where no task left the queue of late: that says nothing of when one will.
+const UNKNOWN_WAIT: u64 = 60;
+
 /// Counts of Pending tasks, kept in step with the store.
 pub(super) struct Backlog {
     /// How many may be Pending, of all tenants together.
@@ -21,8 +24,20 @@ pub(super) struct Backlog {
     tenants: HashMap<Arc<str>, u64>,
     /// What the open transaction changed, to be undone with it.
     changes: Vec<(Arc<str>, bool)>,
-    /// Tasks that left the queue since then, and how many did in the window before.
-    window: (Timestamp, u64),
+    /// Of all tenants together.
+    drain: Drain,
+    /// Of each that had tasks leave the queue of late: nobody is told how fast others are.
+    drains: HashMap<Arc<str>, Drain>,
+    /// When the window began in which is counted what leaves.
+    since: Timestamp,
+}
+
+/// How fast a queue drains.
+#[derive(Clone, Copy, Default)]
+struct Drain {
+    /// Tasks that left in this window.
+    left: u64,
+    /// How many did in a second of the one before.
     per_second: f64,
 }
 
@@ -33,8 +48,9 @@ impl Backlog {
             total: pending.iter().map(|(_, count)| count).sum(),
             tenants: pending.into_iter().collect(),
             changes: Vec::new(),
-            window: (Timestamp(0), 0),
-            per_second: 0.0,
+            drain: Drain::default(),
+            drains: HashMap::new(),
+            since: Timestamp(0),
         }
     }
 
@@ -76,11 +92,17 @@ impl Backlog {
 
     /// The transaction was committed at `now`.
     pub(super) fn committed(&mut self, now: Timestamp) {
-        self.window.1 += self.changes.drain(..).filter(|(_, came)| !came).count() as u64;
-        let elapsed = now.millis_since(self.window.0);
+        for (tenant, _) in self.changes.drain(..).filter(|(_, came)| !came) {
+            self.drain.left += 1;
+            self.drains.entry(tenant).or_default().left += 1;
+        }
+        let elapsed = now.millis_since(self.since);
         if elapsed >= RATE_WINDOW_MS {
-            self.per_second = self.window.1 as f64 * 1000.0 / elapsed as f64;
-            self.window = (now, 0);
+            let next = |Drain { left, .. }: Drain| Drain { left: 0, per_second: left as f64 * 1000.0 / elapsed as f64 };
+            self.drain = next(self.drain);
+            self.drains.values_mut().for_each(|drain| *drain = next(*drain));
+            self.drains.retain(|_, drain| drain.per_second > 0.0);
+            self.since = now;
         }
     }
 
@@ -98,24 +120,28 @@ impl Backlog {
 
     /// Whether one more may wait, of a tenant that may have so many.
     pub(super) fn check(&self, tenant: &str, most: Option<u64>, now: Timestamp) -> Result<(), Refused> {
+        let of_tenant = self.drains.get(tenant).copied().unwrap_or_default();
         if let Some(limit) = most
             && self.of(tenant) >= limit
         {
-            return Err(Refused::TooManyPending { limit, retry_after: self.until_a_tenth_is_free(limit, now) });
+            return Err(Refused::TooManyPending {
+                limit,
+                retry_after: self.until_a_tenth_is_free(limit, of_tenant, now),
+            });
         }
         if self.total >= self.most {
-            return Err(Refused::QueueFull { retry_after: self.until_a_tenth_is_free(self.most, now) });
+            return Err(Refused::QueueFull { retry_after: self.until_a_tenth_is_free(self.most, self.drain, now) });
         }
         Ok(())
     }
 
     /// Seconds until, at the rate at which the queue drains, a tenth of a bound is free.
-    fn until_a_tenth_is_free(&self, limit: u64, now: Timestamp) -> u64 {
-        let elapsed = now.millis_since(self.window.0).clamp(1, RATE_WINDOW_MS) as f64 / 1000.0;
+    fn until_a_tenth_is_free(&self, limit: u64, drain: Drain, now: Timestamp) -> u64 {
+        let elapsed = now.millis_since(self.since).clamp(1, RATE_WINDOW_MS) as f64 / 1000.0;
         // What this window shows counts as soon as it is more than the last one showed.
-        let rate = self.per_second.max(self.window.1 as f64 / elapsed.max(1.0));
+        let rate = drain.per_second.max(drain.left as f64 / elapsed.max(1.0));
         if rate <= 0.0 {
-            return LONGEST_WAIT;
+            return UNKNOWN_WAIT;
         }
         ((limit as f64 / 10.0 / rate).ceil() as u64).clamp(1, LONGEST_WAIT)
     }
@@ -149,12 +175,22 @@ mod tests {
     fn the_wait_follows_the_rate() {
         let (mut backlog, _) = backlog();
         let tenant: Arc<str> = "b".into();
-        assert_eq!(backlog.until_a_tenth_is_free(100, Timestamp(1)), LONGEST_WAIT, "nothing drains");
+        let told = |backlog: &Backlog, tenant: &str, most, now| match backlog.check(tenant, most, Timestamp(now)) {
+            Err(Refused::TooManyPending { retry_after, .. } | Refused::QueueFull { retry_after }) => retry_after,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told(&backlog, "b", Some(60), 1), UNKNOWN_WAIT, "nothing drains");
         backlog.committed(Timestamp(1_000_000));
+        (0..60).for_each(|_| backlog.came(&"a".into()));
         for second in 1..=10 {
             (0..4).for_each(|_| backlog.left(&tenant));
             backlog.committed(Timestamp(1_000_000 + second * 1000));
         }
-        assert_eq!(backlog.until_a_tenth_is_free(100, Timestamp(1_010_000)), 3, "ten at four a second");
+        assert_eq!(told(&backlog, "b", Some(20), 1_010_000), 1, "two at four a second");
+        assert_eq!(told(&backlog, "a", Some(60), 1_010_000), UNKNOWN_WAIT, "what another has done makes no room here");
+        (0..40).for_each(|_| backlog.came(&"a".into()));
+        assert_eq!(told(&backlog, "c", None, 1_010_000), 3, "ten at four a second");
+        backlog.committed(Timestamp(1_020_000));
+        assert!(backlog.drains.is_empty(), "nobody is remembered for ever");
     }
 }
