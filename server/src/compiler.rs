@@ -73,7 +73,7 @@ impl Waiting {
     }
 
     fn next(&mut self) -> Option<(Arc<str>, Digest)> {
-        let next = self.turns.next()?;
+        let next = self.turns.pop()?;
         self.known.remove(&next.1);
         Some(next)
     }

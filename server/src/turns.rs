@@ -34,7 +34,7 @@ impl<T> Turns<T> {
     }
 
     /// The next one: the first of the tenant whose turn it is.
-    pub fn next(&mut self) -> Option<(Arc<str>, T)> {
+    pub fn pop(&mut self) -> Option<(Arc<str>, T)> {
         let after = self.last.as_ref().and_then(|last| {
             let range = (Bound::Excluded(last.clone()), Bound::Unbounded);
             self.tenants.range(range).next()
@@ -89,7 +89,7 @@ impl Places {
     fn give_back(&self) {
         loop {
             let mut taken = self.taken();
-            let Some((_, next)) = taken.waiting.next() else {
+            let Some((_, next)) = taken.waiting.pop() else {
                 taken.free += 1;
                 return;
             };
@@ -129,7 +129,7 @@ mod tests {
         }
         turns.retain(|number| *number < 7);
         let mut order = Vec::new();
-        while let Some((tenant, number)) = turns.next() {
+        while let Some((tenant, number)) = turns.pop() {
             order.push((tenant.to_string(), number));
             if order.len() == 2 {
                 turns.add("b".into(), 6);
