@@ -128,11 +128,17 @@ pub(crate) fn load(
     writer.begin()?;
     for mut stored in task_types {
         // The server may have gone down between the end of compiling and this.
-        if let Some(Version::Ready(about)) = stored.next.and_then(|next| registry.version(next))
-            && let Some(promoted) = manager::promoted(&stored, &about)
-        {
-            stored = promoted;
-            writer.put_task_type(&stored)?;
+        let versions = match stored.component {
+            Some(_) => Vec::new(),
+            None => writer.versions(&stored.tenant, &stored.name)?,
+        };
+        for version in stored.next.into_iter().chain(versions) {
+            if let Some(Version::Ready(about)) = registry.version(version)
+                && let Some(promoted) = manager::promoted(&stored, version, &about)
+            {
+                stored = promoted;
+                writer.put_task_type(&stored)?;
+            }
         }
         registry.put_type(stored.tenant.clone(), TaskType::of(&stored));
     }

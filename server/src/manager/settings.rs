@@ -181,8 +181,10 @@ impl Core {
             stored.input_schema = input_schema.clone();
         }
         // What it was held for may be granted now.
-        if let Some(Version::Ready(about)) = stored.next.and_then(|next| self.version(next)) {
-            stored = promoted(&stored, &about).unwrap_or(stored);
+        if let Some(next) = stored.next
+            && let Some(Version::Ready(about)) = self.version(next)
+        {
+            stored = promoted(&stored, next, &about).unwrap_or(stored);
         }
         self.store.put_task_type(&stored)?;
         if let Some(detail) = differences(&before, &stored) {

@@ -332,8 +332,8 @@ impl Core {
         let mut changed = Vec::new();
         self.gone.told.push((digest, version_of(compiled)));
         if let Ok(program) = compiled {
-            for task_type in self.store.waiting_for(digest)? {
-                if let Some(promoted) = promoted(&task_type, &program.about) {
+            for task_type in self.store.with_version(digest)? {
+                if let Some(promoted) = promoted(&task_type, digest, &program.about) {
                     self.store.put_task_type(&promoted)?;
                     changed.push(promoted);
                 }
@@ -372,7 +372,7 @@ impl Core {
         stored.next = Some(digest);
         let compile = match &loaded {
             Some(Version::Ready(about)) => {
-                stored = promoted(&stored, about).unwrap_or(stored);
+                stored = promoted(&stored, digest, about).unwrap_or(stored);
                 false
             }
             Some(Version::Compiling) => false,
@@ -551,11 +551,13 @@ impl Core {
     }
 }
 
-/// A type whose next version has become its current one, where the type is granted what that version needs.
-pub(crate) fn promoted(stored: &StoredType, next: &About) -> Option<StoredType> {
-    if !grants::missing(&next.imports, &stored.grants).is_empty() {
+/// A type whose version has become its current one: the one that was to be that, or any where there is none yet. The
+/// type has to be granted what the version needs.
+pub(crate) fn promoted(stored: &StoredType, version: Digest, about: &About) -> Option<StoredType> {
+    if !grants::missing(&about.imports, &stored.grants).is_empty() {
         return None;
     }
-    let next = stored.next?;
-    Some(StoredType { component: Some(next), next: None, ..stored.clone() })
+    let is_next = stored.next == Some(version);
+    let next = stored.next.filter(|_| !is_next);
+    (is_next || stored.component.is_none()).then(|| StoredType { component: Some(version), next, ..stored.clone() })
 }

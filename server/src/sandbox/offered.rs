@@ -57,7 +57,7 @@ pub(super) fn interface(name: &str) -> Option<(&'static str, &'static [&'static 
 const RUN: &str = "wasi:cli/run@0.2";
 
 /// How many faults are told.
-const MOST_FAULTS: usize = 100;
+pub(super) const MOST_FAULTS: usize = 100;
 
 /// Everything that a component imports and is not offered, and what it lacks to be a task.
 pub(super) fn faults(types: &Types, imports: &[String], exports: &[String]) -> Vec<String> {

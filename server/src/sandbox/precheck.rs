@@ -107,15 +107,18 @@ fn check_all(bytes: &[u8], bounds: Bounds) -> Result<(), Faults> {
     if !bytes.starts_with(b"\0asm") {
         return Err(fault("it is no valid WebAssembly: it does not begin with the bytes 00 61 73 6d"));
     }
-    let faults = if Parser::is_core_wasm(bytes) {
-        let (types, _) = look(bytes, adapt::FEATURES, bounds)?;
-        adapt::faults(bytes, types.as_ref()).map_err(|error| fault(format!("{error:#}")))?
+    let mut faults = if Parser::is_core_wasm(bytes) {
+        let (types, Names { mut faults, .. }) = look(bytes, adapt::FEATURES, bounds)?;
+        faults.extend(adapt::faults(bytes, types.as_ref()).map_err(|error| fault(format!("{error:#}")))?);
+        faults
     } else {
         let (types, names) = look(bytes, features(), bounds)?;
         let mut faults = offered::faults(&types, &names.imports, &names.exports);
+        faults.extend(names.faults);
         faults.extend(linking::faults(bytes).map_err(|error| fault(format!("{error:#}")))?);
         faults
     };
+    faults.truncate(offered::MOST_FAULTS);
     if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
 }
 
@@ -131,7 +134,7 @@ fn look(bytes: &[u8], features: WasmFeatures, bounds: Bounds) -> Result<(Types, 
         counts.add(&payload)?;
         names.add(&payload, counts.depth)?;
         if let Payload::MemorySection(memories) = &payload {
-            check_memories(memories, bounds.task_memory_bytes)?;
+            names.faults.extend(faults_of_memories(memories, bounds.task_memory_bytes)?);
         }
         if let Payload::ComponentCanonicalSection(functions) = &payload {
             for function in functions.clone() {
@@ -198,12 +201,13 @@ impl Counts {
     }
 }
 
-/// What the outermost component imports and exports.
+/// What the outermost component imports and exports, and what is wrong that the parser does not mind.
 #[derive(Default)]
 struct Names {
     imports: Vec<String>,
     exports: Vec<String>,
     bytes: usize,
+    faults: Vec<String>,
 }
 
 impl Names {
@@ -242,17 +246,16 @@ impl Names {
     }
 }
 
-fn check_memories(memories: &MemorySectionReader<'_>, most: u64) -> Result<(), Faults> {
+fn faults_of_memories(memories: &MemorySectionReader<'_>, most: u64) -> Result<Vec<String>, Faults> {
+    let mut faults = Vec::new();
     for memory in memories.clone() {
         let MemoryType { initial, page_size_log2, .. } = memory?;
         let bytes = initial.saturating_mul(1 << page_size_log2.unwrap_or(PAGE_LOG2).min(PAGE_LOG2));
         if bytes > most {
-            return Err(fault(format!(
-                "a memory of it has at least {bytes} bytes, and no task has more than {most} here"
-            )));
+            faults.push(format!("a memory of it has at least {bytes} bytes, and no task has more than {most} here"));
         }
     }
-    Ok(())
+    Ok(faults)
 }
 
 fn check_body(body: &FunctionBody<'_>) -> Result<(), Faults> {

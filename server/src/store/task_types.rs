@@ -112,14 +112,6 @@ impl Writer {
             .query_row([tenant], |row| row.get(0))?)
     }
 
-    /// The task types, of all tenants, that wait for a component to become their current version.
-    pub fn waiting_for(&mut self, digest: Digest) -> Result<Vec<StoredType>> {
-        let sql = format!("SELECT {} FROM task_type WHERE next = ?1 ORDER BY tenant, name", rows::TYPE_COLUMNS);
-        let mut statement = self.conn.prepare_cached(&sql)?;
-        let rows = statement.query_map([digest], rows::task_type)?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
     /// Writes a task type, in place of the one of that tenant and name.
     pub fn put_task_type(&mut self, task_type: &StoredType) -> Result<()> {
         let StoredType {
@@ -245,7 +237,7 @@ impl Writer {
     }
 
     /// The task types, of all tenants, that have a component as a version.
-    fn with_version(&mut self, digest: Digest) -> Result<Vec<StoredType>> {
+    pub fn with_version(&mut self, digest: Digest) -> Result<Vec<StoredType>> {
         let sql = format!(
             "SELECT {} FROM task_type WHERE (tenant, name) IN
              (SELECT tenant, name FROM task_type_version WHERE component = ?1)",

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{echo, echo_version, put, task_type, upload, wait_until_current, with_module};
+use crate::support::guests::GUESTS;
 use crate::support::hostile;
-use crate::support::{Client, Server, server, wait_for};
+use crate::support::{Client, Server, guest, server, wait_for};
 
 /// A component that takes a compiler a while, which grows with `functions`, and that runs like `echo`.
 fn slow(functions: usize) -> Vec<u8> {
@@ -54,6 +55,22 @@ fn the_version_before_serves_until_the_next_is_compiled() {
     wait_until_current(client, "mine", &second);
     wait_until_current(client, "fresh", &second);
     assert_eq!(client.output(&json!({"task_type": "fresh", "input": 4})), 4);
+}
+
+/// Of a type without a version the first that can serve does, also where another one was uploaded meanwhile.
+#[test]
+fn a_version_that_was_overtaken_serves_where_there_is_no_other() {
+    let server = server(&[]);
+    let client = &server.client;
+    let first = put(client, "mine", &slow(12)).expect(201).json()["versions"][0]["version"].clone();
+    let http = GUESTS.iter().find(|(name, _)| *name == guest("http")).unwrap().1;
+    let second = put(client, "mine", http).expect(200).json()["next"].clone();
+    assert_ne!(first, second);
+    wait_until_current(client, "mine", &first);
+    wait_for_state(client, "mine", &second, "held");
+    let read = task_type(client, "mine");
+    assert_eq!((&read["state"], &read["version"], &read["next"]), (&json!("ready"), &first, &second), "{read:#}");
+    assert_eq!(client.run(&json!({"task_type": "mine"}))["component"], first);
 }
 
 /// Whoever wants to knows at once what came of it.
