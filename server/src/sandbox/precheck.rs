@@ -107,7 +107,7 @@ fn check_all(bytes: &[u8], bounds: Bounds) -> Result<(), Faults> {
     if !bytes.starts_with(b"\0asm") {
         return Err(fault("it is no valid WebAssembly: it does not begin with the bytes 00 61 73 6d"));
     }
-    let mut faults = if Parser::is_core_wasm(bytes) {
+    let faults = if Parser::is_core_wasm(bytes) {
         let (types, Names { mut faults, .. }) = look(bytes, adapt::FEATURES, bounds)?;
         faults.extend(adapt::faults(bytes, types.as_ref()).map_err(|error| fault(format!("{error:#}")))?);
         faults
@@ -116,9 +116,9 @@ fn check_all(bytes: &[u8], bounds: Bounds) -> Result<(), Faults> {
         let mut faults = offered::faults(&types, &names.imports, &names.exports);
         faults.extend(names.faults);
         faults.extend(linking::faults(bytes).map_err(|error| fault(format!("{error:#}")))?);
+        faults.truncate(offered::MOST_FAULTS);
         faults
     };
-    faults.truncate(offered::MOST_FAULTS);
     if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
 }
 
