@@ -10,25 +10,30 @@ use tokio::sync::oneshot;
 /// Things that wait, each of a tenant.
 pub struct Turns<T> {
     tenants: BTreeMap<Arc<str>, VecDeque<T>>,
+    /// How many all tenants have.
+    len: usize,
     last: Option<Arc<str>>,
 }
 
 impl<T> Default for Turns<T> {
     fn default() -> Turns<T> {
-        Turns { tenants: BTreeMap::new(), last: None }
+        Turns { tenants: BTreeMap::new(), len: 0, last: None }
     }
 }
 
 impl<T> Turns<T> {
     /// One comes after those that came before of the same tenant.
     pub fn add(&mut self, tenant: Arc<str>, thing: T) {
+        self.len += 1;
         self.tenants.entry(tenant).or_default().push_back(thing);
     }
 
     /// Those that do not wait any longer go.
     pub fn retain(&mut self, mut waits: impl FnMut(&T) -> bool) {
+        self.len = 0;
         self.tenants.retain(|_, waiting| {
             waiting.retain(&mut waits);
+            self.len += waiting.len();
             !waiting.is_empty()
         });
     }
@@ -42,6 +47,7 @@ impl<T> Turns<T> {
         let tenant = after.or_else(|| self.tenants.iter().next()).map(|(tenant, _)| tenant.clone())?;
         let waiting = self.tenants.get_mut(&tenant)?;
         let thing = waiting.pop_front()?;
+        self.len -= 1;
         if waiting.is_empty() {
             self.tenants.remove(&tenant);
         }
@@ -57,7 +63,12 @@ pub struct Places(Arc<Mutex<Taken>>);
 struct Taken {
     free: usize,
     waiting: Turns<oneshot::Sender<Place>>,
+    /// When so many wait, those that do no longer are looked for.
+    look_at: usize,
 }
+
+/// The least that wait before it is looked for those that do no longer.
+const LOOK_AT: usize = 32;
 
 /// A place, which is free again when this is dropped.
 pub struct Place(Option<Places>);
@@ -65,7 +76,7 @@ pub struct Place(Option<Places>);
 impl Places {
     /// So many of them.
     pub fn new(free: usize) -> Places {
-        Places(Arc::new(Mutex::new(Taken { free, waiting: Turns::default() })))
+        Places(Arc::new(Mutex::new(Taken { free, waiting: Turns::default(), look_at: LOOK_AT })))
     }
 
     /// Waits for a place.
@@ -77,8 +88,12 @@ impl Places {
                 return Place(Some(self.clone()));
             }
             let (give, given) = oneshot::channel();
-            // Whoever waits no longer is forgotten here too, and not only when it would be its turn.
-            taken.waiting.retain(|waiting| !waiting.is_closed());
+            // Whoever waits no longer is forgotten here too, and not only when it would be its turn. As this is done
+            // again only when there are twice as many, it costs each of them little.
+            if taken.waiting.len >= taken.look_at {
+                taken.waiting.retain(|waiting| !waiting.is_closed());
+                taken.look_at = LOOK_AT.max(2 * taken.waiting.len);
+            }
             taken.waiting.add(tenant.clone(), give);
             given
         };
