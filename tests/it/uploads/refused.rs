@@ -174,6 +174,14 @@ fn a_component_whose_types_do_not_fit() {
         ),
         ["it imports types that are not those that are offered here"]
     );
+    // One interface under two versions, of which one fits.
+    assert_eq!(
+        faults(
+            r#"(import "wasi:clocks/monotonic-clock@0.2.0" (instance (export "now" (func (result u64)))))
+               (import "wasi:clocks/monotonic-clock@0.2.12" (instance (export "now" (func (result s8)))))"#
+        ),
+        ["it imports types that are not those that are offered here"]
+    );
 }
 
 /// A memory that no task can have is refused before it is stored.
