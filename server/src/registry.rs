@@ -144,17 +144,14 @@ impl Registry {
         self.read().meant(tenant, name).map(|found| found.concurrency).unwrap_or_default()
     }
 
-    /// What the tasks of the type that `name` means for a tenant may touch, where the type has that version. Where
-    /// that is not known here: whose type it is.
-    pub fn grants(&self, tenant: &str, name: &str, version: Digest) -> (Arc<Grants>, Option<Arc<str>>) {
+    /// The type of that name that is a tenant's own, and the shared one, each with its owner.
+    pub fn own_and_shared(&self, tenant: &str, name: &str) -> impl Iterator<Item = (Arc<str>, TaskType)> + use<> {
         let inner = self.read();
-        let found = [tenant, SHARED].iter().find_map(|tenant| {
-            let (owner, types) = inner.types.get_key_value(*tenant)?;
-            Some((owner, types.get(name)?))
-        });
-        let Some((owner, found)) = found else { return Default::default() };
-        let is_known = [found.current, found.next].contains(&Some(version));
-        (found.grants.clone(), (!is_known).then(|| owner.clone()))
+        let of = |owner: &str| {
+            let (owner, types) = inner.types.get_key_value(owner)?;
+            Some((owner.clone(), types.get(name)?.clone()))
+        };
+        [of(tenant), of(SHARED)].into_iter().flatten()
     }
 
     /// Puts the program of a version that is there into memory. The one that was not asked for the longest goes

@@ -13,7 +13,7 @@ use crate::compiler::Compiler;
 use crate::manager;
 use crate::registry::{Registry, SHARED, TaskType, Version};
 use crate::sandbox::{Sandbox, one_line};
-use crate::store::{PIECE_BYTES, StoredComponent, StoredType, Writer};
+use crate::store::{PIECE_BYTES, StoredComponent, StoredType, Writer, new_upload};
 use crate::task::Digest;
 
 /// The built-in types: name and component.
@@ -26,8 +26,8 @@ const LOADED_AT_START: usize = 100;
 /// The largest component that is read from `--components`.
 const MAX_COMPONENT_BYTES: u64 = 64 << 20;
 
-/// Puts the built-in types and those of `dir` into the store: their current version is what the
-/// program, or the directory, holds now. Returns those.
+/// Puts the built-in types and those of `dir` into the store: what the program, or the directory, holds now becomes
+/// their current version, once it is compiled and granted as with any other. Returns those versions.
 pub(crate) fn store(writer: &mut Writer, registry: &Registry, dir: Option<&Path>) -> anyhow::Result<HashSet<Digest>> {
     let mut found: Vec<(String, Vec<u8>)> =
         GUESTS.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
@@ -41,9 +41,10 @@ pub(crate) fn store(writer: &mut Writer, registry: &Registry, dir: Option<&Path>
         let digest = Digest(Sha256::digest(&bytes).into());
         let before = writer.task_type(SHARED, &name)?;
         let before = before.unwrap_or_else(|| StoredType::new(SHARED.into(), name.as_str().into()));
-        let stored = StoredType { component: Some(digest), next: None, ..before };
+        let next = Some(digest).filter(|_| before.component != Some(digest));
+        let stored = StoredType { next, ..before };
         if !writer.has_component(digest)? {
-            let upload = writer.begin_upload();
+            let upload = new_upload();
             for (at, piece) in (0..).zip(bytes.chunks(PIECE_BYTES)) {
                 writer.put_piece(upload, at, piece)?;
             }
@@ -94,8 +95,8 @@ pub(crate) fn load(
     let components = writer.components()?;
     sandbox.keep_code_of(&components.iter().map(|component| component.digest).collect());
     let task_types = writer.task_types()?;
-    let at_once: HashSet<Digest> =
-        task_types.iter().filter_map(|stored| stored.component).take(LOADED_AT_START).collect();
+    let current = |stored: &StoredType| stored.next.filter(|next| ours.contains(next)).or(stored.component);
+    let at_once: HashSet<Digest> = task_types.iter().filter_map(current).take(LOADED_AT_START).collect();
     for StoredComponent { digest, name, owner, failure } in components {
         if let Some(about) = (!at_once.contains(&digest)).then(|| sandbox.about(digest)).flatten() {
             registry.put_version(digest, Version::Ready(Arc::new(about)));

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, guest, server, shared_server};
+use crate::support::{Client, Server, guest, server};
 
 fn grant(client: &Client, grants: &Value) -> Value {
     let patch = json!({ "grants": grants }).to_string();
@@ -11,15 +11,23 @@ fn grant(client: &Client, grants: &Value) -> Value {
     client.send("PATCH", &path, &headers, Some(patch.as_bytes())).expect(200).json()
 }
 
+/// A server whose type has nothing but the configuration that it cannot do without, which is empty.
+fn with_nothing() -> Server {
+    let server = server(&[]);
+    grant(&server.client, &json!({"config": {}}));
+    server
+}
+
 fn task(input: Value) -> Value {
     json!({"task_type": guest("granted"), "input": input})
 }
 
 #[test]
 fn without_grants_there_is_nothing() {
-    let server = shared_server();
-    let of_type = server.client.get("/task-types/granted").expect(200).json();
-    assert_eq!(of_type["grants_missing"], json!(["config"]));
+    let server = with_nothing();
+    // What was granted once and is no more.
+    let of_type = grant(&server.client, &json!({"config": null}));
+    assert_eq!((&of_type["state"], &of_type["grants_missing"]), (&json!("ready"), &json!(["config"])));
     let saw = server.client.output(&task(json!({})));
     assert_eq!((&saw["environment"], &saw["config"], &saw["config_a"]), (&json!({}), &json!({}), &Value::Null));
 }
@@ -43,7 +51,7 @@ fn environment_and_configuration() {
 
 #[test]
 fn clocks_and_randomness_differ_where_nobody_asks() {
-    let server = shared_server();
+    let server = with_nothing();
     let [first, second] = [0, 1].map(|_| server.client.output(&task(json!({}))));
     for name in ["wall", "monotonic", "random", "random_number", "insecure", "seed"] {
         assert_ne!(first[name], second[name], "{name}");
@@ -52,7 +60,7 @@ fn clocks_and_randomness_differ_where_nobody_asks() {
 
 #[test]
 fn a_deterministic_type_repeats_itself() {
-    let server = server(&[]);
+    let server = with_nothing();
     let client = &server.client;
     grant(client, &json!({"deterministic": true}));
     let failed = client.failure(&task(json!({"sleep_ms": 20, "fail": true})));

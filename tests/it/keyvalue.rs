@@ -5,7 +5,7 @@ mod bounds;
 use serde_json::{Value, json};
 
 use crate::support::guests::GUESTS;
-use crate::support::{Client, guest, server, shared_server, wait_for};
+use crate::support::{Client, guest, server, wait_for};
 
 fn grant(client: &Client, name: &str, buckets: &[&str]) -> Value {
     let patch = json!({"grants": {"keyvalue": buckets}}).to_string();
@@ -30,9 +30,12 @@ fn value(text: &str) -> Value {
 
 #[test]
 fn nothing_is_granted_by_itself() {
-    let server = shared_server();
+    let server = server(&[]);
     let of_type = server.client.get("/task-types/keyvalue").expect(200).json();
-    assert_eq!(of_type["grants_missing"], json!(["keyvalue"]));
+    assert_eq!((&of_type["state"], &of_type["grants_missing"]), (&json!("held"), &json!(["keyvalue"])));
+    // Nor what is granted no more.
+    grant(&server.client, guest("keyvalue"), &["a"]);
+    grant(&server.client, guest("keyvalue"), &[]);
     for draft in [1, 2] {
         let told = server.client.output(&task(draft, "a", &json!([])));
         assert_eq!(told, json!({"error": "access-denied", "detail": null}));
@@ -55,6 +58,7 @@ fn a_type_opens_the_buckets_that_it_is_granted() {
     }
     // A bucket is the tenant's: another type that is granted it finds the same there, and one that is not, nothing.
     acts(client, "a", json!([{"op": "set", "key": "n", "value": "1"}]));
+    grant(client, "counter", &["other"]);
     let counted = client.failure(&json!({"task_type": guest("counter")}));
     assert_eq!(counted["error"]["kind"], "permanent", "{counted:#}");
     grant(client, "keyvalue", &["counters"]);

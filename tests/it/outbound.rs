@@ -64,7 +64,11 @@ fn nothing_goes_out_without_a_grant() {
     let of_type = |name: &str| client.get(&format!("/task-types/{name}")).expect(200).json();
     assert_eq!((&of_type("http")["grants"], &of_type("http")["grants_missing"]), (&json!({}), &json!(["http"])));
     assert_eq!(of_type("echo")["grants_missing"], json!([]));
+    assert_eq!(of_type("http")["state"], "held");
+    client.post_task(&json!({"task_type": guest("http")}).to_string()).problem(409);
 
+    grant(client, &http_to(&peer));
+    grant(client, &Value::Null);
     let task = client.run(&json!({"task_type": guest("http"), "input": {"requests": [get(&peer)]}}));
     assert_eq!(task["output"], json!([error("HttpRequestDenied")]), "{task:#}");
     let logs = client.get(&format!("/task/{}/logs", task["id"].as_str().unwrap())).expect(200).text();

@@ -422,19 +422,23 @@ impl Core {
         (self.workers.run)(Job { task, program, limits, grants, control, told: None });
     }
 
-    /// What a task may touch: what its type is granted, where its component is a version of that. Its own type may be
-    /// gone, and the name mean another one.
+    /// What a task may touch: what the type is granted that its component is a version of. Since it was created its
+    /// tenant's type of that name may have come, or gone.
     pub(super) fn grants(&mut self, task: &Task) -> Arc<Grants> {
-        let (grants, owner) = self.registry.grants(&task.tenant, &task.task_type, task.component);
-        let Some(owner) = owner else { return grants };
-        match self.store.has_version(&owner, &task.task_type, task.component) {
-            Ok(true) => grants,
-            Ok(false) => Arc::default(),
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, task = %task.id, "it is granted nothing");
-                Arc::default()
+        for (owner, found) in self.registry.own_and_shared(&task.tenant, &task.task_type) {
+            if [found.current, found.next].contains(&Some(task.component)) {
+                return found.grants;
+            }
+            match self.store.has_version(&owner, &task.task_type, task.component) {
+                Ok(true) => return found.grants,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, task = %task.id, "it is granted nothing");
+                    break;
+                }
             }
         }
+        Arc::default()
     }
 
     /// Logs why the store did not take a transaction, now and then.

@@ -6,6 +6,7 @@ mod bounds;
 mod ledger;
 mod quotas;
 mod refusals;
+mod uploads;
 mod waited;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -12,7 +12,7 @@ use crate::grants;
 use crate::quotas::UsedUp;
 use crate::registry::{SHARED, TaskType, Version};
 use crate::sandbox::{About, Program};
-use crate::store::{ListFilter, PIECE_BYTES, StoreError, StoredType};
+use crate::store::{ListFilter, PIECE_BYTES, StoreError, StoredType, new_upload};
 use crate::task::{Digest, Event, Status, Task, Timestamp};
 use crate::tenants::Tenants;
 
@@ -41,12 +41,12 @@ pub enum Uploaded {
 
 /// The manager's thread is asked to change a type.
 pub(super) enum TypeCommand {
-    /// A piece of a component that arrives: of a new upload, or of the one that was told for its first piece.
+    /// A piece of a component that arrives.
     Piece {
-        upload: Option<u64>,
+        upload: u64,
         at: u64,
         bytes: bytes::Bytes,
-        reply: Reply<u64>,
+        reply: Reply<()>,
     },
     /// The rest of it will not come, or nobody wants it.
     Abandon {
@@ -118,8 +118,8 @@ pub(super) struct TypeDone {
     created: bool,
     /// It has to be compiled.
     compile: bool,
-    /// Which upload a piece is of.
-    upload: u64,
+    /// What was compiled, or loaded, is of a version that is there.
+    known: bool,
 }
 
 impl TypeDone {
@@ -195,9 +195,10 @@ impl Manager {
         let mut arriving = Arriving { manager: self, upload: None };
         if self.0.registry.version(digest).is_none() {
             for (at, start) in (0..).zip((0..bytes.len()).step_by(PIECE_BYTES)) {
-                let (upload, bytes) = (arriving.upload, bytes.slice(start..bytes.len().min(start + PIECE_BYTES)));
+                let upload = *arriving.upload.get_or_insert_with(new_upload);
+                let bytes = bytes.slice(start..bytes.len().min(start + PIECE_BYTES));
                 let piece = |reply| Command::Type(Box::new(TypeCommand::Piece { upload, at, bytes, reply }));
-                arriving.upload = Some(self.ask(piece).await?);
+                self.ask(piece).await?;
             }
         }
         let (tenant, name, size, upload) = (tenant.clone(), name.into(), bytes.len() as u64, arriving.upload);
@@ -295,9 +296,8 @@ impl Core {
         match command {
             TypeCommand::Piece { .. } if self.draining.is_some() => Ok(TypeDone::refused(Refused::Draining)),
             TypeCommand::Piece { upload, at, bytes, .. } => {
-                let upload = upload.unwrap_or_else(|| self.store.begin_upload());
-                self.store.put_piece(upload, *at, bytes)?;
-                Ok(TypeDone { upload, ..TypeDone::default() })
+                self.store.put_piece(*upload, *at, bytes)?;
+                Ok(TypeDone::default())
             }
             TypeCommand::Abandon { upload } => {
                 self.store.remove_upload(*upload)?;
@@ -305,9 +305,10 @@ impl Core {
             }
             TypeCommand::Put { put, .. } => self.put_type(put, now),
             TypeCommand::Compiled { digest, by, compiled } => self.compiled(*digest, by, compiled),
-            // What can be loaded was known before.
-            TypeCommand::Load { .. } | TypeCommand::Loaded { loaded: Some(Ok(_)) | None, .. } => {
-                Ok(TypeDone::default())
+            TypeCommand::Load { .. } => Ok(TypeDone::default()),
+            // What can be loaded was compiled before.
+            TypeCommand::Loaded { digest, loaded: Some(Ok(_)) | None, .. } => {
+                Ok(TypeDone { known: self.version(*digest).is_some(), ..TypeDone::default() })
             }
             TypeCommand::Loaded { digest, by, loaded: Some(failed), .. } => self.compiled(*digest, by, failed),
             TypeCommand::Delete { tenant, name, seen, by, .. } => {
@@ -328,6 +329,10 @@ impl Core {
     }
 
     fn compiled(&mut self, digest: Digest, by: &str, compiled: &Compiled) -> Result<TypeDone, StoreError> {
+        // Where it was removed meanwhile nobody asks for it any more. Whoever brings it again has it compiled again.
+        if self.version(digest).is_none() {
+            return Ok(TypeDone::default());
+        }
         self.store.set_failure(digest, compiled.as_ref().err().map(|why| (&**why, by)))?;
         let mut changed = Vec::new();
         self.gone.told.push((digest, version_of(compiled)));
@@ -339,7 +344,7 @@ impl Core {
                 }
             }
         }
-        Ok(TypeDone { changed, ..TypeDone::default() })
+        Ok(TypeDone { changed, known: true, ..TypeDone::default() })
     }
 
     fn put_type(&mut self, put: &Put, now: Timestamp) -> Result<TypeDone, StoreError> {
@@ -429,12 +434,12 @@ impl Core {
     }
 
     pub(super) fn tell_type(&mut self, command: TypeCommand, done: TypeDone) {
-        let TypeDone { refused, changed, created, compile, upload } = done;
+        let TypeDone { refused, changed, created, compile, known } = done;
         for stored in changed {
             self.registry.put_type(stored.tenant.clone(), TaskType::of(&stored));
         }
         match command {
-            TypeCommand::Piece { reply, .. } => answer(reply, refused.map_or(Ok(upload), Err)),
+            TypeCommand::Piece { reply, .. } => answer(reply, refused.map_or(Ok(()), Err)),
             TypeCommand::Abandon { .. } => {}
             TypeCommand::Put { put: Put { tenant, name, digest, .. }, reply } => match refused {
                 Some(why) => answer(reply, Err(why)),
@@ -451,8 +456,7 @@ impl Core {
             },
             TypeCommand::Compiled { digest, compiled, .. }
             | TypeCommand::Loaded { digest, loaded: Some(compiled), .. } => {
-                // Where it was removed meanwhile nobody asks for it any more.
-                if self.registry.version(digest).is_some() {
+                if known {
                     self.registry.put_version(digest, version_of(&compiled));
                     compiled.into_iter().for_each(|program| self.registry.put_program(digest, program));
                 }
@@ -463,7 +467,7 @@ impl Core {
             }
             TypeCommand::Loaded { tenant, digest, loaded: None, .. } => {
                 // Somebody removed its code, or damaged it. What is known of it stays true.
-                if self.registry.version(digest).is_some() {
+                if known {
                     self.workers.compiler.compile(tenant, digest);
                 }
             }

@@ -19,10 +19,39 @@ pub(super) const HELD_GROUPS: usize = 100;
 pub(super) const HELD_STEP: usize = 500;
 
 /// Which groups of tasks that are held back are to be looked at.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum LookAtHeld {
     All,
     After(HeldGroup),
+}
+
+/// A look at all of them, some in each transaction.
+#[derive(Clone, Debug, Default)]
+pub(super) struct HeldLook {
+    /// What is left of it; `None`: nothing.
+    left: Option<LookAtHeld>,
+    /// Something changed behind it: there has to be another one after it.
+    again: bool,
+}
+
+impl HeldLook {
+    /// All have to be looked at. A look that is on its way is gone on with, so that those at its end have their turn
+    /// however often this is asked for.
+    fn ask(&mut self) {
+        match self.left {
+            None => self.left = Some(LookAtHeld::All),
+            Some(LookAtHeld::All) => {}
+            Some(LookAtHeld::After(_)) => self.again = true,
+        }
+    }
+
+    /// What is left of it after one transaction.
+    fn set_left(&mut self, left: Option<LookAtHeld>) {
+        self.left = left;
+        if self.left.is_none() && std::mem::take(&mut self.again) {
+            self.left = Some(LookAtHeld::All);
+        }
+    }
 }
 
 /// Tasks that one transaction removes because they ended long ago: as many as things happened in it, which
@@ -88,15 +117,14 @@ pub(super) struct Timers {
     keys: Timer,
     /// Until when that was done.
     keys_noted: Timestamp,
-    /// Tasks that are held back have to be looked at.
-    held: Option<LookAtHeld>,
+    held: HeldLook,
 }
 
 impl Timers {
     /// Look at everything at once.
     pub(super) fn all_at_once() -> Timers {
         let now = Timer(Some(Timestamp(0)));
-        let held = Some(LookAtHeld::All);
+        let held = HeldLook { left: Some(LookAtHeld::All), again: false };
         Timers {
             due: now,
             expires: now,
@@ -114,12 +142,12 @@ impl Timers {
 
     /// Look at the tasks that are held back: some may not have to be any more.
     pub(super) fn look_at_held(&mut self) {
-        self.held = Some(LookAtHeld::All);
+        self.held.ask();
     }
 
     /// How long until the first.
     pub(super) fn next(&self, now: Timestamp) -> Duration {
-        if self.held.is_some() {
+        if self.held.left.is_some() {
             return Duration::ZERO;
         }
         let all = [self.due, self.expires, self.schedules, self.queued, self.hours, self.sweep, self.keys];
@@ -134,7 +162,7 @@ impl Core {
     pub(super) fn keep_up(&mut self, now: Timestamp) -> Result<Started, StoreError> {
         let mut done = Started::default();
         if self.draining.is_some() {
-            self.timers.held = None;
+            self.timers.held = HeldLook::default();
             self.timers.hours = Timer::default();
             return Ok(done);
         }
@@ -160,8 +188,9 @@ impl Core {
                 self.timers.expires = Timer(self.store.next(Time::Expires)?);
             }
         }
-        if let Some(groups) = self.timers.held.take() {
-            self.timers.held = self.release_held(groups, now)?;
+        if let Some(groups) = self.timers.held.left.clone() {
+            let left = self.release_held(groups, now)?;
+            self.timers.held.set_left(left);
         }
         self.release_freed(now)?;
         self.keep_schedules(now, &mut done.starts)?;
@@ -220,5 +249,29 @@ impl Core {
         let usage = self.store.forget_usage(Day::of(now).minus(usage_days), STEP)?;
         let more = [operations, audit, usage].contains(&STEP);
         Ok(left == 0 || keys == many || events == many || more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::Digest;
+
+    #[test]
+    fn a_look_at_what_is_held_comes_to_its_end_however_often_it_is_asked_for() {
+        let group = |name: &str| HeldGroup { tenant: "a".into(), task_type: name.into(), component: Digest([0; 32]) };
+        let mut look = HeldLook::default();
+        look.ask();
+        assert_eq!(look.left, Some(LookAtHeld::All));
+        look.ask();
+        look.set_left(Some(LookAtHeld::After(group("m"))));
+        look.ask();
+        assert_eq!(look.left, Some(LookAtHeld::After(group("m"))), "it goes on where it was");
+        look.ask();
+        look.set_left(Some(LookAtHeld::After(group("z"))));
+        look.set_left(None);
+        assert_eq!(look.left, Some(LookAtHeld::All), "and then once again");
+        look.set_left(None);
+        assert_eq!(look.left, None);
     }
 }

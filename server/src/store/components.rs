@@ -2,6 +2,7 @@
 //! no other's change waits for all of it.
 
 use rusqlite::{Connection, OptionalExtension, params};
+use uuid::Uuid;
 
 use super::{StoreError, Writer};
 use crate::task::{Digest, Timestamp};
@@ -11,9 +12,11 @@ type Result<T> = std::result::Result<T, StoreError>;
 /// Bytes of one piece, at most.
 pub const PIECE_BYTES: usize = 256 << 10;
 
-/// The number of the next upload.
-pub(super) fn next_upload(conn: &Connection) -> rusqlite::Result<u64> {
-    conn.query_row("SELECT coalesce(max(upload), 0) + 1 FROM component_piece", [], |row| row.get(0))
+/// A number for an upload, which no other has: it is random, as whoever sends the first piece must be able to take
+/// it back before anything was answered.
+pub fn new_upload() -> u64 {
+    // SQLite's integers have a sign.
+    Uuid::new_v4().as_u64_pair().0 >> 1
 }
 
 /// The bytes of a component.
@@ -33,13 +36,6 @@ pub(super) fn bytes(conn: &Connection, digest: Digest) -> rusqlite::Result<Optio
 }
 
 impl Writer {
-    /// A number for an upload. Numbers are given once while the server runs.
-    pub fn begin_upload(&mut self) -> u64 {
-        let upload = self.next_upload;
-        self.next_upload += 1;
-        upload
-    }
-
     /// Adds a piece of an upload, the one at that place.
     pub fn put_piece(&mut self, upload: u64, at: u64, bytes: &[u8]) -> Result<()> {
         self.conn

@@ -31,7 +31,7 @@ use rusqlite::{Connection, OpenFlags};
 
 pub use audit::AuditFilter;
 pub use backup::{back_up, restore};
-pub use components::PIECE_BYTES;
+pub use components::{PIECE_BYTES, new_upload};
 pub use error::StoreError;
 pub use history::{LoggedLine, Told, ToldEvents};
 pub use key_value::{KeyValueChange, KeyValueQuota, KeyValueWrite, KeyWithValue, Versioned};

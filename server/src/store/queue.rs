@@ -301,6 +301,11 @@ impl Writer {
 /// What the model looks at.
 #[cfg(test)]
 impl Writer {
+    /// How many pieces of components there are.
+    pub(crate) fn pieces(&mut self) -> Result<u64> {
+        Ok(self.conn.query_row("SELECT count(*) FROM component_piece", [], |row| row.get(0))?)
+    }
+
     pub(crate) fn all_tasks(&mut self) -> Result<Vec<Task>> {
         let mut statement =
             self.conn.prepare_cached(&format!("SELECT {} FROM task ORDER BY id", rows::TASK_COLUMNS))?;

@@ -6,7 +6,7 @@ use super::history::{EventNumbers, LogUse};
 use super::ledger::Ledger;
 use super::rows::{self, INSERT_TASK, TASK_COLUMNS, UPDATE_TASK};
 use super::task_types::Uses;
-use super::{StoreError, components};
+use super::StoreError;
 use crate::clock;
 use crate::quotas::{Quotas, UsedUp};
 use crate::task::{Task, TaskId};
@@ -66,8 +66,6 @@ pub struct Writer {
     /// Size of the write-ahead log in pages after the last commit.
     wal_pages: std::sync::Arc<std::sync::atomic::AtomicU64>,
     pub(super) events: EventNumbers,
-    /// The number of the next upload.
-    pub(super) next_upload: u64,
     pub(super) uses: Uses,
     pub(super) ledger: Ledger,
     pub(super) log_use: LogUse,
@@ -81,9 +79,8 @@ impl Writer {
             seen.store(u64::try_from(pages).unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
             Ok(())
         }))?;
-        let next_upload = components::next_upload(&conn)?;
         let (uses, ledger, log_use) = (Uses::new(), Ledger::new(), LogUse::new());
-        Ok(Writer { conn, wal_pages, events: EventNumbers::default(), next_upload, uses, ledger, log_use })
+        Ok(Writer { conn, wal_pages, events: EventNumbers::default(), uses, ledger, log_use })
     }
 
     /// Begins a transaction.

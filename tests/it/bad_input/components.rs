@@ -4,9 +4,9 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::support::guests::GUESTS;
+use crate::support::guests::{GUESTS, component};
 use crate::support::server::Setup;
-use crate::support::{guest, temp_dir};
+use crate::support::{Client, guest, temp_dir};
 
 /// What is no component of ours is marked failed, with the reason; the others are served.
 #[test]
@@ -88,4 +88,32 @@ fn names_that_no_type_can_have() {
     let missing = temp_dir().path().join("missing");
     let message = Setup::new(&[]).with_components(Some(&missing)).refused();
     assert!(message.contains("missing"), "{message}");
+}
+
+/// One that needs more than its type is granted is held, as one that is uploaded.
+#[test]
+fn a_component_that_is_not_granted_what_it_needs_is_held() {
+    let directory = temp_dir();
+    fs::write(directory.path().join("asks.wasm"), component(guest("granted"))).unwrap();
+    let server = Setup::new(&[]).with_components(Some(directory.path())).start();
+    let read = |client: &Client| client.get("/task-types/asks").expect(200).json();
+    let held = read(&server.client);
+    assert_eq!((&held["state"], &held["grants_missing"]), (&json!("held"), &json!(["config"])), "{held:#}");
+    server.client.post_task(r#"{"task_type":"asks"}"#).problem(409);
+
+    let patch = [("content-type", "application/merge-patch+json")];
+    server.client.send("PATCH", "/task-types/asks", &patch, Some(br#"{"grants":{"config":{}}}"#)).expect(200);
+    assert_eq!(read(&server.client)["state"], "ready");
+    server.client.output(&json!({"task_type": "asks", "input": {}}));
+    let server = server.stop().start();
+    assert_eq!(read(&server.client)["state"], "ready");
+    server.client.output(&json!({"task_type": "asks", "input": {}}));
+
+    // What comes next is held beside what serves.
+    server.client.send("PATCH", "/task-types/asks", &patch, Some(br#"{"grants":{"config":null}}"#)).expect(200);
+    let before = read(&server.client)["version"].clone();
+    fs::write(directory.path().join("asks.wasm"), component(guest("http"))).unwrap();
+    let server = server.stop().start();
+    let next = read(&server.client);
+    assert_eq!((&next["version"], &next["versions"][0]["state"]), (&before, &json!("held")), "{next:#}");
 }

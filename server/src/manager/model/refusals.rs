@@ -18,7 +18,7 @@ use crate::schedules::Spec;
 use crate::store::{Action, Found, ListFilter, Operation, OperationId, Precondition, StoreError};
 use crate::task::{AttemptEnd, Digest, ErrorKind, Status};
 
-fn actor() -> Actor {
+pub(super) fn actor() -> Actor {
     Actor { tenant: "default".into(), key: None, peer: "here".into() }
 }
 
