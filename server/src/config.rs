@@ -204,6 +204,10 @@ pub struct Config {
     /// Tasks that a tenant may create at once, where it has a rate: as many as in a second where it is not set.
     #[arg(long, env = "TASKCELL_SUBMIT_BURST", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=MOST))]
     pub submit_burst: Option<u64>,
+    /// Changes that a tenant's keys may ask for in an hour, of those that the audit log tells of; what removes something
+    /// does not count.
+    #[arg(long, env = "TASKCELL_CHANGES_PER_HOUR", default_value_t = 3600, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=MOST))]
+    pub changes_per_hour: u64,
     /// How many schedules a tenant may have.
     #[arg(long, env = "TASKCELL_MAX_SCHEDULES", default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub max_schedules: u64,
@@ -412,6 +416,7 @@ impl Config {
             object_bytes: Some(self.object_quota_bytes),
             log_bytes: Some(self.log_quota_bytes),
             http_requests_per_hour: self.http_requests_per_hour,
+            changes_per_hour: Some(self.changes_per_hour),
             event_streams: Some(u64::from(self.max_event_streams)),
             schedules: Some(self.max_schedules),
         }

@@ -37,10 +37,15 @@ pub struct Tenants {
     /// How many tasks each may still create, where that has a rate.
     submits: Mutex<HashMap<Arc<str>, Bucket>>,
     /// Requests that each one's tasks sent in this hour.
-    requests: Mutex<HashMap<Arc<str>, Hour>>,
+    requests: Mutex<Hours>,
+    /// Changes that each one's keys asked for in this hour.
+    changes: Mutex<Hours>,
     /// Those that a quota keeps from starting the tasks that are ready.
     waiting: RwLock<HashSet<Arc<str>>>,
 }
+
+/// What each tenant used in its hour.
+type Hours = HashMap<Arc<str>, Hour>;
 
 /// How many tasks a tenant may create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,8 +114,16 @@ impl Tenants {
     /// A task sends a request, where it may: otherwise how many may be sent in an hour.
     pub fn request(&self, name: &Arc<str>, now: Timestamp) -> Result<(), u64> {
         let most = self.quotas(name).http_requests_per_hour.unwrap_or(u64::MAX);
-        let mut requests = lock(&self.requests);
-        if requests.entry(name.clone()).or_insert(Hour::new(now)).take(most, now) { Ok(()) } else { Err(most) }
+        if hour(&mut lock(&self.requests), name, now).take(most, now) { Ok(()) } else { Err(most) }
+    }
+
+    /// A key of it asks for a change that the audit log tells of, where it may: otherwise how many may be in an hour,
+    /// and when that is over.
+    pub fn change(&self, name: &Arc<str>, now: Timestamp) -> Result<(), (u64, Timestamp)> {
+        let most = self.quotas(name).changes_per_hour.unwrap_or(u64::MAX);
+        let mut changes = lock(&self.changes);
+        let hour = hour(&mut changes, name, now);
+        if hour.take(most, now) { Ok(()) } else { Err((most, hour.ends())) }
     }
 
     /// Takes which tenants wait for a quota from now on. Asked for by one thread alone.
@@ -136,6 +149,15 @@ impl Tenants {
     pub fn requests(&self, name: &str, now: Timestamp) -> u64 {
         lock(&self.requests).get(name).map_or(0, |hour| hour.used(now))
     }
+
+    /// How many changes a tenant's keys asked for in this hour.
+    pub fn changes(&self, name: &str, now: Timestamp) -> u64 {
+        lock(&self.changes).get(name).map_or(0, |hour| hour.used(now))
+    }
+}
+
+fn hour<'a>(hours: &'a mut Hours, name: &Arc<str>, now: Timestamp) -> &'a mut Hour {
+    hours.entry(name.clone()).or_insert(Hour::new(now))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -35,7 +35,7 @@ impl Call {
     }
 
     /// Whether keys of that tenant may use it, whatever their role.
-    fn is_for(&self, tenant: &str) -> bool {
+    pub(crate) fn is_for(&self, tenant: &str) -> bool {
         let whose = if tenant == "operator" { "operator" } else { "tenant" };
         self.operation["x-keys-of"].as_array().unwrap().iter().any(|of| of == whose)
     }

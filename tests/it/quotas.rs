@@ -87,10 +87,16 @@ fn all_at_once<T: Send>(send: impl Fn(usize) -> T + Sync) -> Vec<T> {
 /// A refusal says of which quota, how much that is, and when to come again.
 #[track_caller]
 fn refusal(answer: &Answer, of: &str) {
+    refused_for(answer, of, 300);
+}
+
+/// The same where it can take that many seconds.
+#[track_caller]
+fn refused_for(answer: &Answer, of: &str, longest: u64) {
     let starts = |name: &str| answer.header(name).is_some_and(|value| value.starts_with(&format!("\"{of}\";")));
     assert!(starts("ratelimit") && starts("ratelimit-policy"), "{answer:?}");
     let after = answer.header("retry-after").and_then(|after| after.parse::<u64>().ok());
-    assert!(after.is_some_and(|after| (1..=300).contains(&after)), "{answer:?}");
+    assert!(after.is_some_and(|after| (1..=longest).contains(&after)), "{answer:?}");
     answer.clone().problem(429);
 }
 
@@ -361,6 +367,52 @@ fn schedules() {
     assert_eq!(at_once("schedules", |number| put(&two.a, CLIENTS + number)), (1, 63));
 }
 
+/// What the audit log tells of is bounded, and the log with it.
+#[test]
+fn changes_that_are_audited() {
+    let two = Two::new(&[]);
+    two.set(&json!({"changes_per_hour": 10}));
+    let body = json!({"cron": "0 0 1 1 *", "task": {"task_type": "echo"}}).to_string();
+    let put = |client: &Client, number: usize| {
+        client.send("PUT", &format!("/schedules/s{number}"), &[JSON], Some(body.as_bytes()))
+    };
+    let answers = all_at_once(|number| put(&two.a, number));
+    assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 10);
+    let refused: Vec<_> = answers.iter().filter(|answer| answer.status != 201).collect();
+    refused.iter().for_each(|answer| refused_for(answer, "changes-per-hour", 3600));
+    let seconds: u64 = refused[0].header("retry-after").unwrap().parse().unwrap();
+    assert!(seconds > 3000, "it is the rest of an hour: {seconds}");
+    assert_eq!(quota(&two.a, "changes_per_hour"), (Some(10), Some(10)));
+    assert_eq!(at_once("changes-per-hour", |number| put(&two.b, number)), (64, 0), "another tenant has its own");
+    let lines = two.operator.get("/audit?tenant=a&action=schedule.put&limit=1000").expect(200).json();
+    assert_eq!(lines["lines"].as_array().unwrap().len(), 10);
+
+    // Each call that makes or changes something, but tasks and objects one by one; what removes goes on.
+    for call in crate::access::calls(&two.a) {
+        let (makes, path) = (!["GET", "HEAD", "DELETE"].contains(&&*call.method), &*call.path);
+        let is_work = path.starts_with("/task/") || path.starts_with("/objects/") || ["/task", "/tasks"].contains(&path);
+        if makes && call.is_for("a") {
+            let refused = call.send(&two.a, "echo") == 429;
+            assert_eq!(refused, !is_work && !path.ends_with("/test"), "{} {path}", call.method);
+        }
+    }
+    delayed(&two.a).expect(202);
+    let listed = two.a.get("/schedules").expect(200).json();
+    two.a.delete(&format!("/schedules/{}", listed["schedules"][0]["name"].as_str().unwrap())).expect(200);
+    let keys = two.a.get("/keys").expect(200).json();
+    two.a.delete(&format!("/keys/{}", keys["keys"][0]["id"].as_str().unwrap())).expect(200);
+    let key = two.server.setup().make_key("a", "admin", &[]);
+    let a = two.server.client.with_key(&key);
+
+    // It is free again where it is raised, and not counted for the operator.
+    two.set(&json!({"changes_per_hour": 12}));
+    let done = all_at_once(|number| put(&a, 100 + number).status == 201);
+    assert_eq!(done.iter().filter(|done| **done).count(), 2);
+    two.set(&json!({"changes_per_hour": null}));
+    assert_eq!(quota(&a, "changes_per_hour"), (Some(3600), Some(12)));
+    assert_eq!(at_once("changes-per-hour", |number| put(&a, 200 + number)), (64, 0));
+}
+
 #[test]
 fn what_is_set_is_kept_told_and_noted() {
     let flags = [
@@ -380,6 +432,8 @@ fn what_is_set_is_kept_told_and_noted() {
         "6",
         "--http-requests-per-hour",
         "8",
+        "--changes-per-hour",
+        "11",
         "--object-quota-count",
         "3",
     ];
@@ -392,7 +446,7 @@ fn what_is_set_is_kept_told_and_noted() {
     let expected = json!({
         "pending_tasks": 1_000_000, "running_tasks": 7, "running_memory_bytes": 1_000_000, "cpu_ms_per_hour": 9,
         "submitted_per_second": 1000, "submit_burst": 2000, "task_types": 1000, "component_bytes": 5, "objects": 3,
-        "object_bytes": 1 << 30, "log_bytes": 6, "http_requests_per_hour": 8, "event_streams": 100, "schedules": 1000,
+        "object_bytes": 1 << 30, "log_bytes": 6, "http_requests_per_hour": 8, "changes_per_hour": 11, "event_streams": 100, "schedules": 1000,
     });
     let expected: Vec<_> = expected.as_object().unwrap().clone().into_iter().collect();
     assert_eq!(limits(&all), expected);

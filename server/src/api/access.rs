@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, EXPECT, HeaderMap, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, EXPECT, HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -111,6 +111,24 @@ const RULES: &[(&str, &str, Rule)] = &[
 
 /// A call whose body needs a higher role than its rule says where it has other members than one.
 const MORE: (&str, &str, &str, Role) = ("PATCH", "/task-types/{name}", "paused", Deploy);
+
+/// Calls that make or change something and are no administration: tasks one by one, and objects. The audit log tells
+/// of all others.
+const NOT_AUDITED: &[(&str, &str)] = &[
+    ("POST", "/task"),
+    ("POST", "/tasks"),
+    ("POST", "/task/{id}/cancel"),
+    ("POST", "/task/{id}/retry"),
+    ("PUT", "/objects/{*name}"),
+    ("POST", TRIAL),
+];
+
+/// Whether a tenant may make only so many calls like this one, as each leaves a line in the audit log. What removes
+/// something does not count: it only removes what was made, and a key must be revoked whatever else was asked for.
+fn is_bounded(rule: Rule, method: &str, path: &str) -> bool {
+    let is_tenants = matches!(rule, Tenant(_) | Shared(_));
+    is_tenants && ["PUT", "POST", "PATCH"].contains(&method) && !NOT_AUDITED.contains(&(method, path))
+}
 
 fn rule(method: &str, path: &str) -> Option<Rule> {
     let method = if method == "HEAD" { "GET" } else { method };
@@ -337,18 +355,32 @@ fn admit(api: &Api, request: &Request) -> Result<Option<Caller>, Problem> {
     let key_of_operator = &*caller.tenant == OPERATOR;
     let keyless = caller.key.is_none();
     match rule {
-        Anyone => Ok(None),
-        Tenant(role) if !key_of_operator => caller.needs(role).map(|()| Some(caller)),
+        Anyone => return Ok(None),
+        Tenant(role) if !key_of_operator => caller.needs(role)?,
         // Whatever its role: it sees no tenant's data.
-        Tenant(role) => Err(insufficient(role, "of a tenant that is not the operator, ")),
-        Shared(role) => {
-            caller.needs(role)?;
-            let tenant = if key_of_operator { SHARED.into() } else { caller.tenant.clone() };
-            Ok(Some(Caller { tenant, ..caller }))
-        }
-        Operator(role) if key_of_operator || keyless => caller.needs(role).map(|()| Some(caller)),
-        Operator(role) => Err(insufficient(role, "of the operator, ")),
+        Tenant(role) => return Err(insufficient(role, "of a tenant that is not the operator, ")),
+        Shared(role) => caller.needs(role)?,
+        Operator(role) if key_of_operator || keyless => caller.needs(role)?,
+        Operator(role) => return Err(insufficient(role, "of the operator, ")),
     }
+    if key_of_operator {
+        let tenant = if matches!(rule, Shared(_)) { SHARED.into() } else { caller.tenant };
+        return Ok(Some(Caller { tenant, ..caller }));
+    }
+    if is_bounded(rule, request.method().as_str(), path(request)) {
+        change(api, &caller.tenant)?;
+    }
+    Ok(Some(caller))
+}
+
+/// A tenant asks for a change that the audit log tells of.
+fn change(api: &Api, tenant: &Arc<str>) -> Result<(), Problem> {
+    let now = clock::now();
+    api.tenants.change(tenant, now).map_err(|(limit, over)| {
+        let seconds = over.millis_since(now).div_ceil(1000).max(1);
+        Problem::of_quota(Kind::TooManyChanges, "changes-per-hour", 0, limit, ";w=3600")
+            .with(RETRY_AFTER, seconds.to_string())
+    })
 }
 
 fn caller(api: &Api, request: &Request) -> Result<Caller, Problem> {
@@ -444,9 +476,9 @@ pub(super) fn document(openapi: &mut OpenApi) {
                 Some(description) if !description.is_empty() => format!("{description}\n\n{said}"),
                 _ => said,
             });
-            for (status, response) in problem::documented(KEY_PROBLEMS) {
-                operation.responses.responses.entry(status).or_insert(response);
-            }
+            let mut kinds = KEY_PROBLEMS.to_vec();
+            kinds.extend(is_bounded(rule, method, path).then_some(Kind::TooManyChanges));
+            problem::add(&mut operation.responses, &kinds);
         }
     }
 }

@@ -1,13 +1,14 @@
 //! Errors as clients see them: `application/problem+json` (RFC 9457), from one closed list.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder, Responses};
 
 use super::quotas::{RATE_LIMIT, RATE_LIMIT_POLICY, submits};
 use crate::manager::{self, FieldError};
@@ -112,6 +113,8 @@ kinds! {
         "The tenant keeps as many objects, or as many bytes in them or in its task types, as it may. Remove some.";
     TooManySubmitted = "too-many-submitted", TOO_MANY_REQUESTS, "Tasks are created too fast",
         "The tenant created as many tasks at once as it may. One more can be created after the time in Retry-After, and as many as ever after the time in RateLimit.";
+    TooManyChanges = "too-many-changes", TOO_MANY_REQUESTS, "Too many changes are asked for",
+        "The tenant's keys asked for as many changes in an hour as they may, of those that the audit log tells of; the server's operator decides how many that is. Retry-After says when the hour is over.";
     TooManyPending = "too-many-pending", TOO_MANY_REQUESTS, "Too many tasks are pending",
         "As many tasks of the tenant wait as may, which the server's operator decides; those with a delay wait as well. Retry-After is reckoned from the rate at which its tasks leave the queue, and is a minute where none did of late.";
     TooManyStreams = "too-many-event-streams", TOO_MANY_REQUESTS, "Too many event streams are open",
@@ -150,6 +153,7 @@ impl Kind {
             | Kind::TooManySchedules
             | Kind::TooManySecrets
             | Kind::TooManyTaskTypes
+            | Kind::TooManyChanges
             | Kind::TooManyTenants
             | Kind::TooManyKeys => Some("60"),
             _ => None,
@@ -436,6 +440,24 @@ pub(super) fn documented(kinds: &[Kind]) -> BTreeMap<String, RefOr<utoipa::opena
             (status, RefOr::T(response.build()))
         })
         .collect()
+}
+
+/// Adds more kinds of problem to what a call can answer.
+pub(super) fn add(responses: &mut Responses, kinds: &[Kind]) {
+    for (status, more) in documented(kinds) {
+        match (responses.responses.entry(status), more) {
+            (Entry::Vacant(place), more) => drop(place.insert(more)),
+            (Entry::Occupied(mut there), RefOr::T(more)) => {
+                if let RefOr::T(there) = there.get_mut()
+                    && !there.description.contains(&more.description)
+                {
+                    there.description = format!("{} {}", there.description, more.description);
+                    there.headers.extend(more.headers);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Declares the problems of a call, for its documentation.

@@ -72,6 +72,7 @@ pub(super) fn with_quotas(api: &Api, status: StatusCode, tenant: &Tenant, used: 
     let used = Quotas {
         submit_burst: api.tenants.submits(name, now).map(|Submits { rate, left, .. }| rate.burst - left),
         http_requests_per_hour: Some(api.tenants.requests(name, now)),
+        changes_per_hour: Some(api.tenants.changes(name, now)),
         event_streams: Some(api.connections.streams(name)),
         ..used
     };
