@@ -390,7 +390,8 @@ fn changes_that_are_audited() {
     // Each call that makes or changes something, but tasks and objects one by one; what removes goes on.
     for call in crate::access::calls(&two.a) {
         let (makes, path) = (!["GET", "HEAD", "DELETE"].contains(&&*call.method), &*call.path);
-        let is_work = path.starts_with("/task/") || path.starts_with("/objects/") || ["/task", "/tasks"].contains(&path);
+        let is_work =
+            path.starts_with("/task/") || path.starts_with("/objects/") || ["/task", "/tasks"].contains(&path);
         if makes && call.is_for("a") {
             let refused = call.send(&two.a, "echo") == 429;
             assert_eq!(refused, !is_work && !path.ends_with("/test"), "{} {path}", call.method);

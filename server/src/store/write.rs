@@ -2,11 +2,11 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::StoreError;
 use super::history::{EventNumbers, LogUse};
 use super::ledger::Ledger;
 use super::rows::{self, INSERT_TASK, TASK_COLUMNS, UPDATE_TASK};
 use super::task_types::Uses;
-use super::StoreError;
 use crate::clock;
 use crate::quotas::{Quotas, UsedUp};
 use crate::task::{Task, TaskId};

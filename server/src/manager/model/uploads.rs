@@ -72,7 +72,8 @@ fn the_late_end_of_a_compile_says_nothing_of_what_comes_again() {
 fn a_task_keeps_the_grants_of_the_shared_type_where_its_tenants_own_came() {
     let mut world = World::new();
     let task = world.plain_task();
-    let granted = |variable: &str| Arc::new(Grants { env: [(variable.into(), "1".into())].into(), ..Grants::default() });
+    let granted =
+        |variable: &str| Arc::new(Grants { env: [(variable.into(), "1".into())].into(), ..Grants::default() });
     let put = |world: &World, tenant: &str, component, grants: Arc<Grants>| {
         let stored = StoredType { component: Some(component), ..StoredType::new(tenant.into(), "t".into()) };
         world.registry.put_type(tenant.into(), TaskType { grants, ..TaskType::of(&stored) });
