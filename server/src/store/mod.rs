@@ -6,6 +6,7 @@
 
 mod audit;
 mod backup;
+mod checkpoint;
 mod components;
 mod error;
 mod history;
@@ -84,8 +85,8 @@ pub fn open(dir: &Path, readers: usize) -> anyhow::Result<(Writer, Readers)> {
 
 fn configure_writer(conn: &Connection) -> anyhow::Result<()> {
     conn.set_prepared_statement_cache_capacity(64);
-    // FULL: a commit is on the disk before anything is answered. Checkpoints are the writer's own
-    // (Writer::checkpoint), so that none delays an answer.
+    // FULL: a commit is on the disk before anything is answered. When the log is moved into the database is decided
+    // in `checkpoint.rs`, so that no commit does it.
     conn.execute_batch(
         "PRAGMA journal_mode = WAL;
          PRAGMA synchronous = FULL;

@@ -1,5 +1,9 @@
 //! The one connection that writes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::StoreError;
@@ -10,10 +14,6 @@ use super::task_types::Uses;
 use crate::clock;
 use crate::quotas::{Quotas, UsedUp};
 use crate::task::{Task, TaskId};
-
-/// Pages the write-ahead log may have before the writer moves them into the database: 64 MiB. A page
-/// that many tasks change is moved once, so fewer moves are less work, and a longer log at a start.
-const CHECKPOINT_PAGES: u64 = 16_384;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -64,7 +64,9 @@ pub enum ObjectWrite {
 pub struct Writer {
     pub(super) conn: Connection,
     /// Size of the write-ahead log in pages after the last commit.
-    wal_pages: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    pub(super) wal_pages: Arc<AtomicU64>,
+    /// A thread that moves the log into the database.
+    pub(super) moving: Option<JoinHandle<Result<()>>>,
     pub(super) events: EventNumbers,
     pub(super) uses: Uses,
     pub(super) ledger: Ledger,
@@ -73,14 +75,14 @@ pub struct Writer {
 
 impl Writer {
     pub(super) fn new(mut conn: Connection) -> anyhow::Result<Writer> {
-        let wal_pages = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let wal_pages = Arc::new(AtomicU64::new(0));
         let seen = wal_pages.clone();
         conn.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
-            seen.store(u64::try_from(pages).unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
+            seen.store(u64::try_from(pages).unwrap_or(0), Ordering::Relaxed);
             Ok(())
         }))?;
         let (uses, ledger, log_use) = (Uses::new(), Ledger::new(), LogUse::new());
-        Ok(Writer { conn, wal_pages, events: EventNumbers::default(), uses, ledger, log_use })
+        Ok(Writer { conn, wal_pages, moving: None, events: EventNumbers::default(), uses, ledger, log_use })
     }
 
     /// Begins a transaction.
@@ -110,25 +112,6 @@ impl Writer {
         {
             tracing::error!(%error, "cannot roll back");
         }
-    }
-
-    /// Moves the write-ahead log into the database once it is large. Called after the answers of a
-    /// commit are on their way. A failure is no loss: the log keeps everything and grows.
-    pub fn checkpoint_if_due(&mut self) -> Result<()> {
-        if self.wal_pages.load(std::sync::atomic::Ordering::Relaxed) < CHECKPOINT_PAGES {
-            return Ok(());
-        }
-        self.checkpoint("PASSIVE")
-    }
-
-    /// Moves all of the write-ahead log into the database and empties it, for a clean end.
-    pub fn checkpoint_all(&mut self) -> Result<()> {
-        self.checkpoint("TRUNCATE")
-    }
-
-    fn checkpoint(&mut self, mode: &str) -> Result<()> {
-        self.wal_pages.store(0, std::sync::atomic::Ordering::Relaxed);
-        self.conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(())).map_err(StoreError::from)
     }
 
     /// Adds a task.
