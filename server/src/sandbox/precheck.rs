@@ -115,7 +115,12 @@ fn check_all(bytes: &[u8], bounds: Bounds) -> Result<(), Faults> {
         let (types, names) = look(bytes, features(), bounds)?;
         let mut faults = offered::faults(&types, &names.imports, &names.exports);
         faults.extend(names.faults);
-        faults.extend(linking::faults(bytes).map_err(|error| fault(format!("{error:#}")))?);
+        match linking::faults(bytes) {
+            Ok(more) => faults.extend(more),
+            Err(error) if faults.is_empty() => return Err(fault(format!("{error:#}"))),
+            // It cannot be linked for something that is told of already.
+            Err(_) => {}
+        }
         faults.truncate(offered::MOST_FAULTS);
         faults
     };

@@ -174,6 +174,11 @@ fn a_component_whose_types_do_not_fit() {
         ),
         ["it imports types that are not those that are offered here"]
     );
+    // What is not even an interface.
+    assert_eq!(
+        faults(r#"(import "c" (component)) (import "m" (core module))"#),
+        ["it imports c, which is not offered here", "it imports m, which is not offered here"]
+    );
     // One interface under two versions, of which one fits.
     assert_eq!(
         faults(
