@@ -158,7 +158,7 @@ pub struct Config {
     /// Tasks that run at once, sleeping ones included. Less where the system allows less.
     #[arg(long, env = "TASKCELL_MAX_RUNNING", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=25_000))]
     pub max_running: u32,
-    /// Tasks that may use the CPU when another is started: 16 for each core where it is not set.
+    /// Tasks that may use the CPU when another is started: 28 for each core where it is not set.
     #[arg(long, env = "TASKCELL_MAX_WORKING", value_parser = clap::value_parser!(u32).range(1..=25_000))]
     pub max_working: Option<u32>,
     /// Threads that run tasks: one for each core where it is not set.

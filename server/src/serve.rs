@@ -41,7 +41,7 @@ const FILES_RESERVED: u64 = 256 + MOST_PROGRAMS as u64;
 
 /// Attempts that may work at once, for each core: so few that the default CPU time of all of them fits
 /// into the default timeout, and a full machine makes tasks wait and not fail.
-const WORKING_PER_CORE: usize = 16;
+const WORKING_PER_CORE: usize = 28;
 
 /// Connections that read the database.
 const READERS: usize = 4;
