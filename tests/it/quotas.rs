@@ -197,7 +197,7 @@ fn echo_version(number: u8) -> Vec<u8> {
 }
 
 fn put_type(client: &Client, name: &str, bytes: &[u8]) -> Answer {
-    client.send("PUT", &format!("/task-types/{name}"), &[WASM], Some(bytes))
+    client.send("PUT", &format!("/task-types/{name}"), &[WASM, ("prefer", "wait=60")], Some(bytes))
 }
 
 #[test]
@@ -371,7 +371,9 @@ fn schedules() {
 #[test]
 fn changes_that_are_audited() {
     let two = Two::new(&[]);
-    two.set(&json!({"changes_per_hour": 10}));
+    put_type(&two.a, "mine", &echo()).expect(201);
+    two.a.post_task(r#"{"task_type":"mine","delay_ms":3600000}"#).expect(202);
+    two.set(&json!({"changes_per_hour": 11}));
     let body = json!({"cron": "0 0 1 1 *", "task": {"task_type": "echo"}}).to_string();
     let put = |client: &Client, number: usize| {
         client.send("PUT", &format!("/schedules/s{number}"), &[JSON], Some(body.as_bytes()))
@@ -382,7 +384,7 @@ fn changes_that_are_audited() {
     refused.iter().for_each(|answer| refused_for(answer, "changes-per-hour", 3600));
     let seconds: u64 = refused[0].header("retry-after").unwrap().parse().unwrap();
     assert!(seconds > 3000, "it is the rest of an hour: {seconds}");
-    assert_eq!(quota(&two.a, "changes_per_hour"), (Some(10), Some(10)));
+    assert_eq!(quota(&two.a, "changes_per_hour"), (Some(11), Some(11)));
     assert_eq!(at_once("changes-per-hour", |number| put(&two.b, number)), (64, 0), "another tenant has its own");
     let lines = two.operator.get("/audit?tenant=a&action=schedule.put&limit=1000").expect(200).json();
     assert_eq!(lines["lines"].as_array().unwrap().len(), 10);
@@ -398,6 +400,8 @@ fn changes_that_are_audited() {
         }
     }
     delayed(&two.a).expect(202);
+    two.a.delete("/task-types/mine").problem(409);
+    refused_for(&two.a.delete("/task-types/mine?cancel=true"), "changes-per-hour", 3600);
     let listed = two.a.get("/schedules").expect(200).json();
     two.a.delete(&format!("/schedules/{}", listed["schedules"][0]["name"].as_str().unwrap())).expect(200);
     let keys = two.a.get("/keys").expect(200).json();
@@ -406,12 +410,30 @@ fn changes_that_are_audited() {
     let a = two.server.client.with_key(&key);
 
     // It is free again where it is raised, and not counted for the operator.
-    two.set(&json!({"changes_per_hour": 12}));
+    two.set(&json!({"changes_per_hour": 13}));
     let done = all_at_once(|number| put(&a, 100 + number).status == 201);
     assert_eq!(done.iter().filter(|done| **done).count(), 2);
     two.set(&json!({"changes_per_hour": null}));
-    assert_eq!(quota(&a, "changes_per_hour"), (Some(3600), Some(12)));
+    assert_eq!(quota(&a, "changes_per_hour"), (Some(3600), Some(13)));
     assert_eq!(at_once("changes-per-hour", |number| put(&a, 200 + number)), (64, 0));
+}
+
+/// The operator removes a type that all share: whoever has tasks of it has them canceled.
+#[test]
+fn a_shared_type_is_removed_with_its_tasks() {
+    let two = Two::new(&[]);
+    put_type(&two.operator, "all", &echo()).expect(201);
+    let of = |client: &Client| {
+        let task = client.post_task(r#"{"task_type":"all","delay_ms":3600000}"#).expect(202).json();
+        task["id"].as_str().unwrap().to_owned()
+    };
+    let ids = [of(&two.a), of(&two.b)];
+    two.operator.delete("/task-types/all").problem(409);
+    two.operator.delete("/task-types/all?cancel=true").expect(200);
+    for (client, id) in [&two.a, &two.b].into_iter().zip(&ids) {
+        assert_eq!(client.task(id)["error"]["kind"], "canceled");
+        client.get("/task-types/all").problem(404);
+    }
 }
 
 #[test]

@@ -198,10 +198,18 @@ pub(super) async fn remove(
     }
 }
 
+/// Cancels all tasks of a type, of all tenants that it is the type of.
 async fn cancel_all(api: &Api, caller: &Caller, name: &str) -> Result<(), Problem> {
-    for status in [Status::Pending, Status::Running] {
-        let filter = ListFilter { status: Some(status), task_type: Some(name.to_owned()), ..ListFilter::default() };
-        api.manager.start_bulk(&caller.tenant, Action::Cancel, filter, caller.actor()).await?;
+    for tenant in api.manager.users_of(&caller.tenant, name, &api.tenants) {
+        for status in [Status::Pending, Status::Running] {
+            let filter = ListFilter { status: Some(status), task_type: Some(name.to_owned()), ..ListFilter::default() };
+            if api.manager.list(&tenant, filter.clone(), None, 1).await?.tasks.is_empty() {
+                continue;
+            }
+            // Each has a line of its own in the audit log.
+            caller.may_make_a_change(api)?;
+            api.manager.start_bulk(&tenant, Action::Cancel, filter, caller.actor()).await?;
+        }
     }
     Ok(())
 }

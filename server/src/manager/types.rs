@@ -266,7 +266,7 @@ impl Manager {
     }
 
     /// The tenants for which `name` means the type that `owner` has.
-    fn users_of(&self, owner: &Arc<str>, name: &str, tenants: &Tenants) -> Vec<Arc<str>> {
+    pub fn users_of(&self, owner: &Arc<str>, name: &str, tenants: &Tenants) -> Vec<Arc<str>> {
         if **owner != *SHARED {
             return vec![owner.clone()];
         }
@@ -405,6 +405,10 @@ impl Core {
         if own.as_ref() != Some(&stored) || compile {
             let (of, target, detail) = (tenant.clone(), name.to_string(), Some(digest.to_string()));
             self.store.audit(by, &Act { action: "task_type.put", of, target, detail }, now)?;
+        }
+        if compile {
+            // For what comes after it in the same transaction.
+            self.gone.told.push((digest, Version::Compiling));
         }
         let old = self.store.remove_old_versions(&stored, &failed)?;
         self.gone.add_components(old);

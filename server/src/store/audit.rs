@@ -4,6 +4,7 @@ use rusqlite::{Row, params};
 
 use super::{Readers, StoreError, Writer};
 use crate::audit::{Act, Actor, Line};
+use crate::keys::OPERATOR;
 use crate::task::Timestamp;
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -58,7 +59,7 @@ impl Writer {
 impl Readers {
     /// Lines of the audit log, newest first.
     pub async fn audit(&self, filter: AuditFilter, limit: usize) -> Result<Vec<Line>> {
-        self.read(move |conn| {
+        self.read(&OPERATOR.into(), move |conn| {
             let AuditFilter { before, of, action } = filter;
             let before = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
             // One tenant's lines have an index of their own.

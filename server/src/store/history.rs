@@ -311,7 +311,7 @@ impl Readers {
         id: TaskId,
         after: u64,
     ) -> std::result::Result<Option<ToldEvents>, StoreError> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let status: Option<Status> = conn
                 .prepare_cached("SELECT status FROM task WHERE id = ?1 AND tenant = ?2")?
                 .query_row(params![id, &*tenant], |row| row.get(0))
@@ -330,7 +330,7 @@ impl Readers {
 
     /// What happened to a tenant's tasks after event `after`.
     pub async fn tenant_events(&self, tenant: Arc<str>, after: u64) -> std::result::Result<ToldEvents, StoreError> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let sql = format!("SELECT {TOLD_COLUMNS} WHERE event.tenant = ?1 AND seq > ?2 ORDER BY seq");
             told(conn, &sql, params![&*tenant, after], after)
         })
@@ -339,7 +339,7 @@ impl Readers {
 
     /// The number of a tenant's newest event.
     pub async fn newest_event(&self, tenant: Arc<str>) -> std::result::Result<u64, StoreError> {
-        self.read(move |conn| last_event(conn, &tenant)).await
+        self.read(&tenant.clone(), move |conn| last_event(conn, &tenant)).await
     }
 }
 

@@ -245,7 +245,7 @@ impl Readers {
         keys: Vec<String>,
         hold: impl FnOnce(u64) -> Option<H> + Send + 'static,
     ) -> Result<std::result::Result<(Vec<KeyWithValue>, H), u64>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             // What was measured is what is read.
             let snapshot = conn.unchecked_transaction()?;
             let of_key = "FROM key_value WHERE tenant = ?1 AND bucket = ?2 AND key = ?3";
@@ -273,7 +273,7 @@ impl Readers {
 
     /// The version of a key's value; `None` where there is no such key.
     pub async fn version_of_value(&self, tenant: Arc<str>, bucket: Arc<str>, key: String) -> Result<Option<u64>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             conn.prepare_cached(VERSION)?.query_row(params![&*tenant, &*bucket, key], |row| row.get(0)).optional()
         })
         .await
@@ -288,7 +288,7 @@ impl Readers {
         after: u64,
         limit: usize,
     ) -> Result<Vec<(u64, String)>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let mut statement = conn.prepare_cached(
                 "SELECT place, key FROM key_value WHERE tenant = ?1 AND bucket = ?2 AND place > ?3
                  ORDER BY place LIMIT ?4",

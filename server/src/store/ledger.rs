@@ -90,7 +90,7 @@ impl Writer {
 impl Readers {
     /// What a tenant used from one day to another, both included, in the order of the days.
     pub async fn usage(&self, tenant: Arc<str>, from: Day, to: Day) -> Result<Vec<(Day, CameTo, Sums)>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let mut statement = conn.prepare_cached(&format!(
                 "SELECT {SUMS}, day, came_to FROM usage WHERE tenant = ?1 AND day BETWEEN ?2 AND ?3
                  ORDER BY day, came_to"

@@ -61,6 +61,9 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/5.sql"),
 ];
 
+/// How long the writer waits for a lock of the database.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long the start may spend on looking for damage. A small database is read whole.
 const CHECK_TIME: Duration = Duration::from_millis(250);
 
@@ -94,9 +97,9 @@ fn configure_writer(conn: &Connection) -> anyhow::Result<()> {
          PRAGMA journal_size_limit = 134217728;
          PRAGMA foreign_keys = ON;
          PRAGMA temp_store = MEMORY;
-         PRAGMA cache_size = -8192;
-         PRAGMA busy_timeout = 5000;",
+         PRAGMA cache_size = -8192;",
     )?;
+    conn.busy_timeout(BUSY_TIMEOUT)?;
     let mode: String = conn.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
     if mode != "wal" {
         bail!("the database cannot use a write-ahead log here (journal mode {mode}): is it on a network file system?");

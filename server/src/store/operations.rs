@@ -191,7 +191,7 @@ impl Writer {
 impl Readers {
     /// How many tasks an operation is about; `None` where counting takes too long.
     pub async fn count(&self, operation: Operation) -> Result<Option<u64>> {
-        match self.read(move |conn| operation.tasks().count(conn)).await {
+        match self.read(&operation.tenant.clone(), move |conn| operation.tasks().count(conn)).await {
             Ok(count) => Ok(Some(count)),
             Err(StoreError::TooSlow) => Ok(None),
             Err(error) => Err(error),
@@ -200,12 +200,13 @@ impl Readers {
 
     /// The next tasks of an operation, oldest first, at most `limit`.
     pub async fn find(&self, operation: Operation, limit: usize) -> Result<Found> {
-        self.read(move |conn| operation.tasks().find(conn, operation.after, limit, LOOK)).await
+        self.read(&operation.tenant.clone(), move |conn| operation.tasks().find(conn, operation.after, limit, LOOK))
+            .await
     }
 
     /// The tenant's operation.
     pub async fn operation(&self, tenant: Arc<str>, id: OperationId) -> Result<Option<Operation>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let sql = format!("SELECT {COLUMNS} FROM operation WHERE id = ?1 AND tenant = ?2");
             conn.prepare_cached(&sql)?.query_row(params![id, &*tenant], operation).optional()
         })
@@ -214,7 +215,7 @@ impl Readers {
 
     /// The tenant's last operations, newest first.
     pub async fn operations(&self, tenant: Arc<str>, limit: usize) -> Result<Vec<Operation>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let sql = format!("SELECT {COLUMNS} FROM operation WHERE tenant = ?1 ORDER BY id DESC LIMIT ?2");
             let mut statement = conn.prepare_cached(&sql)?;
             statement.query_map(params![&*tenant, limit as i64], operation)?.collect()

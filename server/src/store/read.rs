@@ -4,15 +4,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
-use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
 use super::history::{LoggedLine, log_lines};
 use super::list;
 use super::rows::{self, TASK_COLUMNS};
 use super::{StoreError, components};
+use crate::registry::SHARED;
 use crate::task::{AttemptRecord, Digest, ErrorKind, Status, Task, TaskId, Timestamp};
+use crate::turns::{Place, Places};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
 
 /// A read that takes longer is given up: it would keep the write-ahead log from being emptied.
 const READ_TIME: Duration = Duration::from_secs(2);
@@ -63,19 +63,18 @@ pub struct ObjectMeta {
 }
 
 /// Connections that read, each in a snapshot of what was committed when the read began.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Readers {
     inner: Arc<Inner>,
     /// How many of them this handle and its clones may use at once, where that is not all.
-    share: Option<Arc<Semaphore>>,
+    share: Option<Places>,
 }
 
-#[derive(Debug)]
 struct Inner {
     count: usize,
     // A std mutex: it is held to pop and to push only.
     free: Mutex<Vec<Connection>>,
-    permits: Semaphore,
+    places: Places,
 }
 
 impl Readers {
@@ -88,31 +87,30 @@ impl Readers {
             conn.set_prepared_statement_cache_capacity(32);
             free.push(conn);
         }
-        let inner = Inner { count, permits: Semaphore::new(count), free: Mutex::new(free) };
+        let inner = Inner { count, places: Places::new(count), free: Mutex::new(free) };
         Ok(Readers { inner: Arc::new(inner), share: None })
     }
 
     /// The same, but no more than half of them at once: however many reads wait for their turn here,
     /// they keep the other half from nobody.
     pub fn half(&self) -> Readers {
-        let share = Semaphore::new((self.inner.count / 2).max(1));
-        Readers { inner: self.inner.clone(), share: Some(Arc::new(share)) }
+        Readers { inner: self.inner.clone(), share: Some(Places::new((self.inner.count / 2).max(1))) }
     }
 
-    /// Runs `read` on a thread that may block.
+    /// Runs `read` on a thread that may block, when it is its tenant's turn.
     pub(super) async fn read<T: Send + 'static>(
         &self,
+        tenant: &Arc<str>,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = self.inner.clone();
         let pool_closed = || StoreError::Failed(rusqlite::Error::InvalidQuery);
         let share = match &self.share {
-            Some(share) => Some(share.clone().acquire_owned().await.map_err(|_| pool_closed())?),
+            Some(share) => Some(share.take(tenant).await),
             None => None,
         };
-        let permit = Semaphore::acquire(&inner.permits).await.map_err(|_| pool_closed())?;
-        permit.forget();
-        let mut lent = Lent { inner, conn: None, _share: share };
+        let place = inner.places.take(tenant).await;
+        let mut lent = Lent { inner, conn: None, _place: place, _share: share };
         let done = tokio::task::spawn_blocking(move || {
             let free = lent.inner.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let conn = lent.conn.insert(free.ok_or_else(pool_closed)?);
@@ -125,7 +123,7 @@ impl Readers {
 
     /// The tenant's task.
     pub async fn task(&self, tenant: Arc<str>, id: TaskId) -> Result<Option<Task>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let sql = format!("SELECT {TASK_COLUMNS} FROM task WHERE id = ?1 AND tenant = ?2");
             conn.prepare_cached(&sql)?.query_row(params![id, &*tenant], rows::task).optional()
         })
@@ -141,12 +139,12 @@ impl Readers {
         before: Option<TaskId>,
         limit: usize,
     ) -> Result<Page> {
-        self.read(move |conn| list::page(conn, &tenant, &filter, before, limit, list::LOOK)).await
+        self.read(&tenant.clone(), move |conn| list::page(conn, &tenant, &filter, before, limit, list::LOOK)).await
     }
 
     /// Lines of a task's log after line `after`, each with its number; `None` where there is no such task.
     pub async fn log(&self, tenant: Arc<str>, id: TaskId, after: u64, limit: usize) -> Result<Option<Vec<LoggedLine>>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let exists = conn
                 .prepare_cached("SELECT 1 FROM task WHERE id = ?1 AND tenant = ?2")?
                 .exists(params![id, &*tenant])?;
@@ -160,7 +158,7 @@ impl Readers {
 
     /// Every attempt of a task, the first one first; `None` where there is no such task.
     pub async fn attempts(&self, tenant: Arc<str>, id: TaskId) -> Result<Option<Vec<AttemptRecord>>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let sql = format!("SELECT {} FROM task WHERE id = ?1 AND tenant = ?2", rows::without_data());
             let task = conn.prepare_cached(&sql)?.query_row(params![id, &*tenant], rows::task).optional()?;
             let Some(task) = task else { return Ok(None) };
@@ -192,7 +190,7 @@ impl Readers {
         name: String,
         max_bytes: u64,
     ) -> Result<Option<std::result::Result<(ObjectMeta, Vec<u8>), u64>>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             // One statement, so that the size that was checked is the size of the data that is read.
             conn.prepare_cached(
                 "SELECT name, etag, size, updated_at, CASE WHEN size <= ?3 THEN data END
@@ -212,7 +210,7 @@ impl Readers {
 
     /// What is known of an object.
     pub async fn object_meta(&self, tenant: Arc<str>, name: String) -> Result<Option<ObjectMeta>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             conn.prepare_cached("SELECT name, etag, size, updated_at FROM object WHERE tenant = ?1 AND name = ?2")?
                 .query_row(params![&*tenant, name], object_meta)
                 .optional()
@@ -228,7 +226,7 @@ impl Readers {
         after: Option<String>,
         limit: usize,
     ) -> Result<Vec<ObjectMeta>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let mut statement = conn.prepare_cached(
                 "SELECT name, etag, size, updated_at FROM object
                  WHERE tenant = ?1 AND name >= ?2 AND name > ?3 ORDER BY name",
@@ -251,7 +249,7 @@ impl Readers {
 
     /// The versions of a task type, newest first, with the time of their first storing.
     pub async fn versions(&self, tenant: Arc<str>, name: String) -> Result<Vec<(Digest, Timestamp)>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let mut statement = conn.prepare_cached(
                 "SELECT component, created_at FROM task_type_version WHERE tenant = ?1 AND name = ?2
                  ORDER BY created_at DESC, component",
@@ -263,7 +261,7 @@ impl Readers {
 
     /// The bytes of a version of a task type.
     pub async fn version_bytes(&self, tenant: Arc<str>, name: String, digest: Digest) -> Result<Option<Vec<u8>>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let is_version = conn
                 .prepare_cached("SELECT 1 FROM task_type_version WHERE tenant = ?1 AND name = ?2 AND component = ?3")?
                 .exists(params![&*tenant, name, digest])?;
@@ -274,12 +272,12 @@ impl Readers {
 
     /// The bytes of a component.
     pub async fn component(&self, digest: Digest) -> Result<Option<Vec<u8>>> {
-        self.read(move |conn| components::bytes(conn, digest)).await
+        self.read(&SHARED.into(), move |conn| components::bytes(conn, digest)).await
     }
 
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<()> {
-        self.read(|conn| conn.query_row("SELECT 1", [], |_| Ok(()))).await
+        self.read(&SHARED.into(), |conn| conn.query_row("SELECT 1", [], |_| Ok(()))).await
     }
 }
 
@@ -287,7 +285,9 @@ impl Readers {
 struct Lent {
     inner: Arc<Inner>,
     conn: Option<Connection>,
-    _share: Option<OwnedSemaphorePermit>,
+    // Free for others only after the connection is back.
+    _place: Place,
+    _share: Option<Place>,
 }
 
 impl Drop for Lent {
@@ -295,10 +295,48 @@ impl Drop for Lent {
         if let Some(conn) = self.conn.take() {
             self.inner.free.lock().unwrap_or_else(PoisonError::into_inner).push(conn);
         }
-        self.inner.permits.add_permits(1);
     }
 }
 
 fn object_meta(row: &rusqlite::Row<'_>) -> rusqlite::Result<ObjectMeta> {
     Ok(ObjectMeta { name: row.get(0)?, etag: row.get(1)?, size: row.get(2)?, updated_at: row.get(3)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use futures::future::join_all;
+
+    use super::*;
+
+    /// One that reads a lot waits for itself.
+    #[test]
+    fn tenants_read_in_turn() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_writer, readers) = super::super::open(directory.path(), 1).unwrap();
+        let (go, wait) = std::sync::mpsc::channel();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let [a, b] = ["a", "b"].map(Arc::<str>::from);
+        let noted = |tenant, name| {
+            let order = order.clone();
+            readers.read(tenant, move |_| {
+                order.lock().unwrap().push(name);
+                Ok(())
+            })
+        };
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            let mut first = Box::pin(readers.read(&a, move |_| {
+                wait.recv().unwrap();
+                Ok(())
+            }));
+            assert!(first.as_mut().now_or_never().is_none());
+            let mut others: Vec<_> =
+                [(&a, "a"), (&a, "a, too"), (&b, "b")].map(|(tenant, name)| Box::pin(noted(tenant, name))).into();
+            assert!(others.iter_mut().all(|read| read.as_mut().now_or_never().is_none()));
+            go.send(()).unwrap();
+            first.await.unwrap();
+            assert!(join_all(others).await.iter().all(Result::is_ok));
+        });
+        assert_eq!(*order.lock().unwrap(), ["a", "b", "a, too"]);
+    }
 }

@@ -159,7 +159,7 @@ impl Readers {
         name: String,
         tasks: usize,
     ) -> Result<Option<(Schedule, Vec<MadeTask>)>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let Some(schedule) = one(conn, &tenant, &name)? else { return Ok(None) };
             Ok(Some((schedule, last_tasks(conn, &tenant, &name, tasks)?)))
         })
@@ -176,7 +176,7 @@ impl Readers {
         bytes: usize,
         tasks: usize,
     ) -> Result<(Vec<(Schedule, Vec<MadeTask>)>, bool)> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let sql =
                 format!("SELECT {COLUMNS}, length(spec) FROM schedule WHERE tenant = ?1 AND name > ?2 ORDER BY name");
             let mut statement = conn.prepare_cached(&sql)?;

@@ -67,7 +67,7 @@ impl Writer {
 impl Readers {
     /// The tenant's secrets of these names; `None` where there is none.
     pub async fn sealed_secrets(&self, tenant: Arc<str>, names: Vec<String>) -> Result<Vec<Option<Vec<u8>>>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let mut statement = conn.prepare_cached("SELECT sealed FROM secret WHERE tenant = ?1 AND name = ?2")?;
             let sealed = names.iter().map(|name| statement.query_row([&*tenant, name], |row| row.get(0)).optional());
             sealed.collect()
@@ -84,7 +84,7 @@ impl Readers {
         limit: usize,
         is_usable: impl Fn(&str, &[u8]) -> bool + Send + 'static,
     ) -> Result<Vec<SecretMeta>> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             let mut statement = conn.prepare_cached(
                 "SELECT name, created_at, updated_at, sealed FROM secret
                  WHERE tenant = ?1 AND name > ?2 ORDER BY name LIMIT ?3",

@@ -149,7 +149,7 @@ impl Writer {
 impl Readers {
     /// What a tenant uses of the quotas of what is stored.
     pub async fn stored_use(&self, tenant: Arc<str>) -> Result<Quotas> {
-        self.read(move |conn| {
+        self.read(&tenant.clone(), move |conn| {
             conn.prepare_cached(
                 "SELECT (SELECT count(*) FROM task_type WHERE tenant = ?1),
                      coalesce((SELECT bytes FROM version_use WHERE tenant = ?1), 0),

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::StoreError;
+use super::checkpoint::Moving;
 use super::history::{EventNumbers, LogUse};
 use super::ledger::Ledger;
 use super::rows::{self, INSERT_TASK, TASK_COLUMNS, UPDATE_TASK};
@@ -65,8 +65,7 @@ pub struct Writer {
     pub(super) conn: Connection,
     /// Size of the write-ahead log in pages after the last commit.
     pub(super) wal_pages: Arc<AtomicU64>,
-    /// A thread that moves the log into the database.
-    pub(super) moving: Option<JoinHandle<Result<()>>>,
+    pub(super) moving: Moving,
     pub(super) events: EventNumbers,
     pub(super) uses: Uses,
     pub(super) ledger: Ledger,
@@ -82,7 +81,15 @@ impl Writer {
             Ok(())
         }))?;
         let (uses, ledger, log_use) = (Uses::new(), Ledger::new(), LogUse::new());
-        Ok(Writer { conn, wal_pages, moving: None, events: EventNumbers::default(), uses, ledger, log_use })
+        Ok(Writer {
+            conn,
+            wal_pages,
+            moving: Moving::default(),
+            events: EventNumbers::default(),
+            uses,
+            ledger,
+            log_use,
+        })
     }
 
     /// Begins a transaction.
