@@ -4,13 +4,14 @@
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, pidfd_open, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::precheck::{self, Bounds};
@@ -95,15 +96,20 @@ pub(super) fn compile(
         Some(COULD_NOT) => Err(NotCompiled::Failed(anyhow::anyhow!(words))),
         // A panic.
         Some(_) => Err(NotCompiled::Refused("the compiler cannot take it".to_owned())),
-        // A signal: the kernel ended it, or it had no memory left.
-        None => Err(NotCompiled::Refused(format!(
-            "compiling it takes more than is allowed: {} ms of CPU time and {} bytes of memory",
-            limits.cpu_ms, limits.memory_bytes
-        ))),
+        None => {
+            let most = match status.signal() {
+                Some(signal) if signal == Signal::XCPU.as_raw() => format!("{} ms of CPU time", limits.cpu_ms),
+                // It had no memory left.
+                _ => format!("{} bytes of memory", limits.memory_bytes),
+            };
+            Err(NotCompiled::Refused(format!("compiling it takes more than is allowed: {most}")))
+        }
     }
 }
 
-/// Runs the other process, which may take `cpu_ms` of CPU time. Returns how it ended, and its last words.
+/// Runs the other process, which may take `cpu_ms` of CPU time. Returns how it ended, and its last words. An error is
+/// no fault of the component: the process got no time, or something else ended it, as the kernel does where the
+/// machine is short of memory.
 fn run(
     mut command: Command,
     bytes: &[u8],
@@ -124,12 +130,20 @@ fn run(
             words
         });
         // Its CPU time is bounded by the kernel, but it may be starved of it.
-        if !ends_within(&handle, patience) {
+        let in_time = ends_within(&handle, patience);
+        if !in_time {
             let _ = child.0.kill();
         }
         let status = child.0.wait();
         let words = words.join().unwrap_or_default();
-        Ok((status?, String::from_utf8_lossy(&words).trim().to_owned()))
+        anyhow::ensure!(in_time, "the process for it did not get its CPU time within {} s", patience.as_secs());
+        let status = status?;
+        // Its own limits end it in other ways.
+        anyhow::ensure!(
+            status.signal() != Some(Signal::KILL.as_raw()),
+            "the process for it was killed: the machine may be short of memory"
+        );
+        Ok((status, String::from_utf8_lossy(&words).trim().to_owned()))
     })
 }
 
@@ -228,20 +242,22 @@ fn code_of(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
 /// Sets the limits of this process, before it has seen a byte of the component.
 fn bound(limits: CompileLimits) -> anyhow::Result<()> {
     // What is bounded more tightly already stays so: raising it is refused.
-    let cap = |resource, most: u64| {
-        let most = getrlimit(resource).maximum.map_or(most, |allowed| most.min(allowed));
-        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
+    let cap = |resource, most: u64, at_last: u64| {
+        let allowed = |most: u64| getrlimit(resource).maximum.map_or(most, |allowed| most.min(allowed));
+        setrlimit(resource, Rlimit { current: Some(allowed(most)), maximum: Some(allowed(at_last)) })
     };
-    cap(Resource::As, limits.memory_bytes).context("cannot bound the memory")?;
-    cap(Resource::Cpu, limits.cpu_ms.div_ceil(1000)).context("cannot bound the CPU time")?;
-    cap(Resource::Fsize, MOST_CODE).context("cannot bound the output")?;
-    cap(Resource::Core, 0).context("cannot switch off core dumps")?;
+    let seconds = limits.cpu_ms.div_ceil(1000);
+    cap(Resource::As, limits.memory_bytes, limits.memory_bytes).context("cannot bound the memory")?;
+    // A second later it would be killed, which tells nobody why.
+    cap(Resource::Cpu, seconds, seconds + 1).context("cannot bound the CPU time")?;
+    cap(Resource::Fsize, MOST_CODE, MOST_CODE).context("cannot bound the output")?;
+    cap(Resource::Core, 0, 0).context("cannot switch off core dumps")?;
     // The server may have many, and this process needs few.
-    cap(Resource::Nofile, MOST_FILES).context("cannot bound the open files")?;
+    cap(Resource::Nofile, MOST_FILES, MOST_FILES).context("cannot bound the open files")?;
     // Where memory is short it is the first to go.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     // The server may end meanwhile.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("cannot tie this process to the server")?;
     Ok(())
 }

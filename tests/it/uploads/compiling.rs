@@ -89,15 +89,30 @@ fn an_upload_can_wait_until_it_is_compiled() {
     assert_eq!(answer["versions"][0]["state"], "compiling");
 }
 
-/// How many processes of a server compile something.
-fn compilers(server: u32) -> usize {
+/// The processes of a server that compile something.
+fn compilers(server: u32) -> Vec<i32> {
     let processes = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
     // Others come and go meanwhile.
     let read = |path: &Path, file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
     let parent = format!("PPid:\t{server}\n");
     let compiles =
         |path: &PathBuf| read(path, "status").contains(&parent) && read(path, "cmdline").contains("compile-component");
-    processes.filter(compiles).count()
+    let pids = processes.filter(compiles).map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap());
+    pids.collect()
+}
+
+/// What something else ended, as the kernel does where memory is short, is no fault of the component.
+#[test]
+fn compiling_that_is_killed_is_done_again() {
+    let server = server(&[]);
+    let client = &server.client;
+    put(client, "mine", &slow(30)).expect(201);
+    let version = newest(client, "mine");
+    let process = wait_for("it to be compiled", || compilers(server.pid()).first().copied());
+    let process = rustix::process::Pid::from_raw(process).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+    wait_until_current(client, "mine", &version);
+    assert!(server.log().contains("was killed"), "{}", server.log());
 }
 
 /// What nobody wants any more keeps nobody waiting.
@@ -108,7 +123,7 @@ fn compiling_ends_with_the_type() {
     let slow = slow(400);
     put(client, "mine", &slow).expect(201);
     let version = newest(client, "mine");
-    let compilers = || compilers(server.pid());
+    let compilers = || compilers(server.pid()).len();
     wait_for("it to be compiled", || (compilers() == 1).then_some(()));
     client.delete("/task-types/mine").expect(200);
     wait_for("compiling to end", || (compilers() == 0).then_some(()));
