@@ -114,12 +114,12 @@ fn dripping_is_no_way_around() {
     is_alive(&server);
 }
 
-/// Large bodies that do not arrive take all the room there is for such, and small ones need none.
+/// Large bodies that do not arrive take all the room that a tenant may have for such, and small ones need none.
 #[test]
 fn large_bodies_that_hang_hold_up_no_small_ones() {
     let server = server(&["--client-timeout", "60000"]);
     let item = |n: usize| json!({"task_type": "echo", "labels": {"of": n.to_string()}}).to_string();
-    let hanging: Vec<TcpStream> = (0..4)
+    let hanging: Vec<TcpStream> = (0..3)
         .map(|n| {
             let mut stream = connect(&server);
             // As many as are stored before the rest has arrived: then its room is taken.
@@ -146,6 +146,38 @@ fn large_bodies_that_hang_hold_up_no_small_ones() {
         let answered = stream.read(&mut [0]);
         assert!(answered.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{answered:?}");
     }
+}
+
+/// However slowly large bodies come, one tenant's leave room to the others.
+#[test]
+fn one_tenants_slow_bodies_hold_up_no_other() {
+    let setup = Setup::new(&["--client-timeout", "60000"]);
+    let [a, b] = ["a", "b"].map(|tenant| {
+        setup.make_tenant(tenant);
+        setup.make_key(tenant, "submit", &[])
+    });
+    let server = setup.start();
+    // Each is asked for its body once there is room for all of it: 256 MiB, of which one tenant has 192 at most.
+    let hanging = (0..20).map(|n| {
+        let mut stream = connect(&server);
+        let head = format!("authorization: Bearer {a}\r\nexpect: 100-continue\r\ncontent-length: {}", 16 << 20);
+        stream.write_all(format!("PUT /objects/o{n} HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n").as_bytes()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (stream, false)
+    });
+    let mut hanging: Vec<(TcpStream, bool)> = hanging.collect();
+    let mut asked = || {
+        for (stream, asked) in &mut hanging {
+            *asked |= stream.read(&mut [0; 64]).is_ok_and(|length| length > 0);
+        }
+        hanging.iter().filter(|(_, asked)| *asked).count()
+    };
+    wait_for("as much room to be taken as may", || (asked() >= 12).then_some(()));
+    let b = server.client.with_key(&b);
+    for name in ["one", "two", "three"] {
+        b.send("PUT", &format!("/objects/{name}"), &[], Some(&vec![1; 8 << 20])).expect(201);
+    }
+    assert_eq!(asked(), 12);
 }
 
 /// Between two requests of a connection nobody waits for ever, and a wait is no idle time.

@@ -254,6 +254,10 @@ impl Caller {
     }
 }
 
+/// The tenant that a response is for.
+#[derive(Clone)]
+pub(super) struct AnswerTo(pub(super) Arc<str>);
+
 const PRIVATE: &str = "private socket";
 
 impl<S: Sync> FromRequestParts<S> for Caller {
@@ -300,7 +304,9 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
                 response = &mut answered => response,
             };
             // Nor is what is still on its way to the client.
-            until(response, caller.end_of_key(api.tenants.clone()))
+            let mut response = until(response, caller.end_of_key(api.tenants.clone()));
+            response.extensions_mut().insert(AnswerTo(caller.tenant));
+            response
         }
         Ok(None) => next.run(request).await,
         Err(problem) => refuse(&api, request, problem).await,

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::RequestPartsExt;
@@ -19,9 +20,10 @@ use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
 use serde_path_to_error::Segment;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::access::Caller;
 use super::problem::{Kind, Problem};
+use super::room::{Part, Room};
 use crate::manager::FieldError;
 use crate::pointer::add_segment;
 use crate::task::{TaskId, Timestamp};
@@ -130,30 +132,29 @@ impl<'de> Deserialize<'de> for Rfc3339 {
 
 /// Room for the bodies that are being read.
 pub(super) struct Uploads {
-    room: Semaphore,
-    in_all: u64,
+    room: Room,
     timeout: Duration,
 }
 
 /// A body that was read, and its part of the room.
-pub(super) struct ReadBody<'a> {
+pub(super) struct ReadBody {
     /// The bytes.
     pub(super) bytes: Bytes,
-    _room: Option<SemaphorePermit<'a>>,
+    _room: Option<Part>,
 }
 
 impl Uploads {
     /// Room for bodies of which the largest has `largest` bytes, each of which has to arrive within
     /// `timeout`.
     pub(super) fn new(largest: u64, timeout: Duration) -> Uploads {
-        let in_all = UPLOAD_BYTES.max(largest);
-        Uploads { room: Semaphore::new(units(in_all) as usize), in_all, timeout }
+        Uploads { room: Room::new(units(UPLOAD_BYTES.max(largest))), timeout }
     }
 
     /// Reads a request's body of at most `most` bytes.
-    pub(super) async fn read(&self, request: Request, most: u64) -> Result<ReadBody<'_>, Problem> {
+    pub(super) async fn read(&self, request: Request, most: u64) -> Result<ReadBody, Problem> {
         // Such a client sends nothing before it is asked to (RFC 9110, section 10.1.1).
         let sends_already = !request.headers().contains_key(EXPECT);
+        let tenant = tenant(&request);
         let mut body = request.into_body();
         let size = body.size_hint();
         if size.lower() > most {
@@ -164,7 +165,7 @@ impl Uploads {
         }
         // The room for all of it is taken before the first byte: bodies that each had a part of
         // what they need could wait for each other.
-        let room = self.room_for(size.upper().unwrap_or(most).min(most)).await?;
+        let room = self.room_for(&tenant, size.upper().unwrap_or(most).min(most)).await?;
         match tokio::time::timeout(self.timeout, collect(&mut body, most)).await {
             Ok(Ok(Some(bytes))) => Ok(ReadBody { bytes, _room: room }),
             Ok(Ok(None)) => {
@@ -178,24 +179,24 @@ impl Uploads {
     }
 
     /// A request's body of at most `most` bytes, piece by piece.
-    pub(super) async fn stream(&self, request: Request, most: u64) -> Result<StreamedBody<'_>, Problem> {
+    pub(super) async fn stream(&self, request: Request, most: u64) -> Result<StreamedBody, Problem> {
+        let tenant = tenant(&request);
         let body = request.into_body();
         let size = body.size_hint();
         if size.lower() > most {
             return Err(too_large(most));
         }
         // What becomes of it is kept until all of it was read.
-        let room = self.room_for(size.upper().unwrap_or(most).min(most)).await?;
+        let room = self.room_for(&tenant, size.upper().unwrap_or(most).min(most)).await?;
         Ok(StreamedBody { body, left: most, most, patience: self.timeout, _room: room })
     }
 
     /// Room for a body of that many bytes; a small one needs none.
-    async fn room_for(&self, bytes: u64) -> Result<Option<SemaphorePermit<'_>>, Problem> {
+    async fn room_for(&self, tenant: &Arc<str>, bytes: u64) -> Result<Option<Part>, Problem> {
         if bytes <= SMALL_BODY {
             return Ok(None);
         }
-        let room = self.room.acquire_many(units(bytes.min(self.in_all)));
-        match tokio::time::timeout(self.timeout, room).await {
+        match tokio::time::timeout(self.timeout, self.room.take(tenant, units(bytes))).await {
             Ok(Ok(room)) => Ok(Some(room)),
             _ => Err(Problem::of(Kind::Overloaded)),
         }
@@ -219,16 +220,21 @@ impl Uploads {
 }
 
 /// A body that is read piece by piece.
-pub(super) struct StreamedBody<'a> {
+pub(super) struct StreamedBody {
     body: Body,
     left: u64,
     most: u64,
     /// How long it is still waited for, all pieces together: what is done between them does not count.
     patience: Duration,
-    _room: Option<SemaphorePermit<'a>>,
+    _room: Option<Part>,
 }
 
-impl StreamedBody<'_> {
+/// Whose request it is.
+fn tenant(request: &Request) -> Arc<str> {
+    request.extensions().get().map_or_else(|| "".into(), |caller: &Caller| caller.tenant.clone())
+}
+
+impl StreamedBody {
     /// The next piece; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let asked = Instant::now();

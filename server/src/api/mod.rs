@@ -21,6 +21,7 @@ mod prefer;
 mod private;
 mod problem;
 mod quotas;
+mod room;
 mod schedules;
 mod secrets;
 mod server;

@@ -35,8 +35,9 @@ use tokio::time::{Sleep, sleep, timeout};
 use tower::Service;
 
 use super::ServerSettings;
-use super::access::Peer;
+use super::access::{AnswerTo, Peer};
 use super::problem::{Kind, Problem};
+use super::room::{Part, Room};
 
 /// How long requests in flight may go on once the server stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -62,7 +63,7 @@ pub(super) struct Traffic {
     /// Places for connections: who holds none is not accepted.
     places: Arc<Semaphore>,
     /// Room for large answers that clients have not yet read, in pieces of [`LARGE_ANSWER`].
-    large: Arc<Semaphore>,
+    large: Room,
     /// Answers by the class of their status, from 1xx on.
     answered: [AtomicU64; 5],
 }
@@ -71,7 +72,7 @@ impl Traffic {
     /// Traffic of at most that many connections at once.
     pub(super) fn new(max_connections: usize) -> Traffic {
         let most = u32::try_from(max_connections).unwrap_or(u32::MAX);
-        let large = Arc::new(Semaphore::new(LARGE_ANSWERS / LARGE_ANSWER));
+        let large = Room::new(u32::try_from(LARGE_ANSWERS / LARGE_ANSWER).unwrap_or(u32::MAX));
         Traffic { most, places: Arc::new(Semaphore::new(most as usize)), large, answered: Default::default() }
     }
 
@@ -83,9 +84,9 @@ impl Traffic {
         if bytes <= LARGE_ANSWER {
             return response;
         }
-        // One that is larger than all the room takes all of it.
-        let pieces = bytes.div_ceil(LARGE_ANSWER).min(LARGE_ANSWERS / LARGE_ANSWER);
-        match self.large.clone().try_acquire_many_owned(u32::try_from(pieces).unwrap_or(u32::MAX)) {
+        let tenant = response.extensions().get::<AnswerTo>().map_or_else(|| "".into(), |of| of.0.clone());
+        let pieces = u32::try_from(bytes.div_ceil(LARGE_ANSWER)).unwrap_or(u32::MAX);
+        match self.large.try_take(&tenant, pieces) {
             Ok(room) => {
                 let room = Arc::new(room);
                 response.map(|body| {
@@ -130,7 +131,7 @@ impl Traffic {
 /// A part of a large answer, with the room that it takes until it is sent.
 struct Held {
     bytes: Bytes,
-    _room: Arc<OwnedSemaphorePermit>,
+    _room: Arc<Part>,
 }
 
 impl AsRef<[u8]> for Held {
@@ -514,7 +515,8 @@ mod tests {
     async fn large_answers_that_nobody_reads_are_bounded() {
         let server = start(100, LONG).await;
         let mut unread = Vec::new();
-        for _ in 0..LARGE_ANSWERS / (64 << 20) {
+        // One tenant's are.
+        for _ in 0..LARGE_ANSWERS / 4 * 3 / (64 << 20) {
             unread.push(server.send(&last("/large")).await);
         }
         while server.traffic.answered(2) < unread.len() as u64 {
@@ -530,10 +532,12 @@ mod tests {
         let done = server.exchange(&last("/large").replace("GET", "POST")).await;
         assert!(done.starts_with("HTTP/1.1 200 "), "what was done is said");
         drop(unread);
-        while server.traffic.large.available_permits() < 64 << 20 >> 16 {
-            sleep(Duration::from_millis(1)).await;
-        }
-        assert!(server.exchange(&last("/large")).await.starts_with("HTTP/1.1 200 "));
+        let again = async {
+            while !server.exchange(&last("/large")).await.starts_with("HTTP/1.1 200 ") {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(LONG, again).await.expect("there is no room again");
     }
 
     #[tokio::test]
