@@ -134,9 +134,20 @@ enum Server {
 
 impl Server {
     fn of(data_dir: &Path) -> anyhow::Result<Server> {
-        match DataDir::try_open(data_dir)? {
-            Some(dir) => Ok(Server::Not(dir)),
-            None => Ok(Server::Runs),
+        let started = std::time::Instant::now();
+        loop {
+            if let Some(dir) = DataDir::try_open(data_dir)? {
+                return Ok(Server::Not(dir));
+            }
+            // Another command may hold it for a moment, or a server that has no socket yet.
+            let (_dir, socket) = short_path(data_dir)?;
+            let nobody = [std::io::ErrorKind::NotFound, std::io::ErrorKind::ConnectionRefused];
+            match std::os::unix::net::UnixStream::connect(socket) {
+                Err(error) if nobody.contains(&error.kind()) && started.elapsed() < PATIENCE => {
+                    std::thread::sleep(PATIENCE / 500);
+                }
+                _ => return Ok(Server::Runs),
+            }
         }
     }
 }

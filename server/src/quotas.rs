@@ -175,7 +175,8 @@ impl Rate {
 /// second gives them each millisecond: so nothing is rounded.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
-    thousandths: u64,
+    /// What was taken and did not come back yet: so a burst that is raised is there at once.
+    taken: u64,
     at: Timestamp,
 }
 
@@ -183,37 +184,41 @@ const ONE: u64 = 1000;
 
 impl Bucket {
     /// One from which nothing was taken yet.
-    pub fn full(rate: Rate, now: Timestamp) -> Bucket {
-        Bucket { thousandths: rate.burst * ONE, at: now }
+    pub fn full(now: Timestamp) -> Bucket {
+        Bucket { taken: 0, at: now }
     }
 
     /// As it is at `now`. A clock that was put back gives nothing.
     fn at(self, rate: Rate, now: Timestamp) -> Bucket {
         let came = now.millis_since(self.at).saturating_mul(rate.per_second);
-        Bucket { thousandths: self.thousandths.saturating_add(came).min(rate.burst * ONE), at: now }
+        Bucket { taken: self.taken.saturating_sub(came), at: now }
+    }
+
+    fn thousandths_left(self, rate: Rate, now: Timestamp) -> u64 {
+        (rate.burst * ONE).saturating_sub(self.at(rate, now).taken)
     }
 
     /// How often it can be done at once.
     pub fn left(self, rate: Rate, now: Timestamp) -> u64 {
-        self.at(rate, now).thousandths / ONE
+        self.thousandths_left(rate, now) / ONE
     }
 
     /// Does it once, if it can be done.
     pub fn take(&mut self, rate: Rate, now: Timestamp) -> bool {
         *self = self.at(rate, now);
-        let left = self.thousandths.checked_sub(ONE);
-        self.thousandths = left.unwrap_or(self.thousandths);
-        left.is_some()
+        let can = self.thousandths_left(rate, now) >= ONE;
+        self.taken += if can { ONE } else { 0 };
+        can
     }
 
     /// It was not done after all.
     pub fn give_back(&mut self) {
-        self.thousandths += ONE;
+        self.taken = self.taken.saturating_sub(ONE);
     }
 
     /// Seconds until all of the burst is there again.
     pub fn full_in(self, rate: Rate, now: Timestamp) -> u64 {
-        (rate.burst * ONE - self.at(rate, now).thousandths).div_ceil(rate.per_second * ONE)
+        self.at(rate, now).taken.div_ceil(rate.per_second * ONE)
     }
 }
 
@@ -294,10 +299,10 @@ mod tests {
     #[test]
     fn a_rate_holds_for_long_and_at_once() {
         let rate = Rate { per_second: 3, burst: 10 };
-        let mut bucket = Bucket::full(rate, Timestamp(0));
+        let mut bucket = Bucket::full(Timestamp(0));
         // Whatever the steps of the clock: the burst, and then three a second.
         for step in [1, 7, 333, 1000] {
-            bucket = Bucket::full(rate, Timestamp(0));
+            bucket = Bucket::full(Timestamp(0));
             let taken: usize =
                 (0..=10_000).step_by(step).map(|ms| (0..20).filter(|_| bucket.take(rate, Timestamp(ms))).count()).sum();
             let last = 10_000 / step as u64 * step as u64;
@@ -314,10 +319,13 @@ mod tests {
     }
 
     #[test]
-    fn a_lowered_burst_holds_at_once() {
-        let bucket = Bucket::full(Rate { per_second: 1, burst: 100 }, Timestamp(0));
-        let lower = Rate { per_second: 1, burst: 3 };
-        assert_eq!((bucket.left(lower, Timestamp(0)), bucket.full_in(lower, Timestamp(0))), (3, 0));
+    fn a_burst_that_is_changed_holds_at_once() {
+        let mut bucket = Bucket::full(Timestamp(0));
+        let of = |burst| Rate { per_second: 1, burst };
+        assert_eq!((bucket.left(of(3), Timestamp(0)), bucket.full_in(of(3), Timestamp(0))), (3, 0));
+        (0..5).for_each(|_| assert!(bucket.take(of(100), Timestamp(0))));
+        assert_eq!(bucket.left(of(3), Timestamp(0)), 0);
+        assert_eq!((bucket.left(of(200), Timestamp(0)), bucket.full_in(of(200), Timestamp(0))), (195, 5));
     }
 
     #[test]

@@ -95,13 +95,13 @@ impl Tenants {
     /// How many tasks a tenant may create, where that is bounded.
     pub fn submits(&self, name: &str, now: Timestamp) -> Option<Submits> {
         let rate = self.quotas(name).submit_rate()?;
-        let bucket = lock(&self.submits).get(name).copied().unwrap_or(Bucket::full(rate, now));
+        let bucket = lock(&self.submits).get(name).copied().unwrap_or(Bucket::full(now));
         Some(Submits { rate, left: bucket.left(rate, now), full_in: bucket.full_in(rate, now) })
     }
 
     /// A task is created. Asked for by one thread alone, which asked before whether it may be.
     pub fn submit(&self, name: &Arc<str>, rate: Rate, now: Timestamp) {
-        lock(&self.submits).entry(name.clone()).or_insert(Bucket::full(rate, now)).take(rate, now);
+        lock(&self.submits).entry(name.clone()).or_insert(Bucket::full(now)).take(rate, now);
     }
 
     /// It was not created after all.

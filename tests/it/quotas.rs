@@ -137,6 +137,30 @@ fn pending_tasks() {
     assert_eq!(at_once("pending-tasks", |_| delayed(&two.a)), (64, 0));
 }
 
+/// What comes back to the queue counts, and does not fill it without a bound.
+#[test]
+fn pending_tasks_that_come_back() {
+    let two = Two::new(&["--max-pending", "6"]);
+    two.set(&json!({"pending_tasks": 3}));
+    let fail = json!({
+        "task_type": guest("fail"), "input": {"transient": "x", "after_ms": 86_400_000}, "retry": {"max_attempts": 5}
+    });
+    let ids: Vec<String> = (0..4)
+        .map(|_| {
+            let id = two.a.create(&fail);
+            wait_for("it to wait", || (two.a.task(&id)["waiting_for"]["reason"] == "backoff").then_some(()));
+            id
+        })
+        .collect();
+    assert_eq!(quota(&two.a, "pending_tasks"), (Some(3), Some(4)));
+    refusal(&two.a.post_task(&fail.to_string()), "pending-tasks");
+    refusal(&two.a.post_task(r#"{"task_type":"echo"}"#), "pending-tasks");
+    delayed(&two.b).expect(202);
+    two.a.delete(&format!("/task/{}", ids[0])).expect(200);
+    two.a.output(&json!({"task_type": "echo"}));
+    refusal(&delayed(&two.a), "pending-tasks");
+}
+
 #[test]
 fn tasks_that_are_submitted() {
     let two = Two::new(&[]);

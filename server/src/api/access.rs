@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, EXPECT, HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -306,6 +306,11 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
             // Nor is what is still on its way to the client.
             let mut response = until(response, caller.end_of_key(api.tenants.clone()));
             response.extensions_mut().insert(AnswerTo(caller.tenant));
+            if !was_read.load(Ordering::Acquire) {
+                // The connection ends with this answer, as what is left of the body is not looked at: a client must not
+                // send the next request on it (RFC 9112, section 9.6).
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             response
         }
         Ok(None) => next.run(request).await,

@@ -137,9 +137,7 @@ impl Core {
         let is_ready = task.is_ready() && task.expires_at.is_none_or(|expires| expires > now);
         let limits = self.as_its_tenant_may(&task.tenant, item.limits);
         let start = if is_ready { self.place_for_new(&task, &limits, now) } else { None };
-        if start.is_none()
-            && let Err(refused) = self.check_backlog(&task.tenant, now)
-        {
+        if let Err(refused) = self.check_backlog(&task.tenant, u64::from(start.is_none()), now) {
             return Ok(Err(refused));
         }
         if let Some(submits) = submits {
@@ -171,8 +169,8 @@ impl Core {
         if task.schedule.is_some() { None } else { self.tenants.submits(&task.tenant, now) }
     }
 
-    fn check_backlog(&self, tenant: &str, now: Timestamp) -> std::result::Result<(), Refused> {
-        self.backlog.check(tenant, self.tenants.quotas(tenant).pending_tasks, now)
+    fn check_backlog(&self, tenant: &str, more: u64, now: Timestamp) -> std::result::Result<(), Refused> {
+        self.backlog.check(tenant, self.tenants.quotas(tenant).pending_tasks, more, now)
     }
 
     /// What an idempotency key leads to, where it was used before, of a request for `new`.
@@ -309,7 +307,7 @@ impl Core {
         {
             return Ok(Err(Refused::UniqueKey { holder }));
         }
-        if let Err(refused) = self.check_backlog(&task.tenant, now) {
+        if let Err(refused) = self.check_backlog(&task.tenant, 1, now) {
             return Ok(Err(refused));
         }
         Ok(self.change(task, Event::Retry, now)?.map_err(|_| Refused::NotEnded))

@@ -118,18 +118,19 @@ impl Backlog {
         self.tenants.get(tenant).copied().unwrap_or(0)
     }
 
-    /// Whether one more may wait, of a tenant that may have so many.
-    pub(super) fn check(&self, tenant: &str, most: Option<u64>, now: Timestamp) -> Result<(), Refused> {
+    /// Whether `more` may come to those that wait, of a tenant that may have so many. None at all: one that starts at
+    /// once may come back to the queue whatever is in it, so none starts while there are too many.
+    pub(super) fn check(&self, tenant: &str, most: Option<u64>, more: u64, now: Timestamp) -> Result<(), Refused> {
         let of_tenant = self.drains.get(tenant).copied().unwrap_or_default();
         if let Some(limit) = most
-            && self.of(tenant) >= limit
+            && self.of(tenant) + more > limit
         {
             return Err(Refused::TooManyPending {
                 limit,
                 retry_after: self.until_a_tenth_is_free(limit, of_tenant, now),
             });
         }
-        if self.total >= self.most {
+        if self.total + more > self.most {
             return Err(Refused::QueueFull { retry_after: self.until_a_tenth_is_free(self.most, self.drain, now) });
         }
         Ok(())
@@ -159,23 +160,23 @@ mod tests {
     fn both_bounds_hold_and_a_rolled_back_transaction_leaves_no_trace() {
         let (mut backlog, tenant) = backlog();
         for _ in 0..40 {
-            backlog.check(&tenant, Some(40), Timestamp(0)).unwrap();
+            backlog.check(&tenant, Some(40), 1, Timestamp(0)).unwrap();
             backlog.came(&tenant);
         }
-        let check = |of: &str, most| backlog.check(of, most, Timestamp(0));
+        let check = |of: &str, most| backlog.check(of, most, 1, Timestamp(0));
         assert!(matches!(check(&tenant, Some(40)), Err(Refused::TooManyPending { limit: 40, .. })));
         assert!(matches!(check(&tenant, Some(41)), Err(Refused::QueueFull { .. })));
         assert!(matches!(check("c", None), Err(Refused::QueueFull { .. })));
         backlog.rolled_back();
         assert_eq!((backlog.total, backlog.tenants.len()), (60, 1));
-        backlog.check(&tenant, Some(1), Timestamp(0)).unwrap();
+        backlog.check(&tenant, Some(1), 1, Timestamp(0)).unwrap();
     }
 
     #[test]
     fn the_wait_follows_the_rate() {
         let (mut backlog, _) = backlog();
         let tenant: Arc<str> = "b".into();
-        let told = |backlog: &Backlog, tenant: &str, most, now| match backlog.check(tenant, most, Timestamp(now)) {
+        let told = |backlog: &Backlog, tenant: &str, most, now| match backlog.check(tenant, most, 1, Timestamp(now)) {
             Err(Refused::TooManyPending { retry_after, .. } | Refused::QueueFull { retry_after }) => retry_after,
             other => panic!("{other:?}"),
         };

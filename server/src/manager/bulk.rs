@@ -22,8 +22,10 @@ use crate::task::{Event, Rejected, Status, Task, TaskId, Timestamp};
 /// Tasks in one transaction.
 const STEP: usize = 200;
 
-/// Operations of a tenant that may be open at once.
+/// Operations of a tenant that may be open at once. A retry may have to wait for room in the queue, which the others
+/// make: they find places that no retry takes.
 const MOST_OPEN: u64 = 10;
+const MOST_OPEN_FOR_RETRY: u64 = 8;
 
 /// Operations that are listed.
 const MOST_LISTED: usize = 100;
@@ -130,8 +132,9 @@ impl Core {
                 if self.draining.is_some() {
                     return Ok(BulkDone::Created(Err(Refused::Draining)));
                 }
-                if self.store.open_operations_of(&operation.tenant)? >= MOST_OPEN {
-                    return Ok(BulkDone::Created(Err(Refused::TooManyOperations { limit: MOST_OPEN })));
+                let limit = if operation.action == Action::Retry { MOST_OPEN_FOR_RETRY } else { MOST_OPEN };
+                if self.store.open_operations_of(&operation.tenant)? >= limit {
+                    return Ok(BulkDone::Created(Err(Refused::TooManyOperations { limit })));
                 }
                 self.store.insert_operation(operation)?;
                 self.store.audit(by, &act(operation), now)?;

@@ -64,6 +64,9 @@ const MIGRATIONS: &[&str] = &[
 /// How long the writer waits for a lock of the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the lock of a data directory is waited for.
+const LOCK_TIME: Duration = Duration::from_secs(1);
+
 /// How long the start may spend on looking for damage. A small database is read whole.
 const CHECK_TIME: Duration = Duration::from_millis(250);
 
@@ -220,12 +223,20 @@ pub struct DataDir {
 impl DataDir {
     /// Creates the directory if need be and takes its lock; another process that holds it is an error.
     pub fn open(path: &Path) -> anyhow::Result<DataDir> {
-        DataDir::try_open(path)?.with_context(|| {
-            format!(
-                "another taskcell serves the data directory {}: stop it first, or choose another --data-dir",
-                path.display()
-            )
-        })
+        let started = Instant::now();
+        loop {
+            if let Some(dir) = DataDir::try_open(path)? {
+                return Ok(dir);
+            }
+            // A command may hold it for a moment.
+            if started.elapsed() >= LOCK_TIME {
+                bail!(
+                    "another taskcell serves the data directory {}: stop it first, or choose another --data-dir",
+                    path.display()
+                );
+            }
+            std::thread::sleep(LOCK_TIME / 100);
+        }
     }
 
     /// The same; `None`: another process holds it.

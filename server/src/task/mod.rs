@@ -228,10 +228,12 @@ pub struct Usage {
 impl Usage {
     /// Adds another attempt: sums, but the larger of the peaks.
     pub fn add(&mut self, other: &Usage) {
+        // Whole microseconds, as those of receipts.
+        let sum = |a: f64, b: f64| ((a + b) * 1000.0).round() / 1000.0;
         self.fuel = self.fuel.saturating_add(other.fuel);
-        self.cpu_ms += other.cpu_ms;
-        self.wall_ms += other.wall_ms;
-        self.queue_ms += other.queue_ms;
+        self.cpu_ms = sum(self.cpu_ms, other.cpu_ms);
+        self.wall_ms = sum(self.wall_ms, other.wall_ms);
+        self.queue_ms = sum(self.queue_ms, other.queue_ms);
         self.peak_memory_bytes = self.peak_memory_bytes.max(other.peak_memory_bytes);
         self.host_calls = self.host_calls.saturating_add(other.host_calls);
         self.io_bytes = self.io_bytes.saturating_add(other.io_bytes);

@@ -106,7 +106,7 @@ fn compilers(server: u32) -> Vec<i32> {
 fn compiling_that_is_killed_is_done_again() {
     let server = server(&[]);
     let client = &server.client;
-    put(client, "mine", &slow(30)).expect(201);
+    put(client, "mine", &slow(12)).expect(201);
     let version = newest(client, "mine");
     let process = wait_for("it to be compiled", || compilers(server.pid()).first().copied());
     let process = rustix::process::Pid::from_raw(process).unwrap();
