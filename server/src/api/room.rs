@@ -9,7 +9,6 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, TryAcquireError
 /// So much room, of which no tenant takes more than three quarters.
 pub(super) struct Room {
     all: Arc<Semaphore>,
-    units: u32,
     most: u32,
     // As many as there are tenants.
     tenants: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
@@ -25,21 +24,23 @@ impl Room {
     /// Room of so many units.
     pub(super) fn new(units: u32) -> Room {
         let most = units.saturating_sub(units.div_ceil(4)).max(1);
-        Room { all: Arc::new(Semaphore::new(units as usize)), units, most, tenants: Mutex::default() }
+        Room { all: Arc::new(Semaphore::new(units as usize)), most, tenants: Mutex::default() }
     }
 
-    /// Waits for so many units, or for all that there are. Whoever has as many as it may waits for itself, and not
+    /// Waits for so many units, or for as many as a tenant may have. Whoever has as many as it may waits for itself, and not
     /// before the others.
     pub(super) async fn take(&self, tenant: &Arc<str>, units: u32) -> Result<Part, AcquireError> {
-        let own = self.of(tenant).acquire_many_owned(units.min(self.most)).await?;
-        let all = self.all.clone().acquire_many_owned(units.min(self.units)).await?;
+        let units = units.min(self.most);
+        let own = self.of(tenant).acquire_many_owned(units).await?;
+        let all = self.all.clone().acquire_many_owned(units).await?;
         Ok(Part { _own: own, _all: all })
     }
 
     /// The same where they are free.
     pub(super) fn try_take(&self, tenant: &Arc<str>, units: u32) -> Result<Part, TryAcquireError> {
-        let own = self.of(tenant).try_acquire_many_owned(units.min(self.most))?;
-        let all = self.all.clone().try_acquire_many_owned(units.min(self.units))?;
+        let units = units.min(self.most);
+        let own = self.of(tenant).try_acquire_many_owned(units)?;
+        let all = self.all.clone().try_acquire_many_owned(units)?;
         Ok(Part { _own: own, _all: all })
     }
 
@@ -68,10 +69,10 @@ mod tests {
         assert!(room.try_take(&b, 1).is_err());
         drop((taken, of_b));
         assert!(waits.now_or_never().unwrap().is_ok());
-        // What is larger than all of it takes all of it.
-        let all = room.take(&a, 100).now_or_never().unwrap().ok().unwrap();
-        assert!(room.try_take(&b, 1).is_err());
-        drop(all);
-        assert!(room.try_take(&b, 1).is_ok());
+        // What is larger than what one may have takes that.
+        let large = room.take(&a, 100).now_or_never().unwrap().ok().unwrap();
+        assert!(room.try_take(&b, 3).is_err() && room.try_take(&b, 2).is_ok());
+        drop(large);
+        assert!(room.try_take(&b, 3).is_ok());
     }
 }

@@ -59,6 +59,10 @@ const MOST_FILES: u64 = 64;
 /// How many times its CPU time the other process may take on the clock, on a machine that is busy.
 const PATIENCE: u32 = 10;
 
+/// The signals of somebody else: of the kernel where the machine is short of memory, and of whoever stops the server
+/// with all its processes, or its terminal. What a component brings about ends the other process in other ways.
+const OF_OTHERS: [Signal; 5] = [Signal::KILL, Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT];
+
 /// Bytes of its last words that are kept.
 const MOST_WORDS: u64 = 1 << 20;
 
@@ -108,8 +112,7 @@ pub(super) fn compile(
 }
 
 /// Runs the other process, which may take `cpu_ms` of CPU time. Returns how it ended, and its last words. An error is
-/// no fault of the component: the process got no time, or something else ended it, as the kernel does where the
-/// machine is short of memory.
+/// no fault of the component: the process got no time, or somebody else ended it.
 fn run(
     mut command: Command,
     bytes: &[u8],
@@ -138,10 +141,10 @@ fn run(
         let words = words.join().unwrap_or_default();
         anyhow::ensure!(in_time, "the process for it did not get its CPU time within {} s", patience.as_secs());
         let status = status?;
-        // Its own limits end it in other ways.
+        let of_others = |signal: i32| OF_OTHERS.iter().any(|other| other.as_raw() == signal);
         anyhow::ensure!(
-            status.signal() != Some(Signal::KILL.as_raw()),
-            "the process for it was killed: the machine may be short of memory"
+            !status.signal().is_some_and(of_others),
+            "the process for it was killed ({status}): the machine may be short of memory, or the server stops"
         );
         Ok((status, String::from_utf8_lossy(&words).trim().to_owned()))
     })

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::{echo, echo_version, put, task_type, upload, wait_until_current, with_module};
@@ -101,18 +102,28 @@ fn compilers(server: u32) -> Vec<i32> {
     pids.collect()
 }
 
-/// What something else ended, as the kernel does where memory is short, is no fault of the component.
+/// What somebody else ended is no fault of the component: the kernel does where memory is short, and whoever stops
+/// the server with all its processes.
 #[test]
 fn compiling_that_is_killed_is_done_again() {
     let server = server(&[]);
     let client = &server.client;
-    put(client, "mine", &slow(12)).expect(201);
-    let version = newest(client, "mine");
-    let process = wait_for("it to be compiled", || compilers(server.pid()).first().copied());
-    let process = rustix::process::Pid::from_raw(process).unwrap();
-    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
-    wait_until_current(client, "mine", &version);
-    assert!(server.log().contains("was killed"), "{}", server.log());
+    let mut killed = Vec::new();
+    let mut versions = Vec::new();
+    for (name, functions, signal) in [("short-of-memory", 12, Signal::KILL), ("stopped", 13, Signal::TERM)] {
+        put(client, name, &slow(functions)).expect(201);
+        versions.push((name, newest(client, name)));
+        // The one before may take a moment to be gone.
+        let next = || compilers(server.pid()).into_iter().find(|process| !killed.contains(process));
+        let process = wait_for(format!("{name} to be compiled"), next);
+        kill_process(Pid::from_raw(process).unwrap(), signal).unwrap();
+        killed.push(process);
+    }
+    for (name, version) in &versions {
+        wait_until_current(client, name, version);
+    }
+    let log = server.log();
+    assert_eq!(log.matches("was killed").count(), 2, "{log}");
 }
 
 /// What nobody wants any more keeps nobody waiting.
