@@ -204,8 +204,8 @@ pub struct Config {
     /// Tasks that a tenant may create at once, where it has a rate: as many as in a second where it is not set.
     #[arg(long, env = "TASKCELL_SUBMIT_BURST", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=MOST))]
     pub submit_burst: Option<u64>,
-    /// Changes that a tenant's keys may ask for in an hour, of those that the audit log tells of; what removes something
-    /// does not count.
+    /// Changes that a tenant's keys may ask for in an hour, of those that the audit log tells of; no `DELETE`
+    /// counts.
     #[arg(long, env = "TASKCELL_CHANGES_PER_HOUR", default_value_t = 3600, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=MOST))]
     pub changes_per_hour: u64,
     /// How many schedules a tenant may have.

@@ -110,8 +110,7 @@ quotas! {
     log_bytes, at least 0;
     /// HTTP requests of all tasks that go out in an hour; more are refused.
     http_requests_per_hour, at least 0;
-    /// Changes in an hour, of those that the audit log tells of; more are refused. What removes something does not
-    /// count.
+    /// Changes in an hour, of those that the audit log tells of; more are refused. No `DELETE` counts.
     changes_per_hour, at least 0;
     /// Event streams that are open.
     event_streams, at least 0;

@@ -123,8 +123,8 @@ const NOT_AUDITED: &[(&str, &str)] = &[
     ("POST", TRIAL),
 ];
 
-/// Whether a tenant may make only so many calls like this one, as each leaves a line in the audit log. What removes
-/// something does not count: it only removes what was made, and a key must be revoked whatever else was asked for.
+/// Whether a tenant may make only so many calls like this one, as each leaves a line in the audit log. No
+/// `DELETE` counts: it only removes what was made, and a key must be revoked whatever else was asked for.
 fn is_bounded(rule: Rule, method: &str, path: &str) -> bool {
     let is_tenants = matches!(rule, Tenant(_) | Shared(_));
     is_tenants && ["PUT", "POST", "PATCH"].contains(&method) && !NOT_AUDITED.contains(&(method, path))
