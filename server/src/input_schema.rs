@@ -109,7 +109,8 @@ impl InputSchema {
         }
         let mut faults = Vec::new();
         if work <= MOST_WORK_FOR_FAULTS {
-            faults.extend(compiled.validator.iter_errors(&input).take(MOST_FAULTS).map(|error| fault(&error)));
+            let found = compiled.validator.iter_errors(&input).flat_map(|error| faults_of(&error));
+            faults.extend(found.take(MOST_FAULTS));
         }
         if faults.is_empty() {
             faults = whole("does not meet the input_schema of its type");
@@ -150,25 +151,30 @@ fn compile(text: &str) -> Result<Compiled, Fault> {
         // In linear time, without what needs backtracking.
         .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES))
         .build(&schema)
-        .map_err(|error| fault(&error))?;
+        .map_err(|error| faults_of(&error).into_iter().next().unwrap_or_else(|| whole("is refused".to_owned())))?;
     Ok(Compiled { validator, parts: measured.parts, patterns: measured.patterns })
 }
 
 /// What the crate says, of an input or of a schema. What is there is not repeated: it may be large.
-fn fault(error: &ValidationError<'_>) -> Fault {
+fn faults_of(error: &ValidationError<'_>) -> Vec<Fault> {
     let mut pointer = String::new();
     for segment in error.instance_path().as_str().split('/').skip(1) {
         // `~` and `/` are escaped already.
         pointer.push('/');
         push_encoded(&mut pointer, segment.get(..segment.floor_char_boundary(100)).unwrap_or_default());
     }
-    if let ValidationErrorKind::Required { property } = error.kind()
-        && let Some(name) = property.as_str()
-    {
+    let member = |name: &str, detail: &str| {
+        let mut pointer = pointer.clone();
         add_segment(&mut pointer, name);
-        return Fault { pointer, detail: "is missing".to_owned() };
+        Fault { pointer, detail: detail.to_owned() }
+    };
+    match error.kind() {
+        ValidationErrorKind::Required { property } => vec![member(property.as_str().unwrap_or_default(), "is missing")],
+        ValidationErrorKind::AdditionalProperties { unexpected } => {
+            unexpected.iter().take(MOST_FAULTS).map(|name| member(name, "is no member that is allowed")).collect()
+        }
+        _ => vec![Fault { detail: error.masked().to_string(), pointer }],
     }
-    Fault { pointer, detail: error.masked().to_string() }
 }
 
 /// How large a schema is with everything that it refers to in its place.

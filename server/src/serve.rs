@@ -124,9 +124,11 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let sandbox = Arc::new(Sandbox::new(&settings, cache, room.clone(), turns.clone(), services)?);
     let ours = types_at_start::store(&mut writer, &registry, config.components.as_deref())?;
     let compiler = Compiler::default();
-    types_at_start::load(&mut writer, &sandbox, &registry, &compiler, &ours)?;
     let compile_limits = CompileLimits { memory_bytes: config.compile_memory_bytes, cpu_ms: config.compile_cpu_ms };
-    let by: Arc<str> = sandbox.compiler().into();
+    // What could not be compiled within these limits may be within others.
+    let CompileLimits { memory_bytes, cpu_ms } = compile_limits;
+    let by: Arc<str> = format!("{} within {memory_bytes} bytes, {cpu_ms} ms", sandbox.compiler()).into();
+    types_at_start::load(&mut writer, &sandbox, &registry, &compiler, &ours, &by)?;
     let (by_compiler, for_compiled, for_loaded) = (by.clone(), manager.clone(), manager.clone());
     compiler.start(
         sandbox.clone(),

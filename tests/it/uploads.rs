@@ -321,6 +321,11 @@ fn a_version_is_held_until_it_is_granted_what_it_needs() {
         let granted = patch(client, name, &grants).expect(200).json();
         assert_eq!((&granted["state"], &granted["grants_missing"]), (&json!("ready"), &json!([])), "{granted:#}");
         assert_eq!(granted["version"], granted["versions"][0]["version"]);
+        // What is current already is not to become it, also where it would be granted no more.
+        let revoked = patch(client, name, &json!({"grants": null})).expect(200).json();
+        let again = client.send("PUT", &format!("/task-types/{name}"), wait, Some(http)).expect(200).json();
+        assert_eq!(again, revoked);
+        assert_eq!((&again["version"], &again["next"]), (&granted["version"], &Value::Null), "{again:#}");
     }
 }
 

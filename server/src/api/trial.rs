@@ -22,7 +22,7 @@ use crate::sandbox::RunEnd;
 use crate::task::{Labels, Outcome, Progress, RetryOverrides, Status, TaskError, Usage};
 
 problems!(TrialProblems: Malformed, NotFound, TooManyWaiting, RequestTimeout, TypeNotReady, TooLarge, UnsupportedMediaType, Unacceptable,
-    Overloaded, Draining, StorageUnavailable);
+    QuotaExceeded, Overloaded, Draining, StorageUnavailable);
 
 /// What is tried.
 #[derive(Deserialize, ToSchema)]

@@ -32,7 +32,7 @@ const WASM: &str = "application/wasm";
 /// How long a `DELETE` with `?cancel=true` waits for the tasks to end.
 const CANCEL_TIME: Duration = Duration::from_secs(20);
 
-problems!(PutProblems: Malformed, RequestTimeout, PreconditionFailed, TooLarge, UnsupportedMediaType, BadComponent,
+problems!(PutProblems: Malformed, NotFound, RequestTimeout, PreconditionFailed, TooLarge, UnsupportedMediaType, BadComponent,
     Unacceptable, TooManyTaskTypes, QuotaExceeded, Overloaded, Draining, StorageUnavailable);
 problems!(BytesProblems: NotFound, Overloaded);
 problems!(DeleteProblems: Malformed, NotFound, TypeInUse, SharedType, PreconditionFailed, TooManyOperations, Overloaded,
@@ -105,7 +105,12 @@ pub(super) async fn put(
     });
     let looked = looked.await;
     let (checked, digest) = looked.map_err(|error| Problem::internal(&error.into()))?;
-    checked.map_err(|error| Problem::internal(&error))?.map_err(|faults| {
+    // The server's own trouble, which may pass.
+    let checked = checked.map_err(|error| {
+        tracing::error!(error = format!("{error:#}"), "cannot look at an upload at the moment");
+        Problem::of(Kind::Overloaded)
+    })?;
+    checked.map_err(|faults| {
         let errors = faults.0.into_iter().map(|detail| FieldError { pointer: "#".into(), detail });
         Problem::fields_of(Kind::BadComponent, errors.collect())
     })?;

@@ -11,6 +11,7 @@ use crate::audit::{Act, Actor};
 use crate::grants::{BadGrant, Grants};
 use crate::input_schema::InputSchema;
 use crate::limits::LimitOverrides;
+use crate::pointer::Fault;
 use crate::registry::{SHARED, TaskType, Version};
 use crate::schedule::Concurrency;
 use crate::store::{StoreError, StoredType};
@@ -71,7 +72,7 @@ impl Manager {
     ) -> Result<TaskType, Refused> {
         self.check_patch(&patch)?;
         if let Some(Some(text)) = &patch.input_schema {
-            self.check_input_schema(tenant, name, text.clone()).await?;
+            self.check_input_schema(tenant, text.clone()).await?;
         }
         let (tenant, name) = (tenant.clone(), name.to_owned());
         self.ask(|reply| Command::Settings(Box::new(SettingsCommand { tenant, name, patch, by, reply }))).await
@@ -100,16 +101,7 @@ impl Manager {
         if errors.is_empty() { Ok(()) } else { Err(Refused::Invalid(errors)) }
     }
 
-    async fn check_input_schema(&self, tenant: &Arc<str>, name: &str, text: Arc<str>) -> Result<(), Refused> {
-        let wrong = |pointer: &str, detail: String| {
-            Err(Refused::Invalid(vec![FieldError { pointer: format!("#/input_schema{pointer}"), detail }]))
-        };
-        let current = self.0.registry.find(tenant, name).and_then(|task_type| task_type.current);
-        if let Some(Version::Ready(about)) = current.and_then(|current| self.0.registry.version(current))
-            && about.function.is_some()
-        {
-            return wrong("", "the function of the component says what its inputs have to meet".to_owned());
-        }
+    async fn check_input_schema(&self, tenant: &Arc<str>, text: Arc<str>) -> Result<(), Refused> {
         // It takes its time, which others would wait for.
         let turn = self.0.schema_turn.take(tenant).await;
         let fault = tokio::task::spawn_blocking(move || {
@@ -118,7 +110,9 @@ impl Manager {
         });
         match fault.await {
             Ok(None) => Ok(()),
-            Ok(Some(fault)) => wrong(&fault.pointer, fault.detail),
+            Ok(Some(Fault { pointer, detail })) => {
+                Err(Refused::Invalid(vec![FieldError { pointer: format!("#/input_schema{pointer}"), detail }]))
+            }
             Err(error) => Err(Refused::Internal(error.into())),
         }
     }
@@ -158,6 +152,7 @@ impl Core {
             }
             Err(error) => return Ok(Err(Refused::Internal(error.into()))),
         }
+        let mut judged = stored.component;
         if let Some(version) = patch.version {
             let version = match version {
                 Some(version) => Some(version),
@@ -169,7 +164,8 @@ impl Core {
                         let detail = format!("cannot be used: {why}");
                         return Ok(Err(Refused::Invalid(vec![FieldError { pointer: "#/version".into(), detail }])));
                     }
-                    stored.next = Some(version);
+                    stored.next = Some(version).filter(|_| stored.component != Some(version));
+                    judged = Some(version);
                 }
                 _ => {
                     let detail = "is no version of this type".to_owned();
@@ -178,6 +174,13 @@ impl Core {
             }
         }
         if let Some(input_schema) = &patch.input_schema {
+            if input_schema.is_some()
+                && let Some(Version::Ready(about)) = judged.and_then(|version| self.version(version))
+                && about.function.is_some()
+            {
+                let detail = "the function of the component says what its inputs have to meet".to_owned();
+                return Ok(Err(Refused::Invalid(vec![FieldError { pointer: "#/input_schema".into(), detail }])));
+            }
             stored.input_schema = input_schema.clone();
         }
         // What it was held for may be granted now.

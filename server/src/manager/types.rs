@@ -306,11 +306,12 @@ impl Core {
             TypeCommand::Put { put, .. } => self.put_type(put, now),
             TypeCommand::Compiled { digest, by, compiled } => self.compiled(*digest, by, compiled),
             TypeCommand::Load { .. } => Ok(TypeDone::default()),
-            // What can be loaded was compiled before.
-            TypeCommand::Loaded { digest, loaded: Some(Ok(_)) | None, .. } => {
-                Ok(TypeDone { known: self.version(*digest).is_some(), ..TypeDone::default() })
-            }
-            TypeCommand::Loaded { digest, by, loaded: Some(failed), .. } => self.compiled(*digest, by, failed),
+            TypeCommand::Loaded { digest, by, loaded, .. } => match (loaded, self.version(*digest)) {
+                // It was removed and came again while it was loaded: it may have become current by this.
+                (Some(loaded), Some(Version::Compiling)) => self.compiled(*digest, by, loaded),
+                (Some(failed @ Err(_)), _) => self.compiled(*digest, by, failed),
+                (Some(Ok(_)) | None, version) => Ok(TypeDone { known: version.is_some(), ..TypeDone::default() }),
+            },
             TypeCommand::Delete { tenant, name, seen, by, .. } => {
                 let Some(stored) = self.store.task_type(tenant, name)? else {
                     return Ok(TypeDone::refused(Refused::NotFound));
@@ -374,7 +375,7 @@ impl Core {
         let mut stored = own.clone().unwrap_or_else(|| StoredType::new(tenant.clone(), name.clone()));
         // Whoever sends bytes again that could not be compiled wants it tried again.
         let loaded = self.version(digest).filter(|_| !self.gone.components.contains(&digest));
-        stored.next = Some(digest);
+        stored.next = Some(digest).filter(|_| stored.component != Some(digest));
         let compile = match &loaded {
             Some(Version::Ready(about)) => {
                 stored = promoted(&stored, digest, about).unwrap_or(stored);

@@ -67,7 +67,7 @@ pub(super) fn faults(bytes: &[u8], types: TypesRef<'_>) -> anyhow::Result<Vec<St
     let offered = functions_of_adapter()?;
     let mut faults = Vec::new();
     let mut refused: usize = 0;
-    let (mut has_start, mut has_memory) = (false, false);
+    let (mut start, mut has_memory) = (None, false);
     for payload in Parser::new(0).parse_all(bytes) {
         match payload? {
             Payload::ImportSection(imports) => {
@@ -92,7 +92,9 @@ pub(super) fn faults(bytes: &[u8], types: TypesRef<'_>) -> anyhow::Result<Vec<St
             Payload::ExportSection(exports) => {
                 for export in exports {
                     let export = export?;
-                    has_start |= export.name == "_start" && export.kind == ExternalKind::Func;
+                    if export.name == "_start" && export.kind == ExternalKind::Func {
+                        start = Some(types[types.core_function_at(export.index)].unwrap_func());
+                    }
                     has_memory |= export.name == "memory" && export.kind == ExternalKind::Memory;
                 }
             }
@@ -106,8 +108,10 @@ pub(super) fn faults(bytes: &[u8], types: TypesRef<'_>) -> anyhow::Result<Vec<St
     if refused > NAMED {
         faults.push(format!("and {} more", refused - NAMED));
     }
-    if !has_start {
-        faults.push("the module is no command: it exports no function _start".to_owned());
+    match start {
+        Some(ty) if ty.params().is_empty() && ty.results().is_empty() => {}
+        Some(_) => faults.push("the module is no command: its function _start takes or returns something".to_owned()),
+        None => faults.push("the module is no command: it exports no function _start".to_owned()),
     }
     if !has_memory {
         faults.push("the module is no command: it exports no memory of the name memory".to_owned());

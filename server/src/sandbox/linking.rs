@@ -133,9 +133,12 @@ impl Check {
                 }
             }
         }
-        // Not for a function alone: another type, or one interface that is imported twice with other types.
-        if faults.is_empty() {
-            faults.push("it imports types that are not those that are offered here".to_owned());
+        // Not for a function alone: another type, or one interface that is imported twice with other types. The
+        // linker names the first.
+        if faults.is_empty()
+            && let Err(error) = self.linker.instantiate_pre(&self.component)
+        {
+            faults.push(format!("it imports types that are not those that are offered here: {error:#}"));
         }
         Ok(faults)
     }

@@ -6,8 +6,11 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use wasmparser::component_types::{ComponentAnyTypeId, ComponentEntityType, ComponentInstanceType};
-use wasmparser::types::Types;
+use wasmparser::component_types::{
+    ComponentAnyTypeId, ComponentDefinedType, ComponentEntityType, ComponentFuncTypeId, ComponentInstanceType,
+    ComponentValType,
+};
+use wasmparser::types::{Types, TypesRef};
 
 use super::typed;
 
@@ -59,6 +62,24 @@ const RUN: &str = "wasi:cli/run@0.2";
 /// How many faults are told.
 pub(super) const MOST_FAULTS: usize = 100;
 
+/// Whether what is exported by that name is `wasi:cli/run`.
+fn is_command(types: TypesRef<'_>, export: &str) -> bool {
+    let Some(ComponentEntityType::Instance(id)) = types.component_item_for_export(export).map(|item| item.ty) else {
+        return false;
+    };
+    types[id].exports.get("run").is_some_and(|item| match item.ty {
+        ComponentEntityType::Func(id) => takes_nothing_and_tells_whether_it_worked(types, id),
+        _ => false,
+    })
+}
+
+fn takes_nothing_and_tells_whether_it_worked(types: TypesRef<'_>, function: ComponentFuncTypeId) -> bool {
+    let function = &types[function];
+    let Some(ComponentValType::Type(result)) = function.result else { return false };
+    let is_plain = matches!(types[result], ComponentDefinedType::Result { ok: None, err: None, .. });
+    is_plain && !function.async_ && function.params.is_empty()
+}
+
 /// Everything that a component imports and is not offered, and what it lacks to be a task.
 pub(super) fn faults(types: &Types, imports: &[String], exports: &[String]) -> Vec<String> {
     let types = types.as_ref();
@@ -83,9 +104,12 @@ pub(super) fn faults(types: &Types, imports: &[String], exports: &[String]) -> V
             _ => faults.push(format!("it imports {name}, which is not offered here")),
         }
     }
-    let is_command = exports.iter().any(|name| compatible(name) == RUN);
-    if !is_command {
-        faults.extend(typed::precheck::faults(types, exports));
+    let mut commands = exports.iter().filter(|name| compatible(name) == RUN).peekable();
+    match commands.peek() {
+        None => faults.extend(typed::precheck::faults(types, exports)),
+        Some(_) => faults.extend(commands.filter(|name| !is_command(types, name)).map(|name| {
+            format!("it exports {name}, but not as a command does: with a function run that takes nothing and returns a result without values")
+        })),
     }
     faults.truncate(MOST_FAULTS);
     faults

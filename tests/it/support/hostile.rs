@@ -68,6 +68,32 @@ fn no_tasks(good: &[u8]) -> Vec<Row> {
                 (import "lonely" (func)))"#),
             vec!["nowhere:special/thing@1.0.0", "fly of wasi:io/poll@0.2.0", "wasi:io/poll@0.3.0", "lonely", "run"],
         ),
+        (
+            "a command that takes something",
+            wat(r#"(component (core module $m (func (export "run") (param i32)))
+                (core instance $i (instantiate $m))
+                (func $run (param "x" u32) (canon lift (core func $i "run")))
+                (instance (export "wasi:cli/run@0.2.0") (export "run" (func $run))))"#),
+            vec!["wasi:cli/run@0.2.0, but not as a command does"],
+        ),
+        (
+            "a command that returns something else",
+            wat(r#"(component (core module $m (func (export "run") (result i32) i32.const 0))
+                (core instance $i (instantiate $m))
+                (func $run (result u32) (canon lift (core func $i "run")))
+                (instance (export "wasi:cli/run@0.2.3") (export "run" (func $run))))"#),
+            vec!["wasi:cli/run@0.2.3, but not as a command does"],
+        ),
+        (
+            "a command without its function",
+            wat(r#"(component (instance (export "wasi:cli/run@0.2.0")))"#),
+            vec!["wasi:cli/run@0.2.0, but not as a command does"],
+        ),
+        (
+            "a module whose start takes something",
+            wat(r#"(module (memory (export "memory") 1) (func (export "_start") (param i32)))"#),
+            vec!["_start takes or returns something"],
+        ),
         ("shared memory", of_module("(module (memory 1 1 shared))"), vec!["threads"]),
         ("64-bit memory", of_module("(module (memory i64 1))"), vec!["memory64"]),
         ("garbage collection", of_module("(module (type (struct)))"), vec!["gc"]),

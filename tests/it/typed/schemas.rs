@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{count, faults, with};
+use crate::support::guests::GUESTS;
 use crate::support::{Answer, Client, guest, server};
 
 const MERGE_PATCH: (&str, &str) = ("content-type", "application/merge-patch+json");
@@ -36,6 +37,13 @@ fn inputs_have_to_meet_the_schema_of_their_type() {
     assert_eq!(faults(post(json!({}))), ["#/input/width"]);
     assert_eq!(faults(client.post_task(r#"{"task_type":"echo"}"#)), ["#/input"]);
     assert_eq!(count(client, "echo"), 0);
+    let closed =
+        json!({"properties": {"a": {"properties": {"b": {}}, "required": ["b"], "additionalProperties": false}}});
+    patch(client, "echo", &json!({"input_schema": closed})).expect(200);
+    let mut found = faults(post(json!({"a": {"c": 1, "d/e": 2}})));
+    found.sort();
+    assert_eq!(found, ["#/input/a/b", "#/input/a/c", "#/input/a/d~1e"]);
+    patch(client, "echo", &json!({"input_schema": schema()})).expect(200);
     assert_eq!(client.output(&with("echo", &json!({"width": 1, "kind": null}))), json!({"width": 1, "kind": null}));
     assert_eq!(client.run(&json!({"task_type": "primes", "input": {"up_to": 5}}))["status"], "Completed");
 
@@ -85,4 +93,16 @@ fn schemas_that_are_refused() {
     let typed = faults(patch(client, guest("typed-resize"), &json!({"input_schema": {}})));
     assert_eq!(typed, ["#/input_schema"]);
     patch(client, guest("typed-resize"), &json!({"input_schema": null})).expect(200);
+    // The version that it is set for is the one that the same change makes current.
+    let upload = |name: &'static str| {
+        let bytes = GUESTS.iter().find(|(found, _)| *found == guest(name)).unwrap().1;
+        let headers = [("content-type", "application/wasm"), ("prefer", "wait=60")];
+        let answer = client.send("PUT", "/task-types/mine", &headers, Some(bytes));
+        answer.json()["versions"][0]["version"].clone()
+    };
+    let (plain, typed) = (upload("fail"), upload("typed-resize"));
+    let to = |version: &Value| patch(client, "mine", &json!({"version": version, "input_schema": {"type": "null"}}));
+    assert_eq!(to(&plain).expect(200).json()["version"], plain);
+    assert_eq!(faults(to(&typed)), ["#/input_schema"]);
+    assert_eq!(client.get("/task-types/mine").expect(200).json()["version"], plain);
 }

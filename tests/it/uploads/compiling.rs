@@ -163,10 +163,24 @@ fn compiling_is_bounded_in_time() {
     let server = server.crash().start();
     let client = &server.client;
     assert_eq!(state_of(client, "mine", &second).0, "failed");
-    let server = server.stop().with_flags(&[]).start();
-    let client = &server.client;
     put(client, "mine", &slow(400)).expect(200);
     assert_eq!(state_of(client, "mine", &second).0, "compiling");
+}
+
+/// Code that is gone is made again, and where the limits do not allow that any more, by the next start that has
+/// others.
+#[test]
+fn other_limits_compile_what_failed_within_these() {
+    let server = server(&[]);
+    let version = upload(&server.client, "mine", &slow(12));
+    let setup = server.stop();
+    std::fs::remove_dir_all(setup.data_dir().join("compiled")).unwrap();
+    let server = setup.with_flags(&["--compile-memory-bytes", "100000000"]).start();
+    let reason = wait_for_state(&server.client, "mine", &version, "failed");
+    assert!(reason.contains("100000000 bytes of memory"), "{reason}");
+    let server = server.stop().with_flags(&[]).start();
+    wait_for_state(&server.client, "mine", &version, "ready");
+    assert_eq!(server.client.output(&json!({"task_type": "mine", "input": 5})), 5);
 }
 
 #[test]
