@@ -19,6 +19,8 @@ use crate::server::Server;
 const BACKLOG: usize = 100_000;
 /// Most tasks of one `POST /tasks`.
 const TOGETHER: usize = 10_000;
+/// More than a tenant can use in an hour.
+const CPU_MS_PER_HOUR: u64 = 1_000_000_000_000;
 /// The quiet tenant's tasks, a second.
 const QUIET_RATE: u32 = 50;
 
@@ -76,12 +78,18 @@ impl<'a> Tenants<'a> {
         Ok(())
     }
 
-    /// CPU time that a tenant's attempts have used which are over.
-    fn cpu_ms(&self, tenant: &str) -> Result<f64> {
-        let path = format!("/tenants/{tenant}/usage");
-        let usage: Value = serde_json::from_slice(&self.send(&self.operator, "GET", &path, "application/json", "")?)?;
-        let days = usage["days"].as_array().context("no days")?;
-        Ok(days.iter().filter_map(|day| day["total"]["cpu_ms"].as_f64()).sum())
+    /// Has a tenant's CPU time counted as it is used.
+    fn count_cpu(&self, tenant: &str) -> Result<()> {
+        let patch = format!("{{\"quotas\":{{\"cpu_ms_per_hour\":{CPU_MS_PER_HOUR}}}}}");
+        self.send(&self.operator, "PATCH", &format!("/tenants/{tenant}"), "application/merge-patch+json", &patch)?;
+        Ok(())
+    }
+
+    /// CPU time that the tenant of that key has used, that of attempts which still run among it. The ledger has those
+    /// that are over: attempts of one tenant take turns, so that long ones end many at a time.
+    fn cpu_ms(&self, key: &str) -> Result<f64> {
+        let tenant: Value = serde_json::from_slice(&self.send(key, "GET", "/tenant", "application/json", "")?)?;
+        tenant["quotas"]["cpu_ms_per_hour"]["used"].as_f64().context("the CPU time is not counted")
     }
 }
 
@@ -184,6 +192,7 @@ fn shares(setup: &Setup, weights: [u32; 2], sizes: [u64; 2]) -> Result<[f64; 2]>
     let mut keys = Vec::new();
     for (name, weight) in names.into_iter().zip(weights) {
         keys.push(tenants.tenant(name, weight)?);
+        tenants.count_cpu(name)?;
     }
     for (key, up_to) in keys.iter().zip(sizes) {
         // Enough for all the time, however few the cores.
@@ -192,10 +201,14 @@ fn shares(setup: &Setup, weights: [u32; 2], sizes: [u64; 2]) -> Result<[f64; 2]>
     }
     // What the first had alone does not count.
     std::thread::sleep(setup.warm_up.max(Duration::from_secs(2)));
-    let before = [tenants.cpu_ms("a")?, tenants.cpu_ms("b")?];
+    let used = || -> Result<[f64; 2]> { Ok([tenants.cpu_ms(&keys[0])?, tenants.cpu_ms(&keys[1])?]) };
+    let before = used()?;
     std::thread::sleep(share_time(setup));
-    let after = [tenants.cpu_ms("a")?, tenants.cpu_ms("b")?];
-    drop(tenants);
+    let after = used()?;
+    ensure!(
+        after.iter().zip(before).all(|(after, before)| *after > before),
+        "the hour of the CPU time ended meanwhile: measure again"
+    );
     Ok([after[0] - before[0], after[1] - before[1]])
 }
 
