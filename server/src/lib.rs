@@ -49,6 +49,8 @@ use sandbox::CompileLimits;
 
 /// The program: reads the configuration, does what it is to do, and says what went wrong.
 pub fn main() -> ExitCode {
+    // What is written is for this user alone, also in a directory that was there before.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let done = match Command::load() {
         Ok(Command::CheckComponent { task_memory_bytes }) => return sandbox::check_here(task_memory_bytes),
         Ok(Command::CompileComponent { memory_bytes, cpu_ms }) => {

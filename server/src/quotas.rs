@@ -18,6 +18,8 @@ pub struct UsedUp {
     pub limit: u64,
     /// How much is left of it, which is too little.
     pub left: u64,
+    /// In how many seconds all of it is there again, where it is of an hour.
+    pub whole_in: Option<u64>,
 }
 
 /// Declares the quotas once: all of them, those that are set for a tenant, and a change of those.
@@ -135,7 +137,7 @@ impl Quotas {
     pub fn allow(&self, at_work: AtWork, memory: u64) -> Result<(), UsedUp> {
         let of = |what, used, more, most: Option<u64>| match most {
             Some(limit) if limit.saturating_sub(used) < more => {
-                Err(UsedUp { what, limit, left: limit.saturating_sub(used) })
+                Err(UsedUp { what, limit, left: limit.saturating_sub(used), whole_in: None })
             }
             _ => Ok(()),
         };
@@ -358,7 +360,7 @@ mod tests {
         ] {
             assert_eq!(quotas.allow(AtWork { tasks, memory }, more).is_ok(), allowed, "{tasks} {memory} {more}");
         }
-        let used_up = UsedUp { what: "running memory bytes", limit: 100, left: 10 };
+        let used_up = UsedUp { what: "running memory bytes", limit: 100, left: 10, whole_in: None };
         assert_eq!(quotas.allow(AtWork { tasks: 2, memory: 90 }, 11), Err(used_up));
         assert_eq!(Quotas::default().allow(AtWork { tasks: u64::MAX, memory: u64::MAX }, u64::MAX), Ok(()));
     }

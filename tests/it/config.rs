@@ -240,3 +240,45 @@ fn open_files() {
     assert_eq!(limit("ulimit -n 400", false), 400);
     assert_eq!(limit("ulimit -Sn 3000", true), 3_000, "it is not lowered");
 }
+
+/// Inputs, outputs and components of all tenants are for the server's user alone, also in a directory that others may
+/// look into.
+#[test]
+fn files_are_for_their_user_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let setup = Setup::uncompiled(&[]).with_components(None);
+    fs::set_permissions(setup.data_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let server = setup.start();
+    server.client.send("PUT", "/objects/name", &[], Some(b"bytes")).expect(201);
+    let mut directories = vec![server.setup().data_dir().to_owned()];
+    let mut files = 0;
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            let about = entry.metadata().unwrap();
+            assert_eq!(about.permissions().mode() & 0o077, 0, "{}", entry.path().display());
+            files += 1;
+            if about.is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    assert!(files > 5, "{files}");
+}
+
+/// A command may hold the directory for a moment, as may a server that ends.
+#[test]
+fn a_directory_that_is_held_for_a_moment_is_waited_for() {
+    let setup = Setup::new(&[]).with_components(None);
+    let lock = fs::File::create(setup.data_dir().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let mut serve = setup.command().stdout(std::process::Stdio::piped()).spawn().unwrap();
+    // Long enough for one that does not wait to be gone, and far shorter than it waits.
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    drop(lock);
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(serve.stdout.take().unwrap()), &mut line).unwrap();
+    assert!(line.starts_with("taskcell listening on "), "{line:?}");
+    serve.kill().unwrap();
+    serve.wait().unwrap();
+}

@@ -249,7 +249,8 @@ fn one_tenants_clients_do_not_hold_all_connections() {
         setup.make_key(tenant, "operate", &[])
     });
     let server = setup.start();
-    let (a, b) = (server.client.with_key(&a), Client::new(&format!("http://{}", server.address)).with_key(&b));
+    let a_key = a;
+    let (a, b) = (server.client.with_key(&a_key), Client::new(&format!("http://{}", server.address)).with_key(&b));
     let forever = json!({"task_type": guest("sleep-forever")});
     let id = a.create(&forever);
     let waiting: Vec<_> = (0..9)
@@ -272,6 +273,16 @@ fn one_tenants_clients_do_not_hold_all_connections() {
     let test = format!("/task-types/{}/test", guest("sleep-forever"));
     let refused = a.send("POST", &test, &[("content-type", "application/json")], Some(b"{}")).problem(429);
     assert_eq!(refused["type"], "/problems/too-many-waiting");
+    // Bodies that do not come count as well, and those that are there do not.
+    for path in ["/task", "/tasks"] {
+        let mut stream = connect(&server);
+        let head = format!("authorization: Bearer {a_key}\r\ncontent-type: application/json\r\ncontent-length: 100");
+        stream.write_all(format!("POST {path} HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n[").as_bytes()).unwrap();
+        let answer = read_to_close(&mut stream);
+        assert_eq!(status(&answer), 429, "{answer}");
+        assert!(answer.contains("connection: close") && answer.contains("/problems/too-many-waiting"), "{answer}");
+    }
+    a.create(&json!({"task_type": "echo"}));
     assert_eq!(b.output(&json!({"task_type": "echo", "input": 1})), 1);
     assert_eq!(stream(&b).0, 200);
     // What ends makes room.
@@ -281,6 +292,25 @@ fn one_tenants_clients_do_not_hold_all_connections() {
     }
     streams.push(stream(&a));
     assert_eq!(streams.last().unwrap().0, 200);
+}
+
+/// What is left of a body that nobody looks at is no request: the answer says that the connection ends.
+#[test]
+fn an_answer_to_a_body_that_is_not_read_ends_the_connection() {
+    let server = server(&[]);
+    let request = |media_type: &str| {
+        let mut stream = connect(&server);
+        let body = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(10_000);
+        let head = format!("content-type: {media_type}\r\ncontent-length: {}", body.len());
+        stream.write_all(format!("POST /task HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n").as_bytes()).unwrap();
+        // It may be cut off in the middle of it.
+        let _ = stream.write_all(body.as_bytes());
+        read_to_close(&mut stream)
+    };
+    let answer = request("text/plain");
+    assert_eq!(status(&answer), 415);
+    assert!(answer.contains("connection: close"), "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::task::{ErrorKind, Labels, Status};
 /// The largest filter.
 const FILTER_BYTES: u64 = 64 << 10;
 
-problems!(StartProblems: Malformed, RequestTimeout, TooLarge, UnsupportedMediaType, Unacceptable, TooManyOperations,
+problems!(StartProblems: Malformed, RequestTimeout, TooManyWaiting, TooLarge, UnsupportedMediaType, Unacceptable, TooManyOperations,
     Overloaded, Draining, StorageUnavailable);
 problems!(ReadProblems: NotFound, Overloaded);
 problems!(ListProblems: Overloaded);

@@ -1,4 +1,5 @@
-//! The connections that tenants hold for long: each stream of events, and each request that waits, holds one.
+//! The connections that tenants hold for long: each stream of events, each request that waits, and each whose body is
+//! still being sent holds one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,7 +51,7 @@ impl Connections {
         self.hold(&mut by_tenant, tenant, count, true)
     }
 
-    /// One request more that waits, where the tenant does not hold as many connections as it may.
+    /// One request more that waits, or is waited for, where the tenant does not hold as many connections as it may.
     pub(super) fn wait(self: &Arc<Self>, tenant: &Arc<str>) -> Result<Held, Problem> {
         let mut by_tenant = self.lock();
         let count = by_tenant.get(tenant).copied().unwrap_or_default();

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use serde_json::error::Category;
 use serde_path_to_error::Segment;
 
 use super::access::Caller;
+use super::connections::{Connections, Held};
 use super::problem::{Kind, Problem};
 use super::room::{Part, Room};
 use crate::manager::FieldError;
@@ -31,6 +33,9 @@ use crate::task::{TaskId, Timestamp};
 /// A body up to this size is read whenever it comes. Larger ones together have to fit into
 /// [`Uploads`].
 const SMALL_BODY: u64 = 64 << 10;
+
+/// A body that takes longer holds one of the connections that its tenant may hold.
+const SOON: Duration = Duration::from_secs(1);
 
 /// What is read of a body that is too large, beyond its limit, and for how long.
 const DISCARD_BYTES: u64 = 64 << 20;
@@ -134,6 +139,7 @@ impl<'de> Deserialize<'de> for Rfc3339 {
 pub(super) struct Uploads {
     room: Room,
     timeout: Duration,
+    connections: Arc<Connections>,
 }
 
 /// A body that was read, and its part of the room.
@@ -145,16 +151,27 @@ pub(super) struct ReadBody {
 
 impl Uploads {
     /// Room for bodies of which the largest has `largest` bytes, each of which has to arrive within
-    /// `timeout`.
-    pub(super) fn new(largest: u64, timeout: Duration) -> Uploads {
-        Uploads { room: Room::new(units(UPLOAD_BYTES.max(largest))), timeout }
+    /// `timeout`. Meanwhile it holds one of its tenant's `connections`.
+    pub(super) fn new(largest: u64, timeout: Duration, connections: Arc<Connections>) -> Uploads {
+        Uploads { room: Room::new(units(UPLOAD_BYTES.max(largest))), timeout, connections }
     }
 
     /// Reads a request's body of at most `most` bytes.
     pub(super) async fn read(&self, request: Request, most: u64) -> Result<ReadBody, Problem> {
+        let tenant = tenant(&request);
+        let mut reading = pin!(self.read_all(&tenant, request, most));
+        match tokio::time::timeout(SOON, reading.as_mut()).await {
+            Ok(read) => read,
+            Err(_) => {
+                let _held = self.connections.wait(&tenant)?;
+                reading.await
+            }
+        }
+    }
+
+    async fn read_all(&self, tenant: &Arc<str>, request: Request, most: u64) -> Result<ReadBody, Problem> {
         // Such a client sends nothing before it is asked to (RFC 9110, section 10.1.1).
         let sends_already = !request.headers().contains_key(EXPECT);
-        let tenant = tenant(&request);
         let mut body = request.into_body();
         let size = body.size_hint();
         if size.lower() > most {
@@ -165,7 +182,7 @@ impl Uploads {
         }
         // The room for all of it is taken before the first byte: bodies that each had a part of
         // what they need could wait for each other.
-        let room = self.room_for(&tenant, size.upper().unwrap_or(most).min(most)).await?;
+        let room = self.room_for(tenant, size.upper().unwrap_or(most).min(most)).await?;
         match tokio::time::timeout(self.timeout, collect(&mut body, most)).await {
             Ok(Ok(Some(bytes))) => Ok(ReadBody { bytes, _room: room }),
             Ok(Ok(None)) => {
@@ -188,7 +205,8 @@ impl Uploads {
         }
         // What becomes of it is kept until all of it was read.
         let room = self.room_for(&tenant, size.upper().unwrap_or(most).min(most)).await?;
-        Ok(StreamedBody { body, left: most, most, patience: self.timeout, _room: room })
+        let (patience, connections) = (self.timeout, self.connections.clone());
+        Ok(StreamedBody { body, left: most, most, patience, soon: SOON, connections, tenant, held: None, _room: room })
     }
 
     /// Room for a body of that many bytes; a small one needs none.
@@ -226,6 +244,11 @@ pub(super) struct StreamedBody {
     most: u64,
     /// How long it is still waited for, all pieces together: what is done between them does not count.
     patience: Duration,
+    /// How long until it holds a connection of its tenant, in the same way.
+    soon: Duration,
+    connections: Arc<Connections>,
+    tenant: Arc<str>,
+    held: Option<Held>,
     _room: Option<Part>,
 }
 
@@ -237,10 +260,21 @@ fn tenant(request: &Request) -> Arc<str> {
 impl StreamedBody {
     /// The next piece; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
-        let asked = Instant::now();
-        let piece = tokio::time::timeout(self.patience, self.piece()).await;
-        self.patience = self.patience.saturating_sub(asked.elapsed());
-        piece.unwrap_or_else(|_| Err(Problem::of(Kind::RequestTimeout)))
+        loop {
+            let asked = Instant::now();
+            let patience = if self.held.is_none() { self.soon.min(self.patience) } else { self.patience };
+            // What was not read in the time is read with the next try.
+            let piece = tokio::time::timeout(patience, self.piece()).await;
+            self.patience = self.patience.saturating_sub(asked.elapsed());
+            self.soon = self.soon.saturating_sub(asked.elapsed());
+            match piece {
+                Ok(piece) => return piece,
+                Err(_) if self.held.is_none() && !self.patience.is_zero() => {
+                    self.held = Some(self.connections.wait(&self.tenant)?);
+                }
+                Err(_) => return Err(Problem::of(Kind::RequestTimeout)),
+            }
+        }
     }
 
     async fn piece(&mut self) -> Result<Option<Bytes>, Problem> {

@@ -204,6 +204,7 @@ impl Api {
     fn new(app: App, settings: &ServerSettings) -> Api {
         let App { manager, objects, tenants, secrets, room, max_input_bytes, max_component_bytes, max_memory_bytes } =
             app;
+        let connections = Arc::new(connections::Connections::new(settings.max_connections));
         let largest = objects.max_bytes().max(max_input_bytes).max(max_component_bytes);
         Api {
             tenants,
@@ -212,9 +213,9 @@ impl Api {
             max_component_bytes,
             max_memory_bytes,
             checks: Places::new(1),
-            uploads: extract::Uploads::new(largest, settings.client_timeout),
+            uploads: extract::Uploads::new(largest, settings.client_timeout, connections.clone()),
             traffic: Arc::new(server::Traffic::new(settings.max_connections)),
-            connections: Arc::new(connections::Connections::new(settings.max_connections)),
+            connections,
             openapi: document(routes().into_openapi()).into(),
             // No badge of an online validator: the page must work without the internet, and tell nobody.
             docs: Arc::new(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none")),

@@ -19,7 +19,7 @@ use super::wire::{self, Time};
 use crate::store::ObjectMeta;
 
 problems!(ListProblems: Malformed, Overloaded, StorageUnavailable);
-problems!(PutProblems: Malformed, RequestTimeout, PreconditionFailed, TooLarge, BadObjectName, QuotaExceeded,
+problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, PreconditionFailed, TooLarge, BadObjectName, QuotaExceeded,
     Overloaded, Draining, StorageUnavailable);
 problems!(ReadProblems: NotFound, PreconditionFailed, BadObjectName, Overloaded, StorageUnavailable);
 problems!(DeleteProblems: Malformed, NotFound, PreconditionFailed, BadObjectName, Overloaded, Draining, StorageUnavailable);

@@ -120,7 +120,7 @@ kinds! {
     TooManyStreams = "too-many-event-streams", TOO_MANY_REQUESTS, "Too many event streams are open",
         "The tenant listens on as many streams of events as it may, which the server's operator decides. Close one.";
     TooManyWaiting = "too-many-waiting", TOO_MANY_REQUESTS, "Too many requests wait",
-        "The tenant's streams of events and requests that wait hold as many connections as those of one tenant may, which is three quarters of all. Close one, or wait for one to end.";
+        "The tenant's streams of events, requests that wait, and bodies that are still being sent hold as many connections as those of one tenant may, which is three quarters of all. Close one, or wait for one to end.";
     TooManySchedules = "too-many-schedules", TOO_MANY_REQUESTS, "There are too many schedules",
         "The tenant has as many schedules as it may, which the server's operator decides. Remove some.";
     TooManySecrets = "too-many-secrets", TOO_MANY_REQUESTS, "There are too many secrets",
@@ -246,10 +246,18 @@ impl Problem {
     }
 
     fn used_up(used_up: UsedUp) -> Problem {
-        let UsedUp { what, limit, left } = used_up;
-        let unit = if what.ends_with("bytes") { ";qu=\"content-bytes\"" } else { "" };
-        let problem = Problem::of_quota(Kind::QuotaExceeded, &what.replace(' ', "-"), left, limit, unit);
-        Problem { detail: Some(used_up.to_string()), ..problem }
+        let UsedUp { what, limit, left, whole_in } = used_up;
+        let more = match whole_in {
+            Some(_) => ";w=3600",
+            None if what.ends_with("bytes") => ";qu=\"content-bytes\"",
+            None => "",
+        };
+        let mut problem = Problem::of_quota(Kind::QuotaExceeded, &what.replace(' ', "-"), left, limit, more);
+        problem.detail = Some(used_up.to_string());
+        match whole_in {
+            Some(seconds) => problem.with(RETRY_AFTER, seconds.to_string()),
+            None => problem,
+        }
     }
 
     /// The same of a body that has what is at fault under `pointer`.

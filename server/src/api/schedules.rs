@@ -33,7 +33,7 @@ const NEXT_TIMES: usize = 5;
 
 problems!(ListProblems: Malformed, Overloaded);
 problems!(ReadProblems: NotFound, Overloaded);
-problems!(PutProblems: Malformed, RequestTimeout, PreconditionFailed, TooLarge, UnsupportedMediaType, Unacceptable,
+problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, PreconditionFailed, TooLarge, UnsupportedMediaType, Unacceptable,
     TooManySchedules, Overloaded, Draining, StorageUnavailable);
 problems!(DeleteProblems: Malformed, NotFound, PreconditionFailed, Overloaded, Draining, StorageUnavailable);
 

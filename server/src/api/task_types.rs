@@ -33,7 +33,7 @@ const PATCH_BYTES: u64 = 64 << 10;
 
 problems!(ListProblems:);
 problems!(ReadProblems: NotFound, Overloaded);
-problems!(PatchProblems: Malformed, NotFound, RequestTimeout, SharedType, PreconditionFailed, TooLarge, UnsupportedMediaType,
+problems!(PatchProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, SharedType, PreconditionFailed, TooLarge, UnsupportedMediaType,
     Unacceptable, Overloaded, Draining, StorageUnavailable);
 
 /// Every task type.

@@ -31,11 +31,11 @@ const MOST_BYTES: u64 = 64 << 10;
 
 problems!(ReadProblems: NotFound);
 problems!(ReadTenantProblems: NotFound, Overloaded, Draining, StorageUnavailable);
-problems!(CreateKeyProblems: Malformed, NotFound, RequestTimeout, TooLarge, UnsupportedMediaType, Unacceptable, TooManyKeys,
+problems!(CreateKeyProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, TooLarge, UnsupportedMediaType, Unacceptable, TooManyKeys,
     Overloaded, Draining, StorageUnavailable);
 problems!(RevokeProblems: NotFound, Overloaded, Draining, StorageUnavailable);
-problems!(PutProblems: Malformed, RequestTimeout, TooLarge, Unacceptable, TooManyTenants, Overloaded, Draining, StorageUnavailable);
-problems!(PatchProblems: Malformed, NotFound, RequestTimeout, TooLarge, UnsupportedMediaType, Unacceptable, Overloaded,
+problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, TooLarge, Unacceptable, TooManyTenants, Overloaded, Draining, StorageUnavailable);
+problems!(PatchProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, TooLarge, UnsupportedMediaType, Unacceptable, Overloaded,
     Draining, StorageUnavailable);
 
 /// A key, without the key itself.

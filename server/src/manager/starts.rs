@@ -151,9 +151,10 @@ impl Core {
     pub(super) fn quotas_allow(&self, tenant: &str, memory: u64, now: Timestamp) -> std::result::Result<(), UsedUp> {
         let quotas = self.tenants.quotas(tenant);
         quotas.allow(self.at_once.of_tenant(tenant), memory)?;
-        match quotas.cpu_ms_per_hour {
-            Some(limit) if self.workers.turns.used_up_until(tenant, now).is_some() => {
-                Err(UsedUp { what: "cpu ms per hour", limit, left: 0 })
+        match (quotas.cpu_ms_per_hour, self.workers.turns.used_up_until(tenant, now)) {
+            (Some(limit), Some(until)) => {
+                let whole_in = Some(until.millis_since(now).div_ceil(1000).max(1));
+                Err(UsedUp { what: "cpu ms per hour", limit, left: 0, whole_in })
             }
             _ => Ok(()),
         }

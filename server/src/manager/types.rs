@@ -391,7 +391,8 @@ impl Core {
             let (old, all) = self.store.version_bytes(&stored, &failed)?;
             let used = all.saturating_sub(old);
             if used + size > limit {
-                let used_up = UsedUp { what: "component bytes", limit, left: limit.saturating_sub(used) };
+                let left = limit.saturating_sub(used);
+                let used_up = UsedUp { what: "component bytes", limit, left, whole_in: None };
                 return Ok(TypeDone::refused(Refused::QuotaExceeded(used_up)));
             }
         }

@@ -199,7 +199,8 @@ impl Writer {
                 && more > 0
                 && used + more > limit
             {
-                return Ok(ObjectWrite::QuotaExceeded(UsedUp { what, limit, left: limit.saturating_sub(used) }));
+                let left = limit.saturating_sub(used);
+                return Ok(ObjectWrite::QuotaExceeded(UsedUp { what, limit, left, whole_in: None }));
             }
         }
         let objects = objects + u64::from(current.is_none());

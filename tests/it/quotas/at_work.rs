@@ -162,7 +162,11 @@ fn cpu_time_of_an_hour() {
     let now = quota(&two.a, "cpu_ms_per_hour").1.unwrap();
     // What had its turn when it was used up went on to the end of that.
     assert!(now < used + 1_000, "{used} and then {now}");
-    refusal(&two.a.send("POST", "/task-types/echo/test", &[JSON], Some(b"{}")), "cpu-ms-per-hour");
+    let refused = two.a.send("POST", "/task-types/echo/test", &[JSON], Some(b"{}"));
+    refused_for(&refused, "cpu-ms-per-hour", 3_600);
+    assert_eq!(refused.header("ratelimit-policy"), Some("\"cpu-ms-per-hour\";q=50;w=3600"));
+    let again: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((3_000..=3_600).contains(&again), "{again}");
     assert_eq!(quota(&two.a, "cpu_ms_per_hour").1, Some(now));
     // One that is canceled needs no turn to end.
     cancel(&two.a, &ids[0]);
