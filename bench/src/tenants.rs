@@ -207,7 +207,7 @@ fn shares(setup: &Setup, weights: [u32; 2], sizes: [u64; 2]) -> Result<[f64; 2]>
     let after = used()?;
     ensure!(
         after.iter().zip(before).all(|(after, before)| *after > before),
-        "the hour of the CPU time ended meanwhile: measure again"
+        "a tenant got no CPU time, or its hour ended meanwhile"
     );
     Ok([after[0] - before[0], after[1] - before[1]])
 }

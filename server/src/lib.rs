@@ -49,7 +49,7 @@ use sandbox::CompileLimits;
 
 /// The program: reads the configuration, does what it is to do, and says what went wrong.
 pub fn main() -> ExitCode {
-    // What is written is for this user alone, also in a directory that was there before.
+    // What is made is for this user alone, also in a directory that others may look into.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let done = match Command::load() {
         Ok(Command::CheckComponent { task_memory_bytes }) => return sandbox::check_here(task_memory_bytes),

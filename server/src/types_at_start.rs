@@ -83,7 +83,7 @@ fn read_dir(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
 /// Makes every version of every type known: a task that has ended under an earlier one can be retried. Their code
 /// is on the disk from the starts before, and that of current versions is loaded, as much as is soon done. One that
 /// cannot be loaded is marked failed; the others are served. What has no code is left to the compiler, unless it is
-/// the server's own (`ours`), or `by` itself could not compile it before.
+/// the server's own (`ours`), or the same compiler with the same limits (`by`) could not compile it before.
 pub(crate) fn load(
     writer: &mut Writer,
     sandbox: &Sandbox,
@@ -105,7 +105,7 @@ pub(crate) fn load(
         let loaded = match (sandbox.load(digest), failure) {
             (Some(loaded), _) => loaded,
             // It would be refused again.
-            (None, Some((why, failed_with))) if *failed_with == *by => {
+            (None, Some((why, failed_with))) if *failed_with == *by && !ours.contains(&digest) => {
                 registry.put_version(digest, Version::Failed(why));
                 continue;
             }

@@ -1,6 +1,7 @@
 //! `taskcell backup` and `taskcell restore`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,6 +21,10 @@ fn succeeds(mut command: std::process::Command) {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
 /// A backup that is made while clients go on has everything that was acknowledged before it, and what
@@ -65,8 +70,12 @@ fn a_backup_of_a_server_that_is_down() {
     let directory = temp_dir();
     let file = directory.path().join("backup");
     succeeds(run("backup", &file, setup.data_dir()));
+    assert_eq!(mode(&file), 0o600);
     let restored = Setup::new(&[]);
+    // What is restored is the server's alone, whoever may read the backup.
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     succeeds(run("restore", &file, restored.data_dir()));
+    assert_eq!(mode(&restored.database()), 0o600);
     assert_eq!(restored.start().client.task(&id)["output"], 1);
 }
 

@@ -298,19 +298,67 @@ fn one_tenants_clients_do_not_hold_all_connections() {
 #[test]
 fn an_answer_to_a_body_that_is_not_read_ends_the_connection() {
     let server = server(&[]);
-    let request = |media_type: &str| {
-        let mut stream = connect(&server);
-        let body = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(10_000);
-        let head = format!("content-type: {media_type}\r\ncontent-length: {}", body.len());
-        stream.write_all(format!("POST /task HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n").as_bytes()).unwrap();
-        // It may be cut off in the middle of it.
-        let _ = stream.write_all(body.as_bytes());
-        read_to_close(&mut stream)
-    };
-    let answer = request("text/plain");
+    let mut stream = connect(&server);
+    let body = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(10_000);
+    let head = format!("content-type: text/plain\r\ncontent-length: {}", body.len());
+    stream.write_all(format!("POST /task HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n").as_bytes()).unwrap();
+    // It may be cut off in the middle of it.
+    let _ = stream.write_all(body.as_bytes());
+    let answer = read_to_close(&mut stream);
     assert_eq!(status(&answer), 415);
     assert!(answer.contains("connection: close"), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+}
+
+/// A connection is counted once: where its request waits already, its body need not come at once.
+#[test]
+fn a_slow_body_of_a_request_that_waits() {
+    let server = server(&["--max-connections", "2"]);
+    let mut stream = connect(&server);
+    let body = json!({"task_type": "echo", "input": 1}).to_string();
+    let head = format!("content-type: application/json\r\nprefer: wait=60\r\ncontent-length: {}", body.len());
+    stream.write_all(format!("POST /task HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n").as_bytes()).unwrap();
+    // Longer than a body may take without being counted.
+    std::thread::sleep(Duration::from_millis(1_500));
+    stream.write_all(body.as_bytes()).unwrap();
+    let mut piece = [0; 4096];
+    let length = stream.read(&mut piece).unwrap();
+    assert_eq!(status(&String::from_utf8_lossy(&piece[..length])), 200);
+}
+
+/// Bodies for which there is no room yet are counted like those that do not come.
+#[test]
+fn bodies_that_wait_for_room_hold_connections() {
+    let setup = Setup::new(&["--max-connections", "24", "--client-timeout", "60000"]);
+    let [a, b] = ["a", "b"].map(|tenant| {
+        setup.make_tenant(tenant);
+        setup.make_key(tenant, "submit", &[])
+    });
+    let server = setup.start();
+    let b = Client::new(&format!("http://{}", server.address)).with_key(&b);
+    // Three of them take all the room that a tenant may have, and the others wait for it.
+    let mut hanging: Vec<TcpStream> = (0..23)
+        .map(|_| {
+            let mut stream = connect(&server);
+            let head =
+                format!("authorization: Bearer {a}\r\ncontent-type: application/json\r\ntransfer-encoding: chunked");
+            stream.write_all(format!("POST /tasks HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n").as_bytes()).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            stream
+        })
+        .collect();
+    let mut refused = 0;
+    wait_for("those that are too many to be refused", || {
+        hanging.retain_mut(|stream| {
+            let mut piece = [0; 4096];
+            let Ok(length) = stream.read(&mut piece) else { return true };
+            refused += 1;
+            assert_eq!(status(&String::from_utf8_lossy(&piece[..length])), 429);
+            false
+        });
+        (refused == 5).then_some(())
+    });
+    assert_eq!(b.output(&json!({"task_type": "echo", "input": 1})), 1);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{OpenApi, PathItem};
 
+use super::connections::HoldsConnection;
 use super::prefer::PREFER;
 use super::problem::{Kind, Problem};
 use super::until::until;
@@ -217,9 +218,8 @@ impl Caller {
             return Ok(());
         }
         api.tenants.change(&tenant, now).map_err(|(limit, over)| {
-            let seconds = over.millis_since(now).div_ceil(1000).max(1);
             Problem::of_quota(Kind::TooManyChanges, "changes-per-hour", 0, limit, ";w=3600")
-                .with(RETRY_AFTER, seconds.to_string())
+                .with(RETRY_AFTER, over.seconds_after(now).to_string())
         })
     }
 
@@ -287,6 +287,9 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
             } else {
                 None
             };
+            if held.is_some() {
+                request.extensions_mut().insert(HoldsConnection);
+            }
             request.extensions_mut().insert(caller.clone());
             let (request, was_read) = watched(request);
             let mut answered = pin!(next.run(request));

@@ -22,6 +22,10 @@ struct Count {
     waits: u64,
 }
 
+/// In the extensions of a request whose connection is held for its tenant already.
+#[derive(Clone, Copy)]
+pub(super) struct HoldsConnection;
+
 /// A connection that is held.
 pub(super) struct Held {
     connections: Arc<Connections>,

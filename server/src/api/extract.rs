@@ -23,7 +23,7 @@ use serde_json::error::Category;
 use serde_path_to_error::Segment;
 
 use super::access::Caller;
-use super::connections::{Connections, Held};
+use super::connections::{Connections, Held, HoldsConnection};
 use super::problem::{Kind, Problem};
 use super::room::{Part, Room};
 use crate::manager::FieldError;
@@ -151,22 +151,16 @@ pub(super) struct ReadBody {
 
 impl Uploads {
     /// Room for bodies of which the largest has `largest` bytes, each of which has to arrive within
-    /// `timeout`. Meanwhile it holds one of its tenant's `connections`.
+    /// `timeout`. Those that come slowly are counted among `connections`.
     pub(super) fn new(largest: u64, timeout: Duration, connections: Arc<Connections>) -> Uploads {
         Uploads { room: Room::new(units(UPLOAD_BYTES.max(largest))), timeout, connections }
     }
 
     /// Reads a request's body of at most `most` bytes.
     pub(super) async fn read(&self, request: Request, most: u64) -> Result<ReadBody, Problem> {
-        let tenant = tenant(&request);
-        let mut reading = pin!(self.read_all(&tenant, request, most));
-        match tokio::time::timeout(SOON, reading.as_mut()).await {
-            Ok(read) => read,
-            Err(_) => {
-                let _held = self.connections.wait(&tenant)?;
-                reading.await
-            }
-        }
+        let mut slow = Slow::new(&request, &self.connections);
+        let tenant = slow.tenant.clone();
+        slow.wait_for(self.read_all(&tenant, request, most)).await?
     }
 
     async fn read_all(&self, tenant: &Arc<str>, request: Request, most: u64) -> Result<ReadBody, Problem> {
@@ -197,16 +191,16 @@ impl Uploads {
 
     /// A request's body of at most `most` bytes, piece by piece.
     pub(super) async fn stream(&self, request: Request, most: u64) -> Result<StreamedBody, Problem> {
-        let tenant = tenant(&request);
+        let mut slow = Slow::new(&request, &self.connections);
+        let tenant = slow.tenant.clone();
         let body = request.into_body();
         let size = body.size_hint();
         if size.lower() > most {
             return Err(too_large(most));
         }
         // What becomes of it is kept until all of it was read.
-        let room = self.room_for(&tenant, size.upper().unwrap_or(most).min(most)).await?;
-        let (patience, connections) = (self.timeout, self.connections.clone());
-        Ok(StreamedBody { body, left: most, most, patience, soon: SOON, connections, tenant, held: None, _room: room })
+        let room = slow.wait_for(self.room_for(&tenant, size.upper().unwrap_or(most).min(most))).await??;
+        Ok(StreamedBody { body, left: most, most, patience: self.timeout, slow, _room: room })
     }
 
     /// Room for a body of that many bytes; a small one needs none.
@@ -244,49 +238,64 @@ pub(super) struct StreamedBody {
     most: u64,
     /// How long it is still waited for, all pieces together: what is done between them does not count.
     patience: Duration,
-    /// How long until it holds a connection of its tenant, in the same way.
-    soon: Duration,
-    connections: Arc<Connections>,
-    tenant: Arc<str>,
-    held: Option<Held>,
+    slow: Slow,
     _room: Option<Part>,
 }
 
-/// Whose request it is.
-fn tenant(request: &Request) -> Arc<str> {
-    request.extensions().get().map_or_else(|| "".into(), |caller: &Caller| caller.tenant.clone())
+/// What a body costs its tenant that comes slowly: past [`SOON`] one of the connections that the tenant may hold.
+struct Slow {
+    tenant: Arc<str>,
+    connections: Arc<Connections>,
+    /// How long it may still be waited for without.
+    left: Duration,
+    is_held: bool,
+    _held: Option<Held>,
+}
+
+impl Slow {
+    fn new(request: &Request, connections: &Arc<Connections>) -> Slow {
+        let caller = request.extensions().get::<Caller>();
+        let tenant = caller.map_or_else(|| "".into(), |caller| caller.tenant.clone());
+        let is_held = request.extensions().get::<HoldsConnection>().is_some();
+        Slow { tenant, connections: connections.clone(), left: SOON, is_held, _held: None }
+    }
+
+    /// Waits for what comes with the body.
+    async fn wait_for<T>(&mut self, coming: impl Future<Output = T>) -> Result<T, Problem> {
+        let mut coming = pin!(coming);
+        if !self.is_held {
+            let asked = Instant::now();
+            if let Ok(came) = tokio::time::timeout(self.left, coming.as_mut()).await {
+                self.left = self.left.saturating_sub(asked.elapsed());
+                return Ok(came);
+            }
+            self._held = Some(self.connections.wait(&self.tenant)?);
+            self.is_held = true;
+        }
+        Ok(coming.await)
+    }
 }
 
 impl StreamedBody {
     /// The next piece; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
-        loop {
-            let asked = Instant::now();
-            let patience = if self.held.is_none() { self.soon.min(self.patience) } else { self.patience };
-            // What was not read in the time is read with the next try.
-            let piece = tokio::time::timeout(patience, self.piece()).await;
-            self.patience = self.patience.saturating_sub(asked.elapsed());
-            self.soon = self.soon.saturating_sub(asked.elapsed());
-            match piece {
-                Ok(piece) => return piece,
-                Err(_) if self.held.is_none() && !self.patience.is_zero() => {
-                    self.held = Some(self.connections.wait(&self.tenant)?);
-                }
-                Err(_) => return Err(Problem::of(Kind::RequestTimeout)),
-            }
-        }
+        let asked = Instant::now();
+        let piece = tokio::time::timeout(self.patience, piece(&mut self.body, &mut self.left, self.most));
+        let piece = self.slow.wait_for(piece).await?;
+        self.patience = self.patience.saturating_sub(asked.elapsed());
+        piece.unwrap_or_else(|_| Err(Problem::of(Kind::RequestTimeout)))
     }
+}
 
-    async fn piece(&mut self) -> Result<Option<Bytes>, Problem> {
-        loop {
-            let frame = match self.body.frame().await {
-                None => return Ok(None),
-                Some(frame) => frame.map_err(|_| Problem::new(Kind::Malformed, "the body ended early"))?,
-            };
-            let Ok(data) = frame.into_data() else { continue };
-            self.left = self.left.checked_sub(data.len() as u64).ok_or_else(|| too_large(self.most))?;
-            return Ok(Some(data));
-        }
+async fn piece(body: &mut Body, left: &mut u64, most: u64) -> Result<Option<Bytes>, Problem> {
+    loop {
+        let frame = match body.frame().await {
+            None => return Ok(None),
+            Some(frame) => frame.map_err(|_| Problem::new(Kind::Malformed, "the body ended early"))?,
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        *left = left.checked_sub(data.len() as u64).ok_or_else(|| too_large(most))?;
+        return Ok(Some(data));
     }
 }
 

@@ -110,7 +110,7 @@ kinds! {
     BadObjectName = "bad-object-name", UNPROCESSABLE_ENTITY, "The object's name is not allowed",
         "A name has 1 to 512 bytes of UTF-8 in Unicode normalization form C, in segments separated by '/', none of them empty, '.' or '..', without control characters.";
     QuotaExceeded = "quota-exceeded", TOO_MANY_REQUESTS, "A quota is used up",
-        "The tenant keeps as many objects, or as many bytes in them or in its task types, as it may. Remove some.";
+        "The tenant keeps as many objects, or as many bytes in them or in its task types, as it may: remove some. Or, where a type is tested, as many of its tasks run, with as much memory, or have had as much CPU time in the hour, as may: try again later.";
     TooManySubmitted = "too-many-submitted", TOO_MANY_REQUESTS, "Tasks are created too fast",
         "The tenant created as many tasks at once as it may. One more can be created after the time in Retry-After, and as many as ever after the time in RateLimit.";
     TooManyChanges = "too-many-changes", TOO_MANY_REQUESTS, "Too many changes are asked for",

@@ -153,7 +153,7 @@ impl Core {
         quotas.allow(self.at_once.of_tenant(tenant), memory)?;
         match (quotas.cpu_ms_per_hour, self.workers.turns.used_up_until(tenant, now)) {
             (Some(limit), Some(until)) => {
-                let whole_in = Some(until.millis_since(now).div_ceil(1000).max(1));
+                let whole_in = Some(until.seconds_after(now));
                 Err(UsedUp { what: "cpu ms per hour", limit, left: 0, whole_in })
             }
             _ => Ok(()),

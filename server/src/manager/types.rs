@@ -213,12 +213,12 @@ impl Manager {
         let _ = tokio::time::timeout(wait, self.0.registry.compiled(digest)).await;
     }
 
-    /// Takes what came of compiling a component, by the compiler `by`.
+    /// Takes what came of compiling a component, by the compiler, and within the limits, that `by` names.
     pub fn compiled(&self, digest: Digest, by: Arc<str>, compiled: Compiled) {
         self.send(Command::Type(Box::new(TypeCommand::Compiled { digest, by, compiled })));
     }
 
-    /// Takes what came of loading a component that was compiled before, by the compiler `by`. A tenant needs it.
+    /// Takes what came of loading a component that was compiled before, in the same way. A tenant needs it.
     pub fn loaded(&self, tenant: Arc<str>, digest: Digest, by: Arc<str>, loaded: Loaded) {
         self.send(Command::Type(Box::new(TypeCommand::Loaded { tenant, digest, by, loaded })));
     }

@@ -16,7 +16,7 @@ use crate::task::Digest;
 
 /// Which checks a component passed before it was compiled, and how a component is made of a module. Changed
 /// with them, so that what passed weaker ones is looked at again.
-const CHECKS: u32 = 3;
+const CHECKS: u32 = 4;
 
 /// A directory of compiled code. The name of a file says what it was compiled from, by which
 /// compiler, and what the SHA-256 of the file itself is: code is run as it is, so a file that

@@ -1,7 +1,7 @@
 //! What is offered to components, by name, and what a component has to be.
 //!
 //! The names are compared here, so that every mismatch can be told at once and before anything is compiled.
-//! Whether the types fit is looked at in `linking.rs`.
+//! Whether the types of what it imports fit is looked at in `linking.rs`.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -104,7 +104,9 @@ pub(super) fn faults(types: &Types, imports: &[String], exports: &[String]) -> V
             _ => faults.push(format!("it imports {name}, which is not offered here")),
         }
     }
-    let mut commands = exports.iter().filter(|name| compatible(name) == RUN).peekable();
+    // Where there is `run` of a world as well, the component is called by that.
+    let is_task = exports.iter().any(|name| name == "run");
+    let mut commands = exports.iter().filter(|name| !is_task && compatible(name) == RUN).peekable();
     match commands.peek() {
         None => faults.extend(typed::precheck::faults(types, exports)),
         Some(_) => faults.extend(commands.filter(|name| !is_command(types, name)).map(|name| {

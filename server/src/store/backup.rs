@@ -1,6 +1,7 @@
 //! Backups: everything that is kept, in one file.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,8 +57,10 @@ pub fn restore(file: &Path, data_dir: &Path) -> anyhow::Result<()> {
         );
     }
     let partial = partial(&database);
+    // The backup may be for others to read.
     let copied = std::fs::copy(file, &partial)
-        .and_then(|_| File::open(&partial)?.sync_all())
+        .and_then(|_| std::fs::set_permissions(&partial, Permissions::from_mode(0o600)))
+        .and_then(|()| File::open(&partial)?.sync_all())
         .and_then(|()| std::fs::rename(&partial, &database));
     if copied.is_err() {
         let _ = std::fs::remove_file(&partial);

@@ -38,6 +38,11 @@ impl Timestamp {
         u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
     }
 
+    /// Seconds from `earlier` to here, rounded up and at least 1, as a client is told to wait.
+    pub fn seconds_after(self, earlier: Timestamp) -> u64 {
+        self.millis_since(earlier).div_ceil(1000).max(1)
+    }
+
     /// That many milliseconds later.
     pub fn plus_millis(self, millis: u64) -> Timestamp {
         Timestamp(self.0.saturating_add_unsigned(millis))

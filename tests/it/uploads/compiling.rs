@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{echo, echo_version, put, task_type, upload, wait_until_current, with_module};
 use crate::support::guests::GUESTS;
 use crate::support::hostile;
+use crate::support::server::Setup;
 use crate::support::{Client, Server, guest, server, wait_for};
 
 /// A component that takes a compiler a while, which grows with `functions`, and that runs like `echo`.
@@ -171,7 +172,7 @@ fn compiling_is_bounded_in_time() {
 /// others.
 #[test]
 fn other_limits_compile_what_failed_within_these() {
-    let server = server(&[]);
+    let server = Setup::new(&[]).with_components(None).start();
     let version = upload(&server.client, "mine", &slow(12));
     let setup = server.stop();
     std::fs::remove_dir_all(setup.data_dir().join("compiled")).unwrap();
