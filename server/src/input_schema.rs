@@ -407,7 +407,7 @@ mod tests {
         assert_eq!(places(json!({"width": 0})), ["/width"]);
         assert_eq!(places(json!({"width": 1, "tags": ["a", "b c"]})), ["/tags/1"]);
         assert_eq!(places(json!({"width": 1, "a/b": 0})), ["/a~1b"]);
-        assert_eq!(places(json!({"width": 1, "other": 0})), [""]);
+        assert_eq!(places(json!({"width": 1, "other": 0})), ["/other"]);
         assert_eq!(places(json!(null)), [""]);
         let many: Vec<Value> = (0..1000).map(Value::from).collect();
         assert_eq!(places(json!({"width": 1, "tags": many})).len(), MOST_FAULTS);

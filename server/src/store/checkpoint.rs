@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rusqlite::Connection;
@@ -23,9 +23,12 @@ const CHECKPOINT_PAGES: u64 = 16_384;
 /// nobody does, which is no longer than a read may take, so that the log cannot fill the disk.
 const RESTART_PAGES: u64 = 8 * CHECKPOINT_PAGES;
 
-/// How long commits wait for that: a little longer than a read may take. A backup reads for longer; so it is tried
-/// again only when the log has twice as many pages.
+/// How long commits wait for those who began to read before, and then for those who began meanwhile: a little longer
+/// than a read may take. A backup reads for longer; so it is tried again only when the log has twice as many pages.
 const RESTART_PATIENCE: Duration = Duration::from_millis(2_500);
+
+/// How often it is looked whether the first of them have ended.
+const RESTART_LOOK: Duration = Duration::from_millis(5);
 
 /// The rest of the log that is left to the writer, in pages, about; and how often a rest is moved beside it.
 const SHORT_REST: i64 = 512;
@@ -112,6 +115,13 @@ impl Writer {
         if pages < self.moving.restart_at {
             return self.checkpoint("PASSIVE").map(drop);
         }
+        // First whoever reads what is not moved yet has to end. SQLite would wait for its place in the log, which the next
+        // to read may take, and those after it share, so that it is never free: so it is looked again and again.
+        let started = Instant::now();
+        while !self.checkpoint("PASSIVE")? && started.elapsed() < RESTART_PATIENCE {
+            std::thread::sleep(RESTART_LOOK);
+        }
+        // From here on readers need no place in the log.
         self.conn.busy_timeout(RESTART_PATIENCE)?;
         let restarted = self.checkpoint("RESTART");
         self.conn.busy_timeout(BUSY_TIMEOUT)?;
@@ -119,10 +129,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether nothing was in its way.
+    /// Whether nothing was in its way, and all of the log is moved.
     fn checkpoint(&mut self, mode: &str) -> Result<bool> {
         self.wal_pages.store(0, Ordering::Relaxed);
-        Ok(self.conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| Ok(row.get::<_, u8>(0)? == 0))?)
+        let pragma = format!("PRAGMA wal_checkpoint({mode})");
+        let (busy, pages, moved): (u8, i64, i64) =
+            self.conn.query_row(&pragma, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        Ok(busy == 0 && pages == moved)
     }
 }
 
@@ -211,6 +224,7 @@ mod tests {
             }
             end.store(true, Ordering::Relaxed);
             assert_eq!(begun_anew, 2, "up to {most} pages");
+            assert!(most < RESTART_PAGES + CHECKPOINT_PAGES, "it began anew late: {most} pages");
         });
     }
 }
