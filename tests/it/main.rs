@@ -20,6 +20,7 @@ mod labels;
 mod lifecycle;
 mod many;
 mod objects;
+mod openapi;
 mod outbound;
 mod outcomes;
 mod overload;

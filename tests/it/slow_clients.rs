@@ -326,6 +326,49 @@ fn a_slow_body_of_a_request_that_waits() {
     assert_eq!(status(&String::from_utf8_lossy(&piece[..length])), 200);
 }
 
+/// Who may not do what is asked for is answered, and holds no more connections than others.
+#[test]
+fn slow_bodies_of_requests_that_are_refused_are_counted() {
+    let setup = Setup::new(&["--max-connections", "24"]);
+    for tenant in ["a", "b"] {
+        setup.make_tenant(tenant);
+    }
+    let (read, b) = (setup.make_key("a", "read", &[]), setup.make_key("b", "submit", &[]));
+    let server = setup.start();
+    for (key, expected) in [(read.as_str(), 403), ("none", 401)] {
+        // Eighteen may be read on for some seconds; the others are answered when they have taken one.
+        let request = format!(
+            "POST /task HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n\
+             content-length: 100\r\n\r\n["
+        );
+        let started = Instant::now();
+        let mut hanging: Vec<TcpStream> = (0..23)
+            .map(|_| {
+                let mut stream = connect(&server);
+                stream.write_all(request.as_bytes()).unwrap();
+                stream.set_nonblocking(true).unwrap();
+                stream
+            })
+            .collect();
+        let mut answered = Vec::new();
+        wait_for("all to be answered", || {
+            hanging.retain_mut(|stream| {
+                let mut piece = [0; 4096];
+                let Ok(length) = stream.read(&mut piece) else { return true };
+                assert_eq!(status(&String::from_utf8_lossy(&piece[..length])), expected);
+                answered.push(started.elapsed());
+                false
+            });
+            hanging.is_empty().then_some(())
+        });
+        // The last of those for which there is no room is answered seconds before the first of the others.
+        let (last, first) = (answered[4], answered[5]);
+        assert!(first - last > Duration::from_secs(1), "{answered:?}");
+    }
+    let b = Client::new(&format!("http://{}", server.address)).with_key(&b);
+    assert_eq!(b.output(&json!({"task_type": "echo", "input": 1})), 1);
+}
+
 /// Bodies for which there is no room yet are counted like those that do not come.
 #[test]
 fn bodies_that_wait_for_room_hold_connections() {

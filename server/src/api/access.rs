@@ -324,7 +324,11 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
 async fn refuse(api: &Api, mut request: Request, problem: Problem) -> Response {
     // A client that is still sending would lose the answer with its connection.
     if !request.headers().contains_key(EXPECT) {
-        api.uploads.discard(request.body_mut()).await;
+        // Who may not do this holds its connection for its tenant all the same, and who has no key for all such.
+        if let Ok(caller) = caller(api, &request) {
+            request.extensions_mut().insert(caller);
+        }
+        api.uploads.discard_refused(request).await;
     }
     problem.into_response()
 }

@@ -25,8 +25,8 @@ use crate::task::{ErrorKind, Labels, Status};
 /// The largest filter.
 const FILTER_BYTES: u64 = 64 << 10;
 
-problems!(StartProblems: Malformed, RequestTimeout, TooManyWaiting, TooLarge, UnsupportedMediaType, Unacceptable, TooManyOperations,
-    Overloaded, Draining, StorageUnavailable);
+problems!(StartProblems: Malformed, RequestTimeout, TooManyWaiting, TooLarge, UnsupportedMediaType, Unacceptable,
+    TooManyOperations, Overloaded, Draining, StorageUnavailable);
 problems!(ReadProblems: NotFound, Overloaded);
 problems!(ListProblems: Overloaded);
 

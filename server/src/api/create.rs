@@ -51,9 +51,11 @@ const UNIQUE_KEY_BYTES: usize = 255;
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-problems!(CreateProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, TypeNotReady, UniqueKey, KeyGone, TooLarge, UnsupportedMediaType,
-    Unacceptable, KeyReused, TooManySubmitted, TooManyPending, Overloaded, QueueFull, Draining, StorageUnavailable);
-problems!(CreateManyProblems: Malformed, RequestTimeout, TooManyWaiting, TooLarge, UnsupportedMediaType, Overloaded, Draining);
+problems!(CreateProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, TypeNotReady, UniqueKey, KeyGone,
+    TooLarge, UnsupportedMediaType, Unacceptable, KeyReused, TooManySubmitted, TooManyPending, Overloaded, QueueFull,
+    Draining, StorageUnavailable);
+problems!(CreateManyProblems: Malformed, RequestTimeout, TooManyWaiting, TooLarge, UnsupportedMediaType, Overloaded,
+    Draining);
 
 /// A task to be created.
 #[derive(Deserialize, ToSchema)]

@@ -217,7 +217,7 @@ impl Uploads {
     /// Reads on for a while without keeping anything. The connection is closed after an answer to a
     /// body that was not read to its end, and a client that is still sending then may lose the
     /// answer with it (RFC 9112, section 9.6).
-    pub(super) async fn discard(&self, body: &mut Body) {
+    async fn discard(&self, body: &mut Body) {
         let mut left = DISCARD_BYTES;
         let reading = async {
             while let Some(Ok(frame)) = body.frame().await {
@@ -228,6 +228,14 @@ impl Uploads {
             }
         };
         let _ = tokio::time::timeout(self.timeout.min(DISCARD_TIME), reading).await;
+    }
+
+    /// The same with the body of a request that is refused, for as long as its tenant may hold the connection.
+    pub(super) async fn discard_refused(&self, request: Request) {
+        let mut slow = Slow::new(&request, &self.connections);
+        let mut body = request.into_body();
+        // It is refused already.
+        let _ = slow.wait_for(self.discard(&mut body)).await;
     }
 }
 

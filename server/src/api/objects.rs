@@ -19,10 +19,11 @@ use super::wire::{self, Time};
 use crate::store::ObjectMeta;
 
 problems!(ListProblems: Malformed, Overloaded, StorageUnavailable);
-problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, PreconditionFailed, TooLarge, BadObjectName, QuotaExceeded,
-    Overloaded, Draining, StorageUnavailable);
+problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, PreconditionFailed, TooLarge, BadObjectName,
+    QuotaExceeded, Overloaded, Draining, StorageUnavailable);
 problems!(ReadProblems: NotFound, PreconditionFailed, BadObjectName, Overloaded, StorageUnavailable);
-problems!(DeleteProblems: Malformed, NotFound, PreconditionFailed, BadObjectName, Overloaded, Draining, StorageUnavailable);
+problems!(DeleteProblems: Malformed, NotFound, PreconditionFailed, BadObjectName, Overloaded, Draining,
+    StorageUnavailable);
 
 /// Which objects to list.
 #[derive(Deserialize, IntoParams)]
@@ -46,7 +47,7 @@ pub(super) struct ListQuery {
 #[derive(Serialize, ToSchema)]
 pub(super) struct ObjectList {
     /// The objects, in the byte order of their names.
-    objects: Vec<Object>,
+    objects: Vec<ListedObject>,
     /// `after` for the next page, where there is one.
     #[schema(required)]
     next_after: Option<String>,
@@ -54,7 +55,7 @@ pub(super) struct ObjectList {
 
 /// What is known of an object.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Object {
+pub(super) struct ListedObject {
     /// Its name.
     #[schema(example = "reports/2026.csv")]
     name: String,
@@ -105,7 +106,7 @@ pub(super) async fn list(
     let next_after = found.last().filter(|_| more).map(|last| last.name.clone());
     let objects = found
         .into_iter()
-        .map(|ObjectMeta { name, etag, size, updated_at }| Object {
+        .map(|ObjectMeta { name, etag, size, updated_at }| ListedObject {
             name,
             size,
             etag: quoted(&etag),

@@ -33,8 +33,8 @@ const NEXT_TIMES: usize = 5;
 
 problems!(ListProblems: Malformed, Overloaded);
 problems!(ReadProblems: NotFound, Overloaded);
-problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, PreconditionFailed, TooLarge, UnsupportedMediaType, Unacceptable,
-    TooManySchedules, Overloaded, Draining, StorageUnavailable);
+problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, PreconditionFailed, TooLarge, UnsupportedMediaType,
+    Unacceptable, TooManySchedules, Overloaded, Draining, StorageUnavailable);
 problems!(DeleteProblems: Malformed, NotFound, PreconditionFailed, Overloaded, Draining, StorageUnavailable);
 
 /// A schedule as a client writes it.
@@ -54,13 +54,13 @@ pub(super) struct PutSchedule<'a> {
     /// What is created: as the body of `POST /task`, without its times.
     #[serde(borrow, deserialize_with = "extract::object")]
     task: CreateTask<'a>,
-    /// What happens at a due time while a task of the schedule is Pending or Running.
+    /// What happens at a due time while a task of the schedule is Pending or Running; `allow` where it is not given.
     #[serde(default, deserialize_with = "named")]
-    #[schema(inline, required = false, default = "allow")]
+    #[schema(required = false)]
     overlap: Overlap,
-    /// What happens with due times that were missed.
+    /// What happens with due times that were missed; `none` where it is not given.
     #[serde(default, deserialize_with = "named")]
-    #[schema(inline, required = false, default = "none")]
+    #[schema(required = false)]
     catch_up: CatchUp,
     /// No tasks are created. Due times that pass meanwhile are missed: `catch_up` says what becomes of them.
     #[serde(default)]

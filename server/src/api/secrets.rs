@@ -22,8 +22,8 @@ use crate::secrets::{VALUE_BYTES, fault};
 use crate::store::SecretMeta;
 
 problems!(ListProblems: Malformed, Overloaded);
-problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, NoSecretKey, PreconditionFailed, TooLarge, Unacceptable,
-    TooManySecrets, Overloaded, Draining, StorageUnavailable);
+problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, NoSecretKey, PreconditionFailed, TooLarge,
+    Unacceptable, TooManySecrets, Overloaded, Draining, StorageUnavailable);
 problems!(DeleteProblems: Malformed, NotFound, PreconditionFailed, Overloaded, Draining, StorageUnavailable);
 
 /// Which secrets to list.

@@ -33,8 +33,8 @@ const PATCH_BYTES: u64 = 64 << 10;
 
 problems!(ListProblems:);
 problems!(ReadProblems: NotFound, Overloaded);
-problems!(PatchProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, SharedType, PreconditionFailed, TooLarge, UnsupportedMediaType,
-    Unacceptable, Overloaded, Draining, StorageUnavailable);
+problems!(PatchProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, SharedType, PreconditionFailed, TooLarge,
+    UnsupportedMediaType, Unacceptable, Overloaded, Draining, StorageUnavailable);
 
 /// Every task type.
 #[derive(Serialize, ToSchema)]

@@ -31,12 +31,13 @@ const MOST_BYTES: u64 = 64 << 10;
 
 problems!(ReadProblems: NotFound);
 problems!(ReadTenantProblems: NotFound, Overloaded, Draining, StorageUnavailable);
-problems!(CreateKeyProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, TooLarge, UnsupportedMediaType, Unacceptable, TooManyKeys,
-    Overloaded, Draining, StorageUnavailable);
+problems!(CreateKeyProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, TooLarge, UnsupportedMediaType,
+    Unacceptable, TooManyKeys, Overloaded, Draining, StorageUnavailable);
 problems!(RevokeProblems: NotFound, Overloaded, Draining, StorageUnavailable);
-problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, TooLarge, Unacceptable, TooManyTenants, Overloaded, Draining, StorageUnavailable);
-problems!(PatchProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, TooLarge, UnsupportedMediaType, Unacceptable, Overloaded,
+problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, TooLarge, Unacceptable, TooManyTenants, Overloaded,
     Draining, StorageUnavailable);
+problems!(PatchProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, TooLarge, UnsupportedMediaType,
+    Unacceptable, Overloaded, Draining, StorageUnavailable);
 
 /// A key, without the key itself.
 #[derive(Serialize, ToSchema)]

@@ -21,8 +21,8 @@ use crate::manager::NewTask;
 use crate::sandbox::RunEnd;
 use crate::task::{Labels, Outcome, Progress, RetryOverrides, Status, TaskError, Usage};
 
-problems!(TrialProblems: Malformed, NotFound, TooManyWaiting, RequestTimeout, TypeNotReady, TooLarge, UnsupportedMediaType, Unacceptable,
-    QuotaExceeded, Overloaded, Draining, StorageUnavailable);
+problems!(TrialProblems: Malformed, NotFound, TooManyWaiting, RequestTimeout, TypeNotReady, TooLarge,
+    UnsupportedMediaType, Unacceptable, QuotaExceeded, Overloaded, Draining, StorageUnavailable);
 
 /// What is tried.
 #[derive(Deserialize, ToSchema)]

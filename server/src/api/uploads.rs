@@ -32,8 +32,9 @@ const WASM: &str = "application/wasm";
 /// How long a `DELETE` with `?cancel=true` waits for the tasks to end.
 const CANCEL_TIME: Duration = Duration::from_secs(20);
 
-problems!(PutProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, PreconditionFailed, TooLarge, UnsupportedMediaType, BadComponent,
-    Unacceptable, TooManyTaskTypes, QuotaExceeded, Overloaded, Draining, StorageUnavailable);
+problems!(PutProblems: Malformed, NotFound, RequestTimeout, TooManyWaiting, PreconditionFailed, TooLarge,
+    UnsupportedMediaType, BadComponent, Unacceptable, TooManyTaskTypes, QuotaExceeded, Overloaded, Draining,
+    StorageUnavailable);
 problems!(BytesProblems: NotFound, Overloaded);
 problems!(DeleteProblems: Malformed, NotFound, TypeInUse, SharedType, PreconditionFailed, TooManyOperations, Overloaded,
     Draining, StorageUnavailable);

@@ -56,7 +56,7 @@ pub(super) struct UsageQuery {
 
 /// What a tenant used.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Usage {
+pub(super) struct TenantUsage {
     /// The first day that is told of.
     #[schema(format = Date)]
     from: String,
@@ -116,7 +116,7 @@ pub(super) struct Used {
 /// of the receipts, and stays when the tasks are removed. An attempt that the server went down under has no receipt.
 #[utoipa::path(
     get, path = "/tenant/usage", operation_id = "get_own_usage", tag = "keys", params(UsageQuery),
-    responses((status = 200, description = "The days", body = Usage), OwnProblems)
+    responses((status = 200, description = "The days", body = TenantUsage), OwnProblems)
 )]
 pub(super) async fn own(
     State(api): State<Arc<Api>>,
@@ -132,7 +132,7 @@ pub(super) async fn own(
 #[utoipa::path(
     get, path = "/tenants/{tenant}/usage", operation_id = "get_usage", tag = "tenants",
     params(("tenant" = String, Path, description = "The name of the tenant"), UsageQuery),
-    responses((status = 200, description = "The days", body = Usage), UsageProblems)
+    responses((status = 200, description = "The days", body = TenantUsage), UsageProblems)
 )]
 pub(super) async fn of_tenant(
     State(api): State<Arc<Api>>,
@@ -153,7 +153,7 @@ async fn read(api: &Api, tenant: Arc<str>, UsageQuery { from, to }: UsageQuery) 
     }
     let found = api.manager.usage(&tenant, from, to).await?;
     let days = found.chunk_by(|(one, ..), (other, ..)| one == other).map(UsageOfDay::of).collect();
-    let mut response = wire::json(StatusCode::OK, &Usage { from: written(from), to: written(to), days })?;
+    let mut response = wire::json(StatusCode::OK, &TenantUsage { from: written(from), to: written(to), days })?;
     set(&mut response, CACHE_CONTROL, "no-store");
     Ok(response)
 }

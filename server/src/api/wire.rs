@@ -40,6 +40,7 @@ pub(super) struct TaskSummary<'a> {
     /// −100 … 100, higher first.
     priority: i32,
     /// Its client's names for it.
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
     labels: &'a task::Labels,
     /// Why the last attempt failed.
     #[schema(required)]

@@ -115,18 +115,30 @@ impl Writer {
         if pages < self.moving.restart_at {
             return self.checkpoint("PASSIVE").map(drop);
         }
-        // First whoever reads what is not moved yet has to end. SQLite would wait for its place in the log, which the next
-        // to read may take, and those after it share, so that it is never free: so it is looked again and again.
+        let restarted = self.move_all()? && self.restart()?;
+        self.moving.restart_at = if restarted { RESTART_PAGES } else { 2 * pages };
+        Ok(())
+    }
+
+    /// Waits for those who read what is not moved yet. SQLite would wait for a place in the log, which the next to read
+    /// may take and those after it share, so that it is never free; so it is looked again and again.
+    fn move_all(&mut self) -> Result<bool> {
         let started = Instant::now();
-        while !self.checkpoint("PASSIVE")? && started.elapsed() < RESTART_PATIENCE {
+        while !self.checkpoint("PASSIVE")? {
+            if started.elapsed() >= RESTART_PATIENCE {
+                return Ok(false);
+            }
             std::thread::sleep(RESTART_LOOK);
         }
-        // From here on readers need no place in the log.
+        Ok(true)
+    }
+
+    /// Waits for those who began to read before all was moved. Who begins now needs no place in the log.
+    fn restart(&mut self) -> Result<bool> {
         self.conn.busy_timeout(RESTART_PATIENCE)?;
         let restarted = self.checkpoint("RESTART");
         self.conn.busy_timeout(BUSY_TIMEOUT)?;
-        self.moving.restart_at = if restarted? { RESTART_PAGES } else { 2 * pages };
-        Ok(())
+        restarted
     }
 
     /// Whether nothing was in its way, and all of the log is moved.
