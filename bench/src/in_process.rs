@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
@@ -91,6 +91,7 @@ impl InProcess {
             grants: Arc::default(),
             log: LogBuffer::new(id, 1, 1024, Arc::new(|_| ())),
             control: &control,
+            started: Instant::now(),
             queue: Duration::ZERO,
         };
         match self.sandbox.run(program, attempt).await {

@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use tokio::runtime::Handle;
@@ -79,6 +79,7 @@ impl Executor {
     /// Starts an attempt.
     pub fn start(&self, job: Job) {
         let Executor { floods, sandbox, on_line, report, .. } = self.clone();
+        let started = Instant::now();
         self.guests.spawn(async move {
             let Job { task, program, limits, grants, control, told } = job;
             let on_line = if told.is_some() { Arc::new(|_: &LogBuffer| {}) } else { on_line };
@@ -91,6 +92,7 @@ impl Executor {
                 grants,
                 log: log.clone(),
                 control: &control,
+                started,
                 queue: Duration::from_millis(since),
             };
             // What panics under the guest is caught inside; this is for everything around it. An attempt

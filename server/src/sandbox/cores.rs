@@ -2,10 +2,10 @@
 //!
 //! Every attempt that could run asks here for a turn, and only one that has a turn is polled. So the runtime under it
 //! never holds more attempts that could run than it has threads, and their order is decided here: among tenants by the
-//! CPU time that they used ([`Shares`]), within a tenant one after the other. A tenant that has used what it may have in
-//! an hour gets no more turns in it.
+//! CPU time that they used ([`Shares`]), within a tenant by what each turn took: who had a long one comes again when the
+//! others have had as much. A tenant that has used what it may have in an hour gets no more turns in it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -48,6 +48,9 @@ impl Turn {
     }
 }
 
+/// For so many others, at most, a turn is paid for: thousands may want one for a moment, and be gone in the next.
+const MOST_PAID: u64 = 64;
+
 /// The processors.
 pub struct Cores {
     state: Mutex<State>,
@@ -63,8 +66,14 @@ struct State {
 
 /// What is known of a tenant.
 struct OfTenant {
-    /// Its attempts that wait for a turn.
-    queue: VecDeque<Arc<Control>>,
+    /// Its attempts that wait for a turn, by when they are due and then as they came.
+    queue: BTreeMap<(u64, u64), Arc<Control>>,
+    /// How many came to wait so far.
+    came: u64,
+    /// How many of its attempts want the processor, or have it.
+    active: u64,
+    /// CPU time that it used so far, in nanoseconds.
+    used: u64,
     /// CPU time that it may have in an hour, in nanoseconds; `None`: as much as there is, and it is not counted.
     most: Option<u64>,
     /// What it had.
@@ -104,8 +113,16 @@ impl Cores {
         let Some(number) = state.numbers.get(tenant).copied() else {
             let number = state.shares.join(weight);
             state.numbers.insert(tenant.clone(), number);
-            let (queue, hour) = (VecDeque::new(), Hour::new(Timestamp(0)));
-            state.tenants.push(OfTenant { queue, most, hour, held_since: None, held_for: Duration::ZERO });
+            state.tenants.push(OfTenant {
+                queue: BTreeMap::new(),
+                came: 0,
+                active: 0,
+                used: 0,
+                most,
+                hour: Hour::new(Timestamp(0)),
+                held_since: None,
+                held_for: Duration::ZERO,
+            });
             return number;
         };
         state.shares.set_weight(number, weight);
@@ -191,13 +208,14 @@ impl Cores {
     pub(super) fn end(&self, control: &Arc<Control>, cpu: Duration) {
         let mut state = self.state();
         state.charge(control.tenant, cpu);
+        state.pays(control, cpu);
         state.free += 1;
         // Looked at under the lock: who wakes it from here on finds that it wants a turn, or asks for one itself.
         if control.was_woken() {
             state.push(control);
         } else {
             Turn::None.set(control);
-            state.shares.goes(control.tenant);
+            state.goes(control);
         }
         self.go_on(state);
     }
@@ -211,14 +229,14 @@ impl Cores {
             Turn::None => {}
             Turn::Waits => {
                 if let Some(of) = state.tenants.get_mut(control.tenant) {
-                    of.queue.retain(|waiting| !Arc::ptr_eq(waiting, control));
+                    of.queue.retain(|_, waiting| !Arc::ptr_eq(waiting, control));
                 }
                 state.tell_shares(control.tenant);
-                state.shares.goes(control.tenant);
+                state.goes(control);
             }
             Turn::Comes | Turn::Runs => {
                 state.free += 1;
-                state.shares.goes(control.tenant);
+                state.goes(control);
             }
         }
         Turn::Over.set(control);
@@ -245,7 +263,7 @@ impl Cores {
         for number in 0..state.tenants.len() {
             state.hold_or_release(number, clock);
         }
-        let waiting = state.tenants.iter().flat_map(|of| of.queue.iter());
+        let waiting = state.tenants.iter().flat_map(|of| of.queue.values());
         let overdue: Vec<_> =
             waiting.filter(|control| control.is_overdue(now, || state.held(control.tenant, now))).cloned().collect();
         self.go_on(state);
@@ -256,12 +274,32 @@ impl Cores {
 impl State {
     fn comes(&mut self, control: &Control) {
         self.shares.comes(control.tenant);
+        if let Some(of) = self.tenants.get_mut(control.tenant) {
+            of.active += 1;
+        }
+    }
+
+    fn goes(&mut self, control: &Control) {
+        self.shares.goes(control.tenant);
+        if let Some(of) = self.tenants.get_mut(control.tenant) {
+            of.active = of.active.saturating_sub(1);
+        }
+    }
+
+    /// An attempt had a turn of that length: its next is due when each other that wants one now could have had as much.
+    /// So a host call that takes long, and cannot be interrupted, costs who made it and not who comes after.
+    fn pays(&mut self, control: &Control, cpu: Duration) {
+        let Some(of) = self.tenants.get(control.tenant) else { return };
+        let others = of.active.saturating_sub(1).min(MOST_PAID);
+        control.due.store(of.used.saturating_add(nanos(cpu).saturating_mul(others)), Ordering::Relaxed);
     }
 
     fn push(&mut self, control: &Arc<Control>) {
         Turn::Waits.set(control);
         if let Some(of) = self.tenants.get_mut(control.tenant) {
-            of.queue.push_back(control.clone());
+            let due = control.due.load(Ordering::Relaxed).max(of.used);
+            of.came += 1;
+            of.queue.insert((due, of.came), control.clone());
             if of.held_since.is_some() {
                 control.park();
             }
@@ -271,9 +309,9 @@ impl State {
 
     fn pop(&mut self) -> Option<Arc<Control>> {
         let number = self.shares.whose_turn()?;
-        let first = self.tenants.get_mut(number)?.queue.pop_front();
+        let first = self.tenants.get_mut(number)?.queue.pop_first();
         self.tell_shares(number);
-        first
+        first.map(|(_, control)| control)
     }
 
     /// Whether a tenant wants turns and may have them.
@@ -285,9 +323,11 @@ impl State {
 
     fn charge(&mut self, number: usize, cpu: Duration) {
         self.shares.charge(number, cpu);
-        if let Some(of) = self.tenants.get_mut(number).filter(|of| of.most.is_some()) {
+        let Some(of) = self.tenants.get_mut(number) else { return };
+        of.used = of.used.saturating_add(nanos(cpu));
+        if of.most.is_some() {
             let now = clock::now();
-            of.hour.add(u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX), now);
+            of.hour.add(nanos(cpu), now);
             self.hold_or_release(number, now);
         }
     }
@@ -307,18 +347,22 @@ impl State {
         match (of.is_used_up(now), of.held_since) {
             (true, None) => {
                 of.held_since = Some(Instant::now());
-                of.queue.iter().for_each(|control| control.park());
+                of.queue.values().for_each(|control| control.park());
             }
             (false, Some(since)) => {
                 of.held_since = None;
                 of.held_for += since.elapsed();
-                of.queue.iter().for_each(|control| control.unpark());
+                of.queue.values().for_each(|control| control.unpark());
                 self.shares.comes_back(number);
             }
             _ => return,
         }
         self.tell_shares(number);
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -411,6 +455,53 @@ mod tests {
         assert!(!world.cores.begin(&attempt));
         set(None);
         assert!(world.cores.begin(&attempt));
+    }
+
+    /// Plays turns of the length that each attempt has, and says whose they were, by number.
+    fn turns(world: &World, attempts: &[(&Arc<Control>, Duration)], count: usize) -> Vec<usize> {
+        let turn = |_| {
+            let (at, (control, length)) =
+                attempts.iter().enumerate().find(|(_, (control, _))| Turn::of(control) == Turn::Comes).unwrap();
+            assert!(world.cores.begin(control));
+            std::task::Waker::from((*control).clone()).wake();
+            world.cores.end(control, *length);
+            at
+        };
+        (0..count).map(turn).collect()
+    }
+
+    #[test]
+    fn attempts_of_equal_turns_have_them_one_after_the_other() {
+        let world = World::new(1);
+        let [a, b, c] = [(); 3].map(|()| world.attempt(None));
+        [&a, &b, &c].into_iter().for_each(|control| world.cores.ready(control));
+        assert_eq!(turns(&world, &[(&a, MS), (&b, MS), (&c, MS)], 9), [0, 1, 2, 0, 1, 2, 0, 1, 2]);
+    }
+
+    /// And nobody waits for ever: neither who had a long turn nor who has short ones.
+    #[test]
+    fn who_had_a_long_turn_comes_again_when_the_others_had_as_much() {
+        let world = World::new(1);
+        let [long, short, late] = [(); 3].map(|()| world.attempt(None));
+        [&long, &short].into_iter().for_each(|control| world.cores.ready(control));
+        let longs = |had: Vec<usize>| had.into_iter().filter(|had| *had == 0).count();
+        let of_longs = longs(turns(&world, &[(&long, 20 * MS), (&short, MS)], 421));
+        assert!((20..=22).contains(&of_longs), "{of_longs} of 21 ms, and 20 of the other's");
+        // Who comes goes before who is not due yet.
+        while turns(&world, &[(&long, 20 * MS), (&short, MS)], 1) != [0] {}
+        world.cores.ready(&late);
+        let had = turns(&world, &[(&long, 20 * MS), (&short, MS), (&late, MS)], 2);
+        assert!(had.contains(&2), "{had:?}");
+        // Neither does a moment in which it wants no turn make it forget.
+        let world = World::new(1);
+        let [long, short] = [(); 2].map(|()| world.attempt(None));
+        [&long, &short].into_iter().for_each(|control| world.cores.ready(control));
+        assert!(world.cores.begin(&long));
+        world.cores.end(&long, 20 * MS);
+        world.cores.ready(&long);
+        let had = turns(&world, &[(&long, MS), (&short, MS)], 25);
+        let before = had.iter().position(|had| *had == 0).unwrap();
+        assert!((19..=21).contains(&before), "{had:?}");
     }
 
     #[test]

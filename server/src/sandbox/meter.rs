@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
@@ -21,6 +21,16 @@ use crate::room::Place;
 
 /// A poll below this is short: less than a slice of a guest that computes.
 const SHORT_POLL: Duration = Duration::from_micros(50);
+
+thread_local! {
+    /// When the poll began that this thread is in, or was in last.
+    static SLICE_BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// How long the poll has lasted that this thread is in.
+pub(super) fn slice() -> Duration {
+    SLICE_BEGAN.get().map_or(Duration::ZERO, |began| began.elapsed())
+}
 
 /// Why an attempt is stopped from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +54,8 @@ pub struct Control {
     pub(super) tenant: usize,
     /// Where it stands there: a [`Turn`](super::cores::Turn).
     pub(super) turn: AtomicU8,
+    /// When its next turn is due, by the CPU time that its tenant used by then, in nanoseconds. It is changed as `turn` is.
+    pub(super) due: AtomicU64,
     /// When its time is over, where its tenant is not held.
     deadline: OnceLock<Instant>,
     /// How long its tenant was held before it began.
@@ -69,6 +81,7 @@ impl Control {
             tenant,
             cores: cores.clone(),
             turn: AtomicU8::new(0),
+            due: AtomicU64::new(0),
             deadline: OnceLock::new(),
             held_before: cores.held(tenant, Instant::now()),
         })
@@ -196,6 +209,7 @@ impl<'a, F: Future> Metered<'a, F> {
 
     fn step(&mut self) -> Poll<Result<F::Output, StoppedBy>> {
         let started = Instant::now();
+        SLICE_BEGAN.set(Some(started));
         let clock = Clock::begin(self.last_poll >= SHORT_POLL, started);
         let future = self.future.as_mut();
         let waker = &self.waker;

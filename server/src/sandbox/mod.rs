@@ -10,6 +10,8 @@ mod meter;
 mod offered;
 mod outcome;
 mod precheck;
+#[cfg(test)]
+pub(crate) mod tests;
 mod typed;
 
 use std::collections::HashSet;
@@ -19,9 +21,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use wasmtime::Store;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime::{CallHook, Store};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::CommandPre;
 
@@ -48,6 +50,10 @@ use typed::FunctionPre;
 /// Fuel between two yields: 50 to 100 µs of work. It bounds how long others wait for their turn,
 /// and what an attempt that is canceled may have burned without being billed.
 const YIELD_FUEL: u64 = 1_000_000;
+
+/// After so long a guest yields when it comes back from a host call: those cost no fuel. What a guest computes for
+/// `YIELD_FUEL` takes about as long.
+const SLICE: Duration = Duration::from_micros(100);
 
 /// Compiles components and runs attempts.
 pub struct Sandbox {
@@ -120,6 +126,8 @@ pub struct Attempt<'a> {
     pub log: LogBuffer,
     /// How it is stopped from outside.
     pub control: &'a Arc<Control>,
+    /// When it started. It may have waited for a thread since.
+    pub started: Instant,
     /// How long it waited before it started, for its receipt.
     pub queue: Duration,
 }
@@ -256,8 +264,7 @@ impl Sandbox {
 
     /// Runs an attempt in a store of its own, from nothing to its outcome and receipt.
     pub async fn run(&self, program: &Program, attempt: Attempt<'_>) -> RunEnd {
-        let Attempt { of, input, limits, grants, log, control, queue } = attempt;
-        let started = Instant::now();
+        let Attempt { of, input, limits, grants, log, control, started, queue } = attempt;
         let timeout = Duration::from_millis(limits.timeout_ms);
         let deadline = started + timeout;
         let may = May { limits: &limits, grants, uses_http: program.uses_http };
@@ -364,9 +371,18 @@ fn prepare(store: &mut Store<Host>, limits: &Limits) -> wasmtime::Result<()> {
     store.limiter(|host| &mut host.memory);
     store.set_fuel(limits.fuel)?;
     store.fuel_async_yield_interval(Some(YIELD_FUEL))?;
-    // Every tick, besides: some instructions take long for the fuel they cost, and host calls cost none.
+    // Every tick, besides: some instructions take long for the fuel they cost.
     store.set_epoch_deadline(1);
     store.epoch_deadline_async_yield_and_update(1);
+    // And after a host call, where its slice is over: fuel is looked at next when the guest goes on.
+    let mut is_over = false;
+    store.call_hook(move |mut store, hook| {
+        if matches!(hook, CallHook::ReturningFromHost) && is_over != (meter::slice() > SLICE) {
+            is_over = !is_over;
+            store.fuel_async_yield_interval(Some(if is_over { 1 } else { YIELD_FUEL }))?;
+        }
+        Ok(())
+    });
     // One call's arguments or results can be no larger than the memory they lie in.
     store.set_hostcall_fuel(usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX));
     // A backstop: what the host counts itself (pending calls, WASI resources) is refused before, with an

@@ -78,6 +78,44 @@ fn a_guest_that_spins_delays_nobody() {
     assert!(cpu.iter().all(|cpu| *cpu > 20.0), "one got nothing: {cpu:?}");
 }
 
+/// Guests that do nothing but call the host burn hardly any fuel. They yield all the same, and end in time.
+#[test]
+fn guests_that_only_call_the_host_delay_nobody() {
+    const AT_ONCE: usize = 12;
+    const BIG: usize = 48 << 20;
+
+    let _alone = alone();
+    let server = server(&["--default-cpu-ms", "600000"]);
+    let client = &server.client;
+    let calls = [
+        json!({"call": "id"}),
+        json!({"call": "attempt"}),
+        json!({"call": "random"}),
+        json!({"call": "log", "bytes": 100}),
+        json!({"call": "progress", "bytes": BIG}),
+        json!({"call": "log", "bytes": BIG}),
+    ];
+    for input in calls {
+        let task = json!({"task_type": guest("host-calls"), "input": input, "limits": {"timeout_ms": 2000}});
+        let ids: Vec<String> = (0..AT_ONCE).map(|_| client.create(&task)).collect();
+        for id in &ids {
+            client.wait_for_status(id, "Running");
+        }
+        measure(&format!("an echo under {input}"), || {
+            assert_eq!(client.output(&json!({"task_type": "echo", "input": [1]})), json!([1]));
+        });
+        for id in ids {
+            let task = client.wait_for_end(&id);
+            assert_eq!(task["error"]["kind"], "timeout", "{task:#}");
+            let duration = task["duration_ms"].as_f64().unwrap();
+            let wall = task["usage"]["wall_ms"].as_f64().unwrap();
+            assert!((2000.0..2000.0 + BOUND.as_millis() as f64).contains(&duration), "{task:#}");
+            // The receipt is of all the time since it started, also where it waited for its first turn.
+            assert!((duration - wall).abs() < 100.0, "{task:#}");
+        }
+    }
+}
+
 /// Thousands of calls that wait for the store are the guest's own trouble.
 #[test]
 fn a_guest_that_floods_the_store_delays_nobody() {
