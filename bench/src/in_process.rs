@@ -10,7 +10,7 @@ use taskcell_server::host::http::{HttpSettings, Outbound};
 use taskcell_server::host::live::LiveAttempts;
 use taskcell_server::host::log::LogBuffer;
 use taskcell_server::host::{AttemptOf, Services};
-use taskcell_server::key_value::{KeyValueLimits, KeyValues};
+use taskcell_server::key_value::KeyValues;
 use taskcell_server::limits::Limits;
 use taskcell_server::manager::Manager;
 use taskcell_server::objects::Objects;
@@ -19,7 +19,7 @@ use taskcell_server::room::{Claim, Memory, Room};
 use taskcell_server::sandbox::{Attempt, CodeCache, Control, Cores, EngineSettings, Program, RunEnd, Sandbox};
 use taskcell_server::secrets::Secrets;
 use taskcell_server::storage::Storage;
-use taskcell_server::store::{self, KeyValueQuota};
+use taskcell_server::store;
 use taskcell_server::task::{Digest, Outcome, TaskId};
 use tokio::runtime::Handle;
 
@@ -52,8 +52,7 @@ impl InProcess {
         let secrets = Secrets::new(readers.clone(), None);
         let storage = Storage::new(manager, readers);
         let objects = Objects::new(storage.clone(), 0);
-        let quota = KeyValueQuota { entries: 0, bytes: 0 };
-        let key_values = KeyValues::new(storage, KeyValueLimits { max_bytes: 0, quota });
+        let key_values = KeyValues::new(storage, 0);
         let outbound = Arc::new(Outbound::new(HttpSettings::default(), Arc::default(), timers.clone())?);
         let services = Services { objects, secrets, key_values, timers, outbound, live };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
@@ -82,7 +81,7 @@ impl InProcess {
         let tenant = "bench".into();
         let claim = Claim { part: 0, no_more: false, kept: 0 };
         let Ok(place) = self.room.take(&tenant, claim) else { bail!("there is no room for an attempt") };
-        let control = Control::new(place, &self.cores, &tenant, 100, None);
+        let control = Control::new(place, &self.cores, &tenant, 100, None, true);
         let id = TaskId(uuid::Uuid::nil());
         let attempt = Attempt {
             of: AttemptOf { id, attempt: 1, tenant: "bench".into() },

@@ -10,11 +10,9 @@ use anyhow::{Context, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::host::http::{HttpLimits, HttpSettings, Network};
-use crate::key_value::KeyValueLimits;
 use crate::keys::{KeyId, Role};
 use crate::limits::Limits;
 use crate::quotas::{MOST, Quotas};
-use crate::store::KeyValueQuota;
 
 /// taskcell runs other people's code as background tasks, sandboxed and durable.
 #[derive(Debug, Parser)]
@@ -395,12 +393,6 @@ impl Config {
         }
     }
 
-    /// How much tasks may keep with `wasi:keyvalue`.
-    pub fn key_values(&self) -> KeyValueLimits {
-        let quota = KeyValueQuota { entries: self.keyvalue_quota_count, bytes: self.keyvalue_quota_bytes };
-        KeyValueLimits { max_bytes: self.max_value_bytes, quota }
-    }
-
     /// What a tenant may have that has no quotas of its own.
     pub fn quotas(&self) -> Quotas {
         Quotas {
@@ -419,6 +411,9 @@ impl Config {
             changes_per_hour: Some(self.changes_per_hour),
             event_streams: Some(u64::from(self.max_event_streams)),
             schedules: Some(self.max_schedules),
+            secrets: Some(self.max_secrets),
+            keyvalue_keys: Some(self.keyvalue_quota_count),
+            keyvalue_bytes: Some(self.keyvalue_quota_bytes),
         }
     }
 

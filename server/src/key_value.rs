@@ -7,8 +7,9 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::manager;
+use crate::quotas::UsedUp;
 use crate::storage::Storage;
-use crate::store::{KeyValueChange, KeyValueQuota, KeyValueWrite, KeyWithValue, StoreError};
+use crate::store::{KeyValueChange, KeyValueWrite, KeyWithValue, StoreError};
 
 /// Most bytes of a key.
 pub const KEY_BYTES: usize = 512;
@@ -38,27 +39,18 @@ pub enum Refused {
     #[error("the sum is out of the range of its type")]
     OutOfRange,
     /// The tenant may not keep more.
-    #[error("the tenant may keep {} keys, with {} bytes of keys and values together", .0.entries, .0.bytes)]
-    QuotaExceeded(KeyValueQuota),
+    #[error("of the tenant: {0}")]
+    QuotaExceeded(UsedUp),
     /// It was not done, and that has nothing to do with what was asked for; trying again may help.
     #[error(transparent)]
     Undone(#[from] manager::Refused),
-}
-
-/// How much may be kept.
-#[derive(Clone, Copy, Debug)]
-pub struct KeyValueLimits {
-    /// Bytes of one value.
-    pub max_bytes: u64,
-    /// What a tenant may keep in all.
-    pub quota: KeyValueQuota,
 }
 
 /// All tenants' buckets.
 #[derive(Clone)]
 pub struct KeyValues {
     storage: Storage,
-    limits: KeyValueLimits,
+    max_bytes: u64,
 }
 
 /// A tenant's bucket.
@@ -91,9 +83,9 @@ fn check_keys<'a>(keys: impl ExactSizeIterator<Item = &'a str>) -> Result<(), Re
 }
 
 impl KeyValues {
-    /// The buckets in that storage.
-    pub fn new(storage: Storage, limits: KeyValueLimits) -> KeyValues {
-        KeyValues { storage, limits }
+    /// The buckets in that storage, with values of at most `max_bytes`.
+    pub fn new(storage: Storage, max_bytes: u64) -> KeyValues {
+        KeyValues { storage, max_bytes }
     }
 
     /// The tenant's bucket of that name.
@@ -168,17 +160,17 @@ impl Bucket {
     }
 
     fn check_value(&self, value: &[u8]) -> Result<(), Refused> {
-        let most = self.of.limits.max_bytes;
+        let most = self.of.max_bytes;
         if value.len() as u64 > most { Err(Refused::TooLarge(most)) } else { Ok(()) }
     }
 
     async fn change(&self, change: KeyValueChange) -> Result<KeyValueWrite, Refused> {
-        let KeyValues { storage, limits } = &self.of;
+        let storage = &self.of.storage;
         let _turn = storage.turn_to_write().await;
-        match storage.manager.change_key_values(&self.tenant, &self.name, change, limits.quota).await? {
+        match storage.manager.change_key_values(&self.tenant, &self.name, change).await? {
             KeyValueWrite::NoNumber => Err(Refused::NoNumber),
             KeyValueWrite::OutOfRange => Err(Refused::OutOfRange),
-            KeyValueWrite::QuotaExceeded => Err(Refused::QuotaExceeded(limits.quota)),
+            KeyValueWrite::QuotaExceeded(used_up) => Err(Refused::QuotaExceeded(used_up)),
             written => Ok(written),
         }
     }

@@ -118,6 +118,12 @@ quotas! {
     event_streams, at least 0;
     /// Schedules.
     schedules, at least 0;
+    /// Secrets.
+    secrets, at least 0;
+    /// Keys that tasks keep with `wasi:keyvalue`.
+    keyvalue_keys, at least 0;
+    /// All of those keys and their values together, in bytes.
+    keyvalue_bytes, at least 0;
 }
 
 /// A field that may be there as null.
@@ -192,11 +198,12 @@ impl Bucket {
     /// As it is at `now`. A clock that was put back gives nothing.
     fn at(self, rate: Rate, now: Timestamp) -> Bucket {
         let came = now.millis_since(self.at).saturating_mul(rate.per_second);
-        Bucket { taken: self.taken.saturating_sub(came), at: now }
+        // More than the burst was taken where that was lowered since: it is not waited for.
+        Bucket { taken: self.taken.min(rate.burst.saturating_mul(ONE)).saturating_sub(came), at: now }
     }
 
     fn thousandths_left(self, rate: Rate, now: Timestamp) -> u64 {
-        (rate.burst * ONE).saturating_sub(self.at(rate, now).taken)
+        rate.burst.saturating_mul(ONE).saturating_sub(self.at(rate, now).taken)
     }
 
     /// How often it can be done at once.
@@ -219,7 +226,7 @@ impl Bucket {
 
     /// Seconds until all of the burst is there again.
     pub fn full_in(self, rate: Rate, now: Timestamp) -> u64 {
-        self.at(rate, now).taken.div_ceil(rate.per_second * ONE)
+        self.at(rate, now).taken.div_ceil(rate.per_second.saturating_mul(ONE))
     }
 }
 
@@ -327,6 +334,9 @@ mod tests {
         (0..5).for_each(|_| assert!(bucket.take(of(100), Timestamp(0))));
         assert_eq!(bucket.left(of(3), Timestamp(0)), 0);
         assert_eq!((bucket.left(of(200), Timestamp(0)), bucket.full_in(of(200), Timestamp(0))), (195, 5));
+        // Where it was lowered, one more can be done when one has come.
+        assert_eq!(bucket.full_in(of(3), Timestamp(0)), 3);
+        assert!(!bucket.take(of(3), Timestamp(999)) && bucket.take(of(3), Timestamp(1000)));
     }
 
     #[test]

@@ -85,6 +85,29 @@ struct Inner {
     programs: HashMap<Digest, Loaded>,
     /// Shared types that the server brings with it.
     kept: HashSet<Arc<str>>,
+    /// Types that somebody is removing, by owner and name, and how many are at it.
+    closed: HashMap<Name, usize>,
+}
+
+/// The owner of a type, and its name.
+type Name = (Arc<str>, Arc<str>);
+
+/// No task of a type is created until this is dropped.
+pub struct Closed {
+    registry: Arc<Registry>,
+    of: Name,
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        let mut inner = self.registry.write();
+        if let Some(count) = inner.closed.get_mut(&self.of) {
+            *count -= 1;
+            if *count == 0 {
+                inner.closed.remove(&self.of);
+            }
+        }
+    }
 }
 
 impl Inner {
@@ -116,6 +139,28 @@ impl Registry {
     /// Whether it is one of those.
     pub fn keeps(&self, name: &str) -> bool {
         self.read().kept.contains(name)
+    }
+
+    /// Somebody removes the type of that tenant and name.
+    pub fn close(self: &Arc<Self>, tenant: &Arc<str>, name: &str) -> Closed {
+        let of: Name = (tenant.clone(), name.into());
+        *self.write().closed.entry(of.clone()).or_default() += 1;
+        Closed { registry: self.clone(), of }
+    }
+
+    /// Whether somebody removes the type that `name` means for a tenant.
+    pub fn is_closed(&self, tenant: &str, name: &str) -> bool {
+        let inner = self.read();
+        if inner.closed.is_empty() {
+            return false;
+        }
+        let is_own = inner.types.get(tenant).is_some_and(|types| types.contains_key(name));
+        inner.closed.contains_key(&(if is_own { tenant } else { SHARED }.into(), name.into()))
+    }
+
+    /// Whether `name` means a type for a tenant.
+    pub fn is_there(&self, tenant: &str, name: &str) -> bool {
+        self.read().meant(tenant, name).is_some()
     }
 
     /// Removes the type of that tenant and name.

@@ -112,7 +112,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let services = Services {
         objects: Objects::new(for_guests.clone(), config.max_object_bytes),
         secrets: guest_secrets,
-        key_values: KeyValues::new(for_guests, config.key_values()),
+        key_values: KeyValues::new(for_guests, config.max_value_bytes),
         timers,
         outbound,
         live,
@@ -156,7 +156,6 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         defaults,
         ceiling,
         max_interruptions: config.max_interruptions,
-        max_secrets: config.max_secrets,
         max_pending: config.max_pending,
         retention_ms: config.retention,
         usage_retention_days: config.usage_retention,

@@ -208,6 +208,25 @@ fn what_runs_at_a_crash_is_deleted_after_it() {
     assert_eq!(left(&server.client), 0);
 }
 
+/// What ends by itself while an operation goes on was matched, and it was not done with it.
+#[test]
+fn what_matched_adds_up() {
+    let server = server(&["--max-running", "2"]);
+    let client = &server.client;
+    let pause = |paused: bool| {
+        let patch = json!({"paused": paused}).to_string();
+        let headers = [("content-type", "application/merge-patch+json")];
+        client.send("PATCH", "/task-types/echo", &headers, Some(patch.as_bytes())).expect(200);
+    };
+    pause(true);
+    let many = Value::from(vec![json!({"task_type": "echo"}); 8000]).to_string();
+    client.send("POST", "/tasks", &[("content-type", "application/json")], Some(many.as_bytes())).expect(200);
+    pause(false);
+    let done = finished(client, &start(client, "cancel", &json!({"task_type": "echo"})));
+    let of = |member: &str| done[member].as_u64().unwrap();
+    assert!(of("matched") > 0 && of("done") + of("skipped") == of("matched"), "{done:#}");
+}
+
 #[test]
 fn so_many_operations_at_once() {
     // A queue without room keeps a retry from going on.

@@ -117,7 +117,7 @@ fn a_task_that_is_interrupted_too_often_fails() {
     }
     let task = server.client.task(&id);
     assert_eq!((&task["status"], &task["error"]["kind"]), (&json!("Failed"), &json!("interrupted")), "{task:#}");
-    assert_eq!((&task["error"]["retryable"], &task["attempt"]), (&json!(false), &json!(3)), "{task:#}");
+    assert_eq!((&task["error"]["retryable"], &task["attempt"]), (&json!(true), &json!(3)), "{task:#}");
     assert!(task["finished_at"].is_string(), "{task:#}");
     server.client.get(&format!("/task/{id}/result")).problem(409);
     let listed = server.client.get("/tasks?error_kind=interrupted").expect(200).json();

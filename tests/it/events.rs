@@ -312,3 +312,36 @@ fn the_numbers_of_a_tenants_events_are_its_own() {
     drop(database);
     assert_eq!(run(&setup.start()), (19..=27).collect::<Vec<_>>());
 }
+
+/// A task that is deleted while it runs is stopped for that, which is no end of its own: its stream, and that of all,
+/// tell that it is gone and nothing else.
+#[test]
+fn a_running_task_that_is_deleted_is_told_as_deleted() {
+    let server = server(&[]);
+    let client = &server.client;
+    for in_bulk in [false, true] {
+        let label = format!("bulk-{in_bulk}");
+        let id = client.create(&json!({"task_type": guest("spin"), "labels": {"of": label}}));
+        client.wait_for_status(&id, "Running");
+        let (mut of_task, mut of_all) =
+            (Stream::open(client, &format!("/task/{id}/events"), None), Stream::open(client, "/events", Some(0)));
+        while of_task.next().unwrap().name != "task.running" {}
+        while of_all.next_of(&id).name != "task.running" {}
+        if in_bulk {
+            let body = json!({"labels": {"of": label}}).to_string();
+            let operation = client
+                .send("POST", "/tasks/delete", &[("content-type", "application/json")], Some(body.as_bytes()))
+                .expect(202)
+                .json();
+            let path = format!("/operations/{}", operation["id"].as_str().unwrap());
+            let done = wait_for("the operation", || {
+                Some(client.get(&path).expect(200).json()).filter(|operation| operation["status"] == "Completed")
+            });
+            assert_eq!((&done["matched"], &done["done"], &done["skipped"]), (&json!(1), &json!(1), &json!(0)));
+        } else {
+            client.delete(&format!("/task/{id}")).expect(200);
+        }
+        assert_eq!(names(&of_task.rest()), ["task.deleted"]);
+        assert_eq!(of_all.next_of(&id).name, "task.deleted");
+    }
+}

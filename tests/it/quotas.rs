@@ -1,6 +1,7 @@
 //! Quotas: each reached, exceeded by many clients at once and never over by one, and free again.
 
 mod at_work;
+mod kept;
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -494,6 +495,7 @@ fn what_is_set_is_kept_told_and_noted() {
         "pending_tasks": 1_000_000, "running_tasks": 7, "running_memory_bytes": 1_000_000, "cpu_ms_per_hour": 9,
         "submitted_per_second": 1000, "submit_burst": 2000, "task_types": 1000, "component_bytes": 5, "objects": 3,
         "object_bytes": 1 << 30, "log_bytes": 6, "http_requests_per_hour": 8, "changes_per_hour": 11, "event_streams": 100, "schedules": 1000,
+        "secrets": 1000, "keyvalue_keys": 1_000_000, "keyvalue_bytes": 1 << 30,
     });
     let expected: Vec<_> = expected.as_object().unwrap().clone().into_iter().collect();
     assert_eq!(limits(&all), expected);

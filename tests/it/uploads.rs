@@ -6,6 +6,8 @@ mod refused;
 mod trial;
 mod ways;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::{Value, json};
 
 use crate::support::guests::GUESTS;
@@ -106,7 +108,9 @@ fn a_type_comes_runs_changes_goes_back_and_goes() {
     client.delete("/task-types/mine").problem(404);
     let refused = client.post_task(r#"{"task_type": "mine"}"#).problem(422);
     assert_eq!(refused["errors"][0]["pointer"], "#/task_type");
-    // What is kept of it can still be read, and attempted again.
+    // What is kept of it can still be read, and is attempted again where there is a type of that name: it has limits.
+    assert_eq!(client.post(&format!("/task/{later}/retry")).problem(409)["type"], "/problems/task-type-gone");
+    upload(client, "mine", &echo_version(7));
     client.post(&format!("/task/{later}/retry")).expect(202);
     assert_eq!(client.wait_for_end(&later)["output"], 1);
 }
@@ -365,4 +369,39 @@ fn a_component_larger_than_a_slot() {
     assert!(peak >= 20 * 20_000 * 8, "its tables count: {peak}");
     let failed = client.failure(&json!({"task_type": "large", "limits": {"memory_bytes": 1_000_000}}));
     assert_eq!(failed["error"]["kind"], "memory_exceeded");
+}
+
+/// Whoever creates tasks all the time keeps nobody from removing their type.
+#[test]
+fn a_type_is_removed_while_tasks_of_it_come() {
+    let server = server(&[]);
+    let client = &server.client;
+    upload(client, "mine", &echo());
+    let task = json!({"task_type": "mine", "delay_ms": 86_400_000}).to_string();
+    let created = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    loop {
+                        let answer = client.post_task(&task);
+                        match answer.status {
+                            202 => created.fetch_add(1, Ordering::Relaxed),
+                            // While it is removed, and when it is.
+                            409 => continue,
+                            _ => break answer,
+                        };
+                    }
+                })
+            })
+            .collect();
+        wait_for("some tasks", || (created.load(Ordering::Relaxed) > 100).then_some(()));
+        client.delete("/task-types/mine?cancel=true").expect(200);
+        for client in clients {
+            assert_eq!(client.join().unwrap().problem(422)["errors"][0]["pointer"], "#/task_type");
+        }
+    });
+    for status in ["Pending", "Running"] {
+        assert_eq!(client.get(&format!("/tasks?status={status}")).expect(200).json()["tasks"], json!([]));
+    }
 }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -218,8 +218,7 @@ impl Caller {
             return Ok(());
         }
         api.tenants.change(&tenant, now).map_err(|(limit, over)| {
-            Problem::of_quota(Kind::TooManyChanges, "changes-per-hour", 0, limit, ";w=3600")
-                .with(RETRY_AFTER, over.seconds_after(now).to_string())
+            Problem::of_hour(Kind::TooManyChanges, "changes-per-hour", limit, over.seconds_after(now))
         })
     }
 

@@ -92,7 +92,8 @@ pub(super) struct Operation<'a> {
     matched: Option<u64>,
     /// With how many it was done so far.
     done: u64,
-    /// With how many it could not be done: they had changed when it was their turn.
+    /// With how many it could not be done: they had changed when it was their turn. Once it is done, this and
+    /// `done` make up what matched.
     skipped: u64,
     /// When it was created. Tasks that were created later are none of its.
     #[schema(value_type = String, format = DateTime)]
@@ -240,7 +241,7 @@ pub(super) async fn get(
 
 /// List operations
 ///
-/// Newest first. Finished ones are kept for a day.
+/// Newest first. Finished ones are kept for a day, and no more than the newest 1,000.
 #[utoipa::path(
     get, path = "/operations", operation_id = "list_operations", tag = "tasks",
     responses((status = 200, description = "The last 100", body = OperationList), ListProblems)

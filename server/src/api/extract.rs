@@ -11,7 +11,7 @@ use axum::RequestPartsExt;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequestParts, Request};
 use axum::http::Uri;
-use axum::http::header::{CONTENT_TYPE, EXPECT, HeaderMap};
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap};
 use axum::http::request::Parts;
 use bytes::{Bytes, BytesMut};
 use chrono::DateTime;
@@ -353,9 +353,20 @@ pub(super) fn check_media_type(headers: &HeaderMap, expected: &str) -> Result<()
     let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = media_type.split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case(expected) {
-        Ok(())
+        check_encoding(headers)
     } else {
         Err(Problem::new(Kind::UnsupportedMediaType, format!("the body must be {expected}")))
+    }
+}
+
+/// Refuses a body that is compressed (RFC 9110, section 8.4).
+pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    let encodings = headers.get_all(CONTENT_ENCODING).iter();
+    let encoded = encodings.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    match encoded.map(<[u8]>::trim_ascii).find(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
+        None => Ok(()),
+        Some(_) => Err(Problem::new(Kind::UnsupportedMediaType, "the body must be sent without a Content-Encoding")
+            .with(ACCEPT_ENCODING, "identity".into())),
     }
 }
 

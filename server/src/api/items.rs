@@ -3,6 +3,7 @@
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 
+use super::extract::check_encoding;
 use super::problem::{Kind, Problem};
 
 /// How the values are separated.
@@ -17,6 +18,7 @@ pub(super) enum Format {
 impl Format {
     /// What the media type says.
     pub(super) fn of(headers: &HeaderMap) -> Result<Format, Problem> {
+        check_encoding(headers)?;
         let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let essence = media_type.split(';').next().unwrap_or_default().trim();
         if essence.eq_ignore_ascii_case("application/json") {

@@ -34,7 +34,9 @@ mod trial;
 mod until;
 mod uploads;
 mod usage;
+mod waiting;
 mod wire;
+mod write_deadline;
 
 use std::sync::Arc;
 use std::time::Duration;

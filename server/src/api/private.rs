@@ -10,6 +10,7 @@ use tokio::time::sleep;
 
 use super::access::Peer;
 use super::server::{ACCEPT_PAUSE, Traffic, connection, stopped};
+use super::waiting::Connection;
 
 /// Connections on the socket in the data directory.
 const PRIVATE_CONNECTIONS: usize = 8;
@@ -34,7 +35,8 @@ pub(super) async fn serve(
         };
         let (http, router, traffic, stop) = (http.clone(), router.clone(), traffic.clone(), stop.clone());
         tokio::spawn(async move {
-            connection(&http, stream, Peer::Private, router, traffic, stop).await;
+            let waits = Arc::new(Connection::alone());
+            connection(&http, stream, Peer::Private, router, traffic, &waits, stop).await;
             drop(place);
         });
     }

@@ -86,7 +86,9 @@ kinds! {
     TaskFailed = "task-failed", CONFLICT, "The task failed",
         "The task has no result because it failed. The member 'error' says why: its kind is one of a closed set.";
     TypeNotReady = "task-type-not-ready", CONFLICT, "The task type has no usable version",
-        "It is being compiled, or it failed, or it needs what it is not granted. GET /task-types/{name} says which, and why.";
+        "It is being compiled, or it failed, or it needs what it is not granted. GET /task-types/{name} says which, and why. Or somebody is removing it.";
+    TypeGone = "task-type-gone", CONFLICT, "The task type was removed",
+        "A task is attempted again within the limits of its type, and that was removed. A type of the same name can be uploaded.";
     TypeInUse = "task-type-in-use", CONFLICT, "Tasks of this type have not ended",
         "A task type is removed once none of its tasks is Pending or Running. With ?cancel=true they are canceled first.";
     SharedType = "shared-task-type", CONFLICT, "The task type is shared",
@@ -245,19 +247,24 @@ impl Problem {
             .with(RATE_LIMIT_POLICY, format!("\"{name}\";q={limit}{more}"))
     }
 
+    /// One of an hour of which nothing is left, and which is over in that many seconds.
+    pub(super) fn of_hour(kind: Kind, name: &str, limit: u64, seconds: u64) -> Problem {
+        Problem::new(kind, format!("{} The limit is {limit}.", kind.page()))
+            .with(RATE_LIMIT, format!("\"{name}\";r=0;t={seconds}"))
+            .with(RATE_LIMIT_POLICY, format!("\"{name}\";q={limit};w=3600"))
+            .with(RETRY_AFTER, seconds.to_string())
+    }
+
     fn used_up(used_up: UsedUp) -> Problem {
         let UsedUp { what, limit, left, whole_in } = used_up;
-        let more = match whole_in {
-            Some(_) => ";w=3600",
-            None if what.ends_with("bytes") => ";qu=\"content-bytes\"",
-            None => "",
+        let (kind, name) = (Kind::QuotaExceeded, what.replace(' ', "-"));
+        let mut problem = match whole_in {
+            Some(seconds) => Problem::of_hour(kind, &name, limit, seconds),
+            None if what.ends_with("bytes") => Problem::of_quota(kind, &name, left, limit, ";qu=\"content-bytes\""),
+            None => Problem::of_quota(kind, &name, left, limit, ""),
         };
-        let mut problem = Problem::of_quota(Kind::QuotaExceeded, &what.replace(' ', "-"), left, limit, more);
         problem.detail = Some(used_up.to_string());
-        match whole_in {
-            Some(seconds) => problem.with(RETRY_AFTER, seconds.to_string()),
-            None => problem,
-        }
+        problem
     }
 
     /// The same of a body that has what is at fault under `pointer`.
@@ -323,6 +330,7 @@ impl From<manager::Refused> for Problem {
             Refused::TooManyTenants { limit } => Problem::of_quota(Kind::TooManyTenants, "tenants", 0, limit, ""),
             Refused::TooManyKeys { limit } => Problem::of_quota(Kind::TooManyKeys, "keys", 0, limit, ""),
             Refused::TypeNotReady => Problem::of(Kind::TypeNotReady),
+            Refused::TypeGone => Problem::of(Kind::TypeGone),
             Refused::Invalid(errors) => Problem::fields(errors),
             Refused::InputTooLarge { .. } => Problem::new(Kind::TooLarge, refused.to_string()),
             Refused::Ended => Problem::of(Kind::TaskEnded),

@@ -76,6 +76,7 @@ pub(super) fn with_quotas(api: &Api, status: StatusCode, tenant: &Tenant, used: 
         event_streams: Some(api.connections.streams(name)),
         ..used
     };
+    let limits = Quotas { submit_burst: limits.submit_rate().map(|rate| rate.burst), ..limits };
     let quotas = limits.iter().zip(used.iter()).map(|((name, limit), (_, used))| (name, Quota { limit, used }));
     let (name, created_at, quotas) = (name.to_string(), Time(*created_at), quotas.collect());
     let mut response = wire::json(status, &TenantWithQuotas { name, created_at, weight: *weight, quotas })?;

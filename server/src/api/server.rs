@@ -8,10 +8,9 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -28,16 +27,18 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tower::Service;
 
 use super::ServerSettings;
 use super::access::{AnswerTo, Peer};
 use super::problem::{Kind, Problem};
 use super::room::{Part, Room};
+use super::waiting::{Connection, Waiting};
+use super::write_deadline::WriteDeadline;
 
 /// How long requests in flight may go on once the server stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -107,7 +108,7 @@ impl Traffic {
         self.most.into()
     }
 
-    /// Open connections, and the place that is held ready for the next.
+    /// Open connections.
     pub(super) fn connections(&self) -> u64 {
         self.max_connections().saturating_sub(self.places.available_permits() as u64)
     }
@@ -155,8 +156,14 @@ pub(super) async fn serve(
         .header_read_timeout(client_timeout)
         .max_buf_size(BUFFER_BYTES)
         .max_header_size(BUFFER_BYTES);
-    let mut accepting =
-        Accepting { listener, places: places.clone(), full: Trouble::default(), refused: Trouble::default() };
+    let waiting = Arc::new(Waiting::default());
+    let mut accepting = Accepting {
+        listener,
+        places: places.clone(),
+        waiting: waiting.clone(),
+        full: Trouble::default(),
+        refused: Trouble::default(),
+    };
     loop {
         let (stream, peer, place) = tokio::select! {
             accepted = accepting.next() => accepted,
@@ -164,16 +171,23 @@ pub(super) async fn serve(
         };
         let (http, router, traffic, stop) = (http.clone(), router.clone(), traffic.clone(), stop.clone());
         let (peer, acceptor) = (Peer::Network(peer), tls.as_ref().map(|tls| tls.acceptor()));
+        let waits = waiting.enter();
         tokio::spawn(async move {
             // Under TLS, so that what is read slowly there is noticed, too.
             let io = WriteDeadline::new(stream, client_timeout);
-            match acceptor {
-                None => connection(&http, io, peer, router, traffic, stop).await,
-                Some(acceptor) => match timeout(client_timeout, acceptor.accept(io)).await {
-                    Ok(Ok(io)) => connection(&http, io, peer, router, traffic, stop).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "a client does not speak TLS"),
-                    Err(_) => tracing::debug!("a client was too slow with TLS"),
-                },
+            let served = async {
+                match acceptor {
+                    None => connection(&http, io, peer, router, traffic, &waits, stop).await,
+                    Some(acceptor) => match timeout(client_timeout, acceptor.accept(io)).await {
+                        Ok(Ok(io)) => connection(&http, io, peer, router, traffic, &waits, stop).await,
+                        Ok(Err(error)) => tracing::debug!(%error, "a client does not speak TLS"),
+                        Err(_) => tracing::debug!("a client was too slow with TLS"),
+                    },
+                }
+            };
+            tokio::select! {
+                () = served => {}
+                () = waits.ended() => tracing::debug!("a connection that waited made room for another"),
             }
             drop(place);
         });
@@ -194,9 +208,10 @@ pub(super) async fn connection<T: AsyncRead + AsyncWrite + Unpin>(
     peer: Peer,
     router: Router,
     traffic: Arc<Traffic>,
+    waits: &Arc<Connection>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let service = service_fn(move |request| answer(router.clone(), traffic.clone(), peer, request));
+    let service = service_fn(move |request| answer(router.clone(), traffic.clone(), peer, waits.clone(), request));
     let mut connection = pin!(http.serve_connection(TokioIo::new(io), service));
     let ended = tokio::select! {
         biased;
@@ -218,8 +233,13 @@ async fn answer(
     mut router: Router,
     traffic: Arc<Traffic>,
     peer: Peer,
+    waits: Arc<Connection>,
     mut request: Request<Incoming>,
 ) -> Result<Response, Infallible> {
+    if !waits.begin() {
+        // It made room for another, and is being closed.
+        return std::future::pending().await;
+    }
     request.extensions_mut().insert(peer);
     let is_read = request.method().is_safe();
     // RFC 9112, section 3.2.
@@ -227,7 +247,7 @@ async fn answer(
     if hosts > 1 || hosts == 0 && request.version() == Version::HTTP_11 {
         let response = Problem::new(Kind::Malformed, "the request must have one Host header").into_response();
         traffic.count(response.status());
-        return Ok(response);
+        return Ok(waits.until_sent(response));
     }
     let answered = AssertUnwindSafe(async { router.call(request.map(Body::new)).await }).catch_unwind().await;
     let mut response = match answered {
@@ -245,13 +265,14 @@ async fn answer(
     }
     let response = traffic.bounded(is_read, response);
     traffic.count(response.status());
-    Ok(response)
+    Ok(waits.until_sent(response))
 }
 
-/// Accepts connections while there are places for them.
+/// Accepts connections, and finds places for them.
 struct Accepting {
     listener: TcpListener,
     places: Arc<Semaphore>,
+    waiting: Arc<Waiting>,
     full: Trouble,
     refused: Trouble,
 }
@@ -260,18 +281,11 @@ impl Accepting {
     /// The next connection and its place. Trouble is logged and waited out, never the end.
     async fn next(&mut self) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
         loop {
-            if self.places.available_permits() == 0 && self.full.is_news() {
-                tracing::warn!("as many connections as --max-connections allows; others wait until one ends");
-            }
-            let Ok(place) = self.places.clone().acquire_owned().await else {
-                // Nobody closes the semaphore.
-                std::future::pending().await
-            };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     // An answer is written at once and whole: waiting for more to send only delays it.
                     let _ = stream.set_nodelay(true);
-                    return (stream, peer, place);
+                    return (stream, peer, self.place().await);
                 }
                 // The client went away before it was accepted.
                 Err(error)
@@ -282,6 +296,22 @@ impl Accepting {
                     }
                     sleep(ACCEPT_PAUSE).await;
                 }
+            }
+        }
+    }
+
+    /// A place for a connection. Where there is none, the one that waits longest for a request makes room.
+    async fn place(&mut self) -> OwnedSemaphorePermit {
+        loop {
+            if self.places.available_permits() == 0 {
+                if self.full.is_news() {
+                    tracing::warn!("as many connections as --max-connections allows; others wait until one ends");
+                }
+                self.waiting.end_longest();
+            }
+            // Nobody closes the semaphore. One that begins to wait meanwhile is seen with the next look.
+            if let Ok(Ok(place)) = timeout(ACCEPT_PAUSE, self.places.clone().acquire_owned()).await {
+                return place;
             }
         }
     }
@@ -300,90 +330,6 @@ impl Trouble {
             self.logged = Some(Instant::now());
         }
         news
-    }
-}
-
-/// What of an answer has to be taken in each `--client-timeout` in which it has to wait, or all the rest.
-const LEAST_TAKEN: usize = 16 << 10;
-
-/// A stream whose writes fail when the other side takes too little for too long. Without it a client
-/// that does not read its answer, or byte by byte, would hold its connection, and the answer in memory,
-/// for ever.
-struct WriteDeadline<T> {
-    inner: T,
-    limit: Duration,
-    /// Since a write had to wait, for one limit, or until all was written. Most writes never wait, so
-    /// there is no timer on the usual way.
-    waiting: Option<Waiting>,
-}
-
-struct Waiting {
-    over: Pin<Box<Sleep>>,
-    taken: usize,
-}
-
-impl<T: AsyncWrite + Unpin> WriteDeadline<T> {
-    fn new(inner: T, limit: Duration) -> WriteDeadline<T> {
-        WriteDeadline { inner, limit, waiting: None }
-    }
-
-    fn poll_within(
-        &mut self,
-        cx: &mut Context<'_>,
-        write: impl FnOnce(Pin<&mut T>, &mut Context<'_>) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        let written = write(Pin::new(&mut self.inner), cx);
-        if let (Poll::Ready(Ok(bytes)), Some(waiting)) = (&written, &mut self.waiting) {
-            waiting.taken = waiting.taken.saturating_add(*bytes);
-        }
-        if written.is_pending() && self.waiting.is_none() {
-            self.waiting = Some(Waiting { over: Box::pin(sleep(self.limit)), taken: 0 });
-        }
-        if let Some(waiting) = &mut self.waiting
-            && waiting.over.as_mut().poll(cx).is_ready()
-        {
-            if waiting.taken < LEAST_TAKEN {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-            *waiting = Waiting { over: Box::pin(sleep(self.limit)), taken: 0 };
-            // So that its end wakes this up. It lies ahead.
-            let _ = waiting.over.as_mut().poll(cx);
-        }
-        written
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for WriteDeadline<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_within(cx, |inner, cx| inner.poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_within(cx, |inner, cx| inner.poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    // Neither waits on a TCP stream. hyper flushes once it has written all it has.
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.waiting = None;
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 
@@ -473,42 +419,12 @@ mod tests {
         let server = start(10, SHORT).await;
         let stream = server.send(&last("/large")).await;
         let ended = timeout(LONG, async {
-            while server.traffic.answered(2) == 0 || server.traffic.connections() > 1 {
+            while server.traffic.answered(2) == 0 || server.traffic.connections() > 0 {
                 sleep(Duration::from_millis(10)).await;
             }
         });
         ended.await.expect("the connection is held");
         assert!(rest(stream).await.len() < 64 << 20);
-    }
-
-    /// Writes `bytes` to somebody who reads `piece` of them each 10 ms.
-    async fn taken(bytes: usize, piece: usize) -> io::Result<()> {
-        let (stream, mut other) = tokio::io::duplex(1 << 10);
-        tokio::spawn(async move {
-            let mut buffer = vec![0; piece];
-            while other.read_exact(&mut buffer).await.is_ok() {
-                sleep(Duration::from_millis(10)).await;
-            }
-        });
-        let mut stream = WriteDeadline::new(stream, SHORT);
-        stream.write_all(&vec![0; bytes]).await?;
-        stream.flush().await
-    }
-
-    #[tokio::test]
-    async fn who_takes_an_answer_drop_by_drop_loses_the_connection() {
-        let started = Instant::now();
-        let dripped = timeout(LONG, taken(1 << 20, 16)).await.expect("the connection is held");
-        assert_eq!(dripped.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert!(started.elapsed() >= SHORT);
-    }
-
-    #[tokio::test]
-    async fn who_is_slow_gets_the_answer() {
-        let started = Instant::now();
-        // Several times the least, on a machine that lets it; and longer than the limit.
-        timeout(LONG, taken(512 << 10, 8 << 10)).await.expect("it takes too long").unwrap();
-        assert!(started.elapsed() > SHORT);
     }
 
     #[tokio::test]
@@ -561,6 +477,26 @@ mod tests {
         assert!(server.exchange(&last("/")).await.ends_with("hello"));
         assert!(started.elapsed() >= SHORT / 2);
         assert!(rest(first).await.starts_with("HTTP/1.1 200 ") && rest(second).await.starts_with("HTTP/1.1 200 "));
+    }
+
+    /// Also one that has sent a part of a head. Those at work stay.
+    #[tokio::test]
+    async fn whoever_waits_longest_makes_room() {
+        let server = start(3, LONG).await;
+        let at_work = server.send(&last("/long")).await;
+        let idle = server.send("GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        sleep(SHORT / 3).await;
+        let slow = server.send("GET / HTTP/1.1\r\nhost:").await;
+        for left in [idle, slow] {
+            let started = Instant::now();
+            let next = server.send("GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            rest(left).await;
+            assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
+            drop(next);
+        }
+        assert!(server.exchange(&last("/")).await.ends_with("hello"));
+        assert!(server.traffic.connections() >= 1);
+        drop(at_work);
     }
 
     #[tokio::test]

@@ -28,7 +28,7 @@ problems!(ReadProblems: NotFound, Overloaded);
 problems!(ResultProblems: NotFound, TaskFailed, Overloaded);
 problems!(LogProblems: Malformed, NotFound, Overloaded);
 problems!(CancelProblems: NotFound, TaskEnded, Overloaded, Draining, StorageUnavailable);
-problems!(RetryProblems: NotFound, TaskNotEnded, UniqueKey, TooManyPending, Overloaded, QueueFull, Draining,
+problems!(RetryProblems: NotFound, TaskNotEnded, TypeGone, TypeNotReady, UniqueKey, TooManyPending, Overloaded, QueueFull, Draining,
     StorageUnavailable);
 problems!(DeleteProblems: NotFound, Overloaded, Draining, StorageUnavailable);
 

@@ -162,7 +162,8 @@ pub(super) async fn bytes(
 
 /// Remove a task type
 ///
-/// With its versions. Tasks of it that have ended stay, and can still be retried.
+/// With its versions. While that is tried no task of it is created. Tasks of it that have ended stay, and can be
+/// retried once there is a type of that name again.
 #[utoipa::path(
     delete, path = "/task-types/{name}", operation_id = "delete_task_type", tag = "task types",
     params(
@@ -186,6 +187,7 @@ pub(super) async fn remove(
         Seen::Nothing => return Err(Problem::of(Kind::PreconditionFailed)),
         seen => seen,
     };
+    let _closed = api.manager.close_task_type(&caller.tenant, &name).await?;
     let started = tokio::time::Instant::now();
     let mut canceled = !cancel;
     loop {

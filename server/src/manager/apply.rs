@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::core::{Core, Created, Done, RETRY_START};
+use super::core::{Core, Created, Done};
 use super::{Answer, Command, Idempotency, NewItem, Refused};
 use crate::executor::Report;
 use crate::history::Happened;
@@ -113,7 +113,10 @@ impl Core {
         {
             return Ok(before);
         }
-        if !self.gone.allow(&task) || self.registry.version(task.component).is_none() {
+        if !self.gone.allow(&task)
+            || self.registry.version(task.component).is_none()
+            || self.registry.is_closed(&task.tenant, &task.task_type)
+        {
             return Ok(Err(Refused::TypeNotReady));
         }
         if let Some(key) = &task.unique_key
@@ -221,7 +224,15 @@ impl Core {
             // The number will be given again, and what was logged under it is logged again.
             self.store.remove_log(&task, attempt)?;
             // There was no room for it after all. At once there would be none again.
-            self.hold_starts = Some(Instant::now() + RETRY_START);
+            if self.draining.is_none() {
+                self.hold_starts("an attempt found no memory, address space or slot, and was put back");
+            }
+        }
+        // It was stopped to be removed: nobody is told of an end that is none for long.
+        if task.status.is_ended() && self.is_to_be_removed(task.id) {
+            self.remove(&task, now)?;
+            self.count_removed(task.id)?;
+            return Ok(Done::Removed(task.id));
         }
         Ok(Done::Task(task))
     }
@@ -301,6 +312,13 @@ impl Core {
     pub(super) fn retry(&mut self, task: &mut Task, now: Timestamp) -> Result<std::result::Result<(), Refused>> {
         if !task.status.is_ended() {
             return Ok(Err(Refused::NotEnded));
+        }
+        // It would run without the limits of its type.
+        if !self.registry.is_there(&task.tenant, &task.task_type) {
+            return Ok(Err(Refused::TypeGone));
+        }
+        if self.registry.is_closed(&task.tenant, &task.task_type) {
+            return Ok(Err(Refused::TypeNotReady));
         }
         if let Some(key) = &task.unique_key
             && let Some(holder) = self.store.unique_holder(&task.tenant, key)?

@@ -156,6 +156,16 @@ impl Core {
         }
     }
 
+    /// A task is removed that was stopped for operations.
+    pub(super) fn count_removed(&mut self, task: TaskId) -> Result<(), StoreError> {
+        let then = self.running.get(&task).into_iter().flat_map(|running| &running.then);
+        let operations = then.filter_map(|command| match command {
+            Command::Bulk(BulkCommand::Stopped { id, action: Action::Delete, .. }) => Some(*id),
+            _ => None,
+        });
+        operations.collect::<Vec<_>>().into_iter().try_for_each(|id| self.store.count_operation(id, true))
+    }
+
     fn bulk_step(&mut self, id: OperationId, found: &Found, now: Timestamp) -> Result<Option<Part>, StoreError> {
         let operation = self.store.operation(id)?;
         let Some(mut operation) = operation.filter(|operation| operation.finished_at.is_none()) else {
@@ -190,7 +200,12 @@ impl Core {
         if passed && !full {
             match found.until {
                 Some(until) => operation.after = Some(until),
-                None => operation.finished_at = Some(now),
+                None => {
+                    operation.finished_at = Some(now);
+                    // Some that matched were not found any more: they had changed by then.
+                    let matched = operation.matched.unwrap_or(0);
+                    operation.skipped = operation.skipped.max(matched.saturating_sub(operation.done));
+                }
             }
         }
         self.store.update_operation(&operation)?;

@@ -80,8 +80,6 @@ pub struct CoreSettings {
     pub ceiling: Limits,
     /// How often an attempt is repeated that the server went down under.
     pub max_interruptions: u32,
-    /// How many secrets a tenant may have.
-    pub max_secrets: u64,
     /// How many tasks may be Pending, of all tenants together.
     pub max_pending: u64,
     /// How long ended tasks are kept where their type does not say, in milliseconds.
@@ -125,6 +123,8 @@ pub struct Core {
     pub(super) gone: GoneTypes,
     pub(super) ready: Queues,
     pub(super) running: HashMap<TaskId, Running>,
+    /// Attempts of no task.
+    pub(super) trials: HashMap<TaskId, Arc<Control>>,
     pub(super) ended: EndWaiters,
     pub(super) held: Held,
     /// No attempt is started before: the machine was short of something.
@@ -132,6 +132,8 @@ pub struct Core {
     pub(super) draining: Option<Instant>,
     /// When it was last logged that the store takes no writes; `None` while it does.
     pub(super) failure_logged: Option<Instant>,
+    /// When it was last logged that the machine is short of something.
+    pub(super) shortage_logged: Option<Instant>,
 }
 
 /// An attempt that runs.
@@ -234,11 +236,13 @@ impl Core {
             gone: GoneTypes::default(),
             ready: Queues::new(WINDOW, backlog_tenants),
             running: HashMap::new(),
+            trials: HashMap::new(),
             ended: EndWaiters::default(),
             held: Held::default(),
             hold_starts: None,
             draining: None,
             failure_logged: None,
+            shortage_logged: None,
         };
         core.recover(now)?;
         // What was to be looked at when the server went down.
@@ -288,7 +292,7 @@ impl Core {
             commands.append(&mut batch);
             again = self.step(commands, clock::now(), &mut kept);
             if let Some(deadline) = self.draining {
-                if self.running.is_empty() && kept.is_empty() {
+                if self.running.is_empty() && self.trials.is_empty() && kept.is_empty() {
                     break;
                 }
                 let now = Instant::now();
@@ -300,7 +304,8 @@ impl Core {
                 }
                 let next = if now < deadline { deadline } else { deadline + STORE_PATIENCE };
                 if now >= deadline {
-                    self.running.values().for_each(|running| running.control.stop(Stop::Drain));
+                    let tasks = self.running.values().map(|running| &running.control);
+                    tasks.chain(self.trials.values()).for_each(|control| control.stop(Stop::GiveBack));
                 }
                 again = again.min(next - now);
             }
@@ -415,7 +420,7 @@ impl Core {
 
     pub(super) fn start(&mut self, start: Start) {
         let Start { task, place, program, limits } = start;
-        let control = self.control(&task.tenant, place);
+        let control = self.control(&task.tenant, place, true);
         let grants = self.grants(&task);
         let running = Running { task: task.clone(), control: control.clone(), progress: None, then: Vec::new() };
         self.running.insert(task.id, running);
@@ -439,6 +444,16 @@ impl Core {
             }
         }
         Arc::default()
+    }
+
+    /// Starts no attempts for a moment: the machine is short of something. That is logged now and then, as tasks only
+    /// wait for it.
+    pub(super) fn hold_starts(&mut self, short_of: &str) {
+        self.hold_starts = Some(Instant::now() + RETRY_START);
+        if self.shortage_logged.is_none_or(|logged| logged.elapsed() >= LOG_STORE_EVERY) {
+            self.shortage_logged = Some(Instant::now());
+            tracing::warn!(running = self.running.len(), "tasks wait: {short_of}");
+        }
     }
 
     /// Logs why the store did not take a transaction, now and then.

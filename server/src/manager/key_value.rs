@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::{Command, Manager, Refused, Reply};
-use crate::store::{KeyValueChange, KeyValueQuota, KeyValueWrite, StoreError};
+use crate::store::{KeyValueChange, KeyValueWrite, StoreError};
 
 /// A change in a tenant's bucket.
 pub(super) struct KeyValueCommand {
     tenant: Arc<str>,
     bucket: Arc<str>,
     change: KeyValueChange,
-    quota: KeyValueQuota,
     pub(super) reply: Reply<KeyValueWrite>,
 }
 
@@ -29,16 +28,15 @@ impl Manager {
         tenant: &Arc<str>,
         bucket: &Arc<str>,
         change: KeyValueChange,
-        quota: KeyValueQuota,
     ) -> Result<KeyValueWrite, Refused> {
         let (tenant, bucket) = (tenant.clone(), bucket.clone());
-        self.ask(|reply| Command::KeyValue(Box::new(KeyValueCommand { tenant, bucket, change, quota, reply }))).await
+        self.ask(|reply| Command::KeyValue(Box::new(KeyValueCommand { tenant, bucket, change, reply }))).await
     }
 }
 
 impl Core {
     pub(super) fn apply_key_value(&mut self, command: &KeyValueCommand) -> Result<KeyValueWrite, StoreError> {
-        let KeyValueCommand { tenant, bucket, change, quota, .. } = command;
-        self.store.change_key_values(tenant, bucket, change, *quota)
+        let KeyValueCommand { tenant, bucket, change, .. } = command;
+        self.store.change_key_values(tenant, bucket, change, &self.tenants.quotas(tenant))
     }
 }

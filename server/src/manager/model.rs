@@ -145,7 +145,6 @@ impl World {
             retention_ms: RETENTION_MS,
             usage_retention_days: USAGE_DAYS,
             audit_retention_days: 1,
-            max_secrets: 1,
         };
         let run = Box::new(move |job| drop(send.send(job)));
         let workers = Workers { run, room, turns: Arc::new(Cores::new(1)), compiler: Compiler::default() };

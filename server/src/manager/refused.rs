@@ -36,6 +36,9 @@ pub enum Refused {
     /// The type has no usable version.
     #[error("the task type has no usable version")]
     TypeNotReady,
+    /// The type of the task was removed.
+    #[error("the task type was removed")]
+    TypeGone,
     /// Tasks of the type are Pending or Running.
     #[error("tasks of this type are pending or running")]
     TypeInUse,

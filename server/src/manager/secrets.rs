@@ -97,8 +97,10 @@ impl Core {
             self.store.audit(by, &act("secret.delete"), now)?;
             return Ok(Ok(SecretWritten { created: false, created_at, updated_at }));
         };
-        let limit = self.settings.max_secrets;
-        if before.is_none() && self.store.count_secrets(tenant)? >= limit {
+        if before.is_none()
+            && let Some(limit) = self.tenants.quotas(tenant).secrets
+            && self.store.count_secrets(tenant)? >= limit
+        {
             return Ok(Err(Refused::TooManySecrets { limit }));
         }
         let created_at = before.map_or(now, |(created_at, _)| created_at);

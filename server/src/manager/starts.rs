@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::core::{Core, MAX_STARTS, RETRY_START, Start, Started};
+use super::core::{Core, MAX_STARTS, Start, Started};
 use super::upkeep::Timer;
 use super::{NewItem, Reply};
 use crate::limits::Limits;
@@ -249,20 +249,21 @@ impl Core {
             // The end of an attempt, or one that begins to wait, is told.
             Err(NoRoom::Slots | NoRoom::Working) => None,
             Err(NoRoom::Memory) => {
-                self.hold_starts = Some(Instant::now() + RETRY_START);
+                self.hold_starts("the machine has no more memory free than --memory-reserve keeps for others");
                 None
             }
         }
     }
 
     /// The handle of an attempt that has its place.
-    pub(super) fn control(&self, tenant: &Arc<str>, place: Place) -> Arc<Control> {
+    pub(super) fn control(&self, tenant: &Arc<str>, place: Place, may_be_held: bool) -> Arc<Control> {
         Control::new(
             place,
             &self.workers.turns,
             tenant,
             self.weight(tenant),
             self.tenants.quotas(tenant).cpu_ms_per_hour,
+            may_be_held,
         )
     }
 

@@ -19,16 +19,21 @@ impl Core {
                     answer(reply, Ok(stored));
                 }
                 (Command::Report(report), Done::Task(task)) => {
-                    let then = self.running.remove(&report.id).map(|running| running.then).unwrap_or_default();
-                    // Who waits for a task that is being deleted is told that it is gone, in a moment.
-                    let deleted = then.iter().any(|command| match command {
-                        Command::Bulk(command) => command.removes(),
-                        command => matches!(command, Command::Delete { .. }),
-                    });
-                    if task.status.is_ended() && !deleted {
+                    if task.status.is_ended() {
                         self.ended.tell(task);
                     }
-                    again.extend(then);
+                    again.extend(self.running.remove(&report.id).into_iter().flat_map(|running| running.then));
+                }
+                (Command::Report(report), Done::Removed(id)) => {
+                    self.ended.gone(id);
+                    for then in self.running.remove(&report.id).into_iter().flat_map(|running| running.then) {
+                        match then {
+                            Command::Delete { reply, .. } => answer(reply, Ok(())),
+                            then if then.removes() => {}
+                            // There is no such task any more.
+                            then => again.push(then),
+                        }
+                    }
                 }
                 (Command::Cancel { reply, .. }, Done::Task(task)) => {
                     self.ended.tell(task.clone());
@@ -66,7 +71,7 @@ impl Core {
                 (Command::Settings(command), Done::Settings(done)) => self.tell_settings(*command, done),
                 (Command::Trial(command), Done::Trial(place)) => self.tell_trial(*command, place, now),
                 (Command::Trial(command), Done::Refused(why)) => command.refuse(why),
-                (Command::Tried(tried), Done::Nothing) => tried.tell(),
+                (Command::Tried(tried), Done::Nothing) => self.tell_tried(*tried, now),
                 (Command::Tenant(command), Done::Tenant(done)) => self.tell_tenant(*command, *done),
                 (Command::Type(command), Done::Type(done)) => self.tell_type(*command, *done),
                 (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
@@ -105,6 +110,11 @@ impl Core {
             self.start(Start { task: task.clone(), place, program, limits });
         }
         Stored { task, replayed }
+    }
+
+    /// Whether the attempt that runs of a task was stopped so that the task can be removed.
+    pub(super) fn is_to_be_removed(&self, id: TaskId) -> bool {
+        self.running.get(&id).is_some_and(|running| running.then.iter().any(Command::removes))
     }
 
     /// Stops the attempt that runs of a task, and does `then` when it has ended.
@@ -185,6 +195,14 @@ impl Command {
             Command::KeyValue(command) => command.keys(),
             Command::Type(command) => command.things(),
             _ => 1,
+        }
+    }
+
+    /// Whether it removes the one task that it is about.
+    pub(super) fn removes(&self) -> bool {
+        match self {
+            Command::Bulk(command) => command.removes(),
+            command => matches!(command, Command::Delete { .. }),
         }
     }
 

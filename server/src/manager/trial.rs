@@ -40,7 +40,7 @@ pub(super) struct Tried {
     /// The number by which it was counted.
     id: TaskId,
     report: Report,
-    told: oneshot::Sender<Report>,
+    told: oneshot::Sender<Result<Report, Refused>>,
 }
 
 impl TrialCommand {
@@ -67,12 +67,8 @@ impl Manager {
         let running = self.ask(|reply| Command::Trial(Box::new(TrialCommand { item, program, told, reply }))).await?;
         let ended = ended.await;
         drop(running);
-        match ended {
-            // There was no room for it after all, or the server stops.
-            Ok(Report { end: RunEnd::GiveBack(_), .. }) => Err(Refused::Busy),
-            Ok(report) => Ok(report),
-            Err(_) => Err(Refused::Draining),
-        }
+        // Nobody told it: the server went down before it was over.
+        ended.unwrap_or(Err(Refused::Draining))
     }
 
     /// Checks a task of another than the current version.
@@ -110,28 +106,37 @@ impl Core {
     pub(super) fn tell_trial(&mut self, command: TrialCommand, place: Option<Place>, now: Timestamp) {
         let TrialCommand { item, program, told, reply } = command;
         let Some(place) = place else { return answer(reply, Err(Refused::Busy)) };
-        let control = self.control(&item.task.tenant, place);
+        // Somebody waits for it.
+        let control = self.control(&item.task.tenant, place, false);
         let limits = self.as_its_tenant_may(&item.task.tenant, item.limits);
         let mut task = item.task;
         (task.attempt, task.started_at) = (1, Some(now));
         let grants = self.grants(&task);
+        self.trials.insert(task.id, control.clone());
         answer(reply, Ok(Running(control.clone())));
         (self.workers.run)(Job { task, program, limits, grants, control, told: Some(told) });
     }
 
     pub(super) fn charge_trial(&mut self, Tried { tenant, id, report, .. }: &Tried, now: Timestamp) {
         self.at_once.trial_ends(tenant, *id);
-        let (came_to, usage) = match &report.end {
-            RunEnd::Ended(end) => (CameTo::Test, &end.usage),
-            RunEnd::GiveBack(usage) => (CameTo::GivenBack, usage),
+        let usage = match &report.end {
+            RunEnd::Ended(end) => &end.usage,
+            RunEnd::GiveBack(usage) => usage,
         };
-        self.store.charge(tenant, report.ended_at.min(now), came_to, &Sums::of(usage));
+        self.store.charge(tenant, report.ended_at.min(now), CameTo::Test, &Sums::of(usage));
     }
-}
 
-impl Tried {
-    pub(super) fn tell(self) {
+    pub(super) fn tell_tried(&mut self, Tried { tenant, id, report, told }: Tried, now: Timestamp) {
+        self.trials.remove(&id);
+        let result = match report.end {
+            RunEnd::Ended(_) => Ok(report),
+            RunEnd::GiveBack(_) if self.draining.is_some() => Err(Refused::Draining),
+            // Its tenant's hour is used up, or there was no room for it after all.
+            RunEnd::GiveBack(_) => {
+                Err(self.quotas_allow(&tenant, 0, now).map_or_else(Refused::QuotaExceeded, |()| Refused::Busy))
+            }
+        };
         // Whoever asked may have gone away.
-        let _ = self.told.send(self.report);
+        let _ = told.send(result);
     }
 }

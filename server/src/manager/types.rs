@@ -10,7 +10,7 @@ use crate::audit::{Act, Actor};
 use crate::compiler::{Compiled, Loaded};
 use crate::grants;
 use crate::quotas::UsedUp;
-use crate::registry::{SHARED, TaskType, Version};
+use crate::registry::{Closed, SHARED, TaskType, Version};
 use crate::sandbox::{About, Program};
 use crate::store::{ListFilter, PIECE_BYTES, StoreError, StoredType, new_upload};
 use crate::task::{Digest, Event, Status, Task, Timestamp};
@@ -234,7 +234,14 @@ impl Manager {
         }
     }
 
-    /// Removes a tenant's type, or a shared one, that has no tasks which are Pending or Running.
+    /// Keeps tasks of a type from coming, until what is returned is dropped. Those that came before are stored.
+    pub async fn close_task_type(&self, tenant: &Arc<str>, name: &str) -> Result<Closed, Refused> {
+        let closed = self.0.registry.close(tenant, name);
+        self.ask(|reply| Command::Flush { reply }).await?;
+        Ok(closed)
+    }
+
+    /// Removes a tenant's type, or a shared one, that is closed and has no tasks which are Pending or Running.
     pub async fn delete_task_type(
         &self,
         tenant: &Arc<str>,
@@ -260,7 +267,6 @@ impl Manager {
                 }
             }
         }
-        // A task that is created meanwhile keeps its component, and runs.
         let (tenant, name) = (tenant.clone(), name.into());
         self.ask(|reply| Command::Type(Box::new(TypeCommand::Delete { tenant, name, seen, by, reply }))).await
     }

@@ -169,7 +169,7 @@ impl Cores {
         let mut state = self.state();
         match Turn::of(control) {
             Turn::None => {}
-            Turn::Waits if state.is_held(control.tenant) => return control.park(),
+            Turn::Waits if state.is_held(control.tenant) => return control.held(),
             Turn::Waits | Turn::Comes | Turn::Runs | Turn::Over => return,
         }
         state.comes(control);
@@ -301,7 +301,7 @@ impl State {
             of.came += 1;
             of.queue.insert((due, of.came), control.clone());
             if of.held_since.is_some() {
-                control.park();
+                control.held();
             }
         }
         self.tell_shares(control.tenant);
@@ -347,7 +347,7 @@ impl State {
         match (of.is_used_up(now), of.held_since) {
             (true, None) => {
                 of.held_since = Some(Instant::now());
-                of.queue.values().for_each(|control| control.park());
+                of.queue.values().for_each(|control| control.held());
             }
             (false, Some(since)) => {
                 of.held_since = None;
@@ -385,7 +385,7 @@ mod tests {
 
         fn attempt(&self, cpu_ms_per_hour: Option<u64>) -> Arc<Control> {
             let place = self.room.take(&self.tenant, Claim { part: 0, no_more: false, kept: 0 }).ok().unwrap();
-            Control::new(place, &self.cores, &self.tenant, 100, cpu_ms_per_hour)
+            Control::new(place, &self.cores, &self.tenant, 100, cpu_ms_per_hour, true)
         }
 
         fn used(&self) -> Option<u64> {

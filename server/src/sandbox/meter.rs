@@ -38,8 +38,8 @@ pub(super) fn slice() -> Duration {
 pub enum Stop {
     /// Somebody canceled or deleted the task.
     Cancel = 1,
-    /// The server stops.
-    Drain = 2,
+    /// It is to be given back: the server stops, or its tenant has used up its hour and it may not wait.
+    GiveBack = 2,
 }
 
 /// The handle by which an attempt is stopped, and its place among those that run.
@@ -60,17 +60,20 @@ pub struct Control {
     deadline: OnceLock<Instant>,
     /// How long its tenant was held before it began.
     held_before: Duration,
+    /// Whether it may wait until its tenant's next hour begins.
+    may_be_held: bool,
 }
 
 impl Control {
     /// A handle for the attempt that holds `place`, of a tenant of that weight and with that many milliseconds of CPU
-    /// time in an hour, for turns on `cores`.
+    /// time in an hour, for turns on `cores`. Where those are used up it waits for the next hour, or is given back.
     pub fn new(
         place: Place,
         cores: &Arc<Cores>,
         tenant: &Arc<str>,
         weight: u32,
         cpu_ms_per_hour: Option<u64>,
+        may_be_held: bool,
     ) -> Arc<Control> {
         let tenant = cores.set(tenant, weight, cpu_ms_per_hour);
         Arc::new(Control {
@@ -84,6 +87,7 @@ impl Control {
             due: AtomicU64::new(0),
             deadline: OnceLock::new(),
             held_before: cores.held(tenant, Instant::now()),
+            may_be_held,
         })
     }
 
@@ -104,7 +108,7 @@ impl Control {
     }
 
     /// Stops the attempt wherever it is. The first reason stays.
-    pub fn stop(self: &Arc<Self>, why: Stop) {
+    pub fn stop(&self, why: Stop) {
         let _ = self.stop.compare_exchange(0, why as u8, Ordering::AcqRel, Ordering::Acquire);
         // It needs no turn to end.
         self.task.wake();
@@ -118,6 +122,14 @@ impl Control {
     /// The attempt uses no CPU any more, but is not over.
     pub fn park(&self) {
         self.place.parked();
+    }
+
+    /// It wants a turn, and its tenant gets none in this hour.
+    pub(super) fn held(&self) {
+        self.park();
+        if !self.may_be_held {
+            self.stop(Stop::GiveBack);
+        }
     }
 
     /// It goes on.
@@ -138,7 +150,7 @@ impl Control {
         match self.stop.load(Ordering::Acquire) {
             0 => None,
             1 => Some(StoppedBy::Cancel),
-            _ => Some(StoppedBy::Drain),
+            _ => Some(StoppedBy::GiveBack),
         }
     }
 }
@@ -160,7 +172,7 @@ impl Wake for Control {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StoppedBy {
     Cancel,
-    Drain,
+    GiveBack,
     Timeout,
     Cpu,
     /// Host code panicked; the message, for the log only.
@@ -389,7 +401,7 @@ mod tests {
         let room = Arc::new(Room::new(1, 1, Memory::new(0)));
         let cores = Arc::new(Cores::new(1));
         let claim = Claim { part: 0, no_more: false, kept: 0 };
-        let control = Control::new(room.take(&"a".into(), claim).ok().unwrap(), &cores, &"a".into(), 100, None);
+        let control = Control::new(room.take(&"a".into(), claim).ok().unwrap(), &cores, &"a".into(), 100, None, true);
         if let Some(stop) = stop {
             control.stop(stop);
         }
@@ -438,7 +450,7 @@ mod tests {
         assert_eq!(run(spin(), short, None), Err(StoppedBy::Timeout));
         assert_eq!(run(spin(), Limits { cpu_ms: 10, ..Limits::DEFAULT }, None), Err(StoppedBy::Cpu));
         assert_eq!(run(pending::<()>(), Limits::DEFAULT, Some(Stop::Cancel)), Err(StoppedBy::Cancel));
-        assert_eq!(run(spin(), Limits::DEFAULT, Some(Stop::Drain)), Err(StoppedBy::Drain));
+        assert_eq!(run(spin(), Limits::DEFAULT, Some(Stop::GiveBack)), Err(StoppedBy::GiveBack));
     }
 
     /// While its tenant has used up its hour, an attempt waits and its time stands still, whether it computes or waits
@@ -465,7 +477,7 @@ mod tests {
             let cores = Arc::new(Cores::new(1));
             let tenant: Arc<str> = "a".into();
             let claim = Claim { part: 0, no_more: false, kept: 0 };
-            let control = Control::new(room.take(&tenant, claim).ok().unwrap(), &cores, &tenant, 100, Some(1));
+            let control = Control::new(room.take(&tenant, claim).ok().unwrap(), &cores, &tenant, 100, Some(1), true);
             assert!(cores.begin(&control));
             cores.end(&control, Duration::from_millis(1));
             let began = Instant::now();

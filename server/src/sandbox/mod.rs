@@ -137,7 +137,8 @@ pub struct Attempt<'a> {
 pub enum RunEnd {
     /// The attempt ended.
     Ended(AttemptEnd),
-    /// The attempt is to be given back, with what it used: the server stops, or there was no room for it after all.
+    /// The attempt is to be given back, with what it used: the server stops, there was no room for it after all, or it
+    /// could not wait for its tenant's next hour.
     GiveBack(Usage),
 }
 
@@ -306,7 +307,7 @@ impl Sandbox {
                 Some(error) => Outcome::Failed(error),
                 None => return RunEnd::GiveBack(usage),
             },
-            Err(StoppedBy::Drain) => return RunEnd::GiveBack(usage),
+            Err(StoppedBy::GiveBack) => return RunEnd::GiveBack(usage),
             Err(stopped) => Outcome::Failed(outcome::of_stop(stopped, &limits)),
         };
         RunEnd::Ended(AttemptEnd { outcome, usage, progress, retry_after_ms })

@@ -117,7 +117,7 @@ pub(super) fn of_error(error: &wasmtime::Error, refused_memory: bool, limits: &L
 /// The error of an attempt that was stopped from outside.
 pub(super) fn of_stop(stopped: StoppedBy, limits: &Limits) -> TaskError {
     match stopped {
-        StoppedBy::Cancel | StoppedBy::Drain => TaskError::new(ErrorKind::Canceled, "canceled while it ran"),
+        StoppedBy::Cancel | StoppedBy::GiveBack => TaskError::new(ErrorKind::Canceled, "canceled while it ran"),
         StoppedBy::Timeout => {
             TaskError::new(ErrorKind::Timeout, format!("its time of {} ms was over", limits.timeout_ms))
         }

@@ -13,14 +13,14 @@ use crate::host::http::{HttpSettings, Outbound};
 use crate::host::live::LiveAttempts;
 use crate::host::log::LogBuffer;
 use crate::host::{AttemptOf, Services};
-use crate::key_value::{KeyValueLimits, KeyValues};
+use crate::key_value::KeyValues;
 use crate::limits::Limits;
 use crate::manager::Manager;
 use crate::objects::Objects;
 use crate::room::{Claim, Memory, Room};
 use crate::secrets::Secrets;
 use crate::storage::Storage;
-use crate::store::{self, KeyValueQuota};
+use crate::store;
 use crate::task::{Digest, ErrorKind, Outcome, TaskId};
 
 /// One with room for one attempt, whose guests keep nothing.
@@ -34,8 +34,7 @@ pub(crate) fn sandbox(directory: &Path, room: &Arc<Room>, cores: &Arc<Cores>, ti
     let secrets = Secrets::new(readers.clone(), None);
     let storage = Storage::new(manager, readers);
     let objects = Objects::new(storage.clone(), 0);
-    let quota = KeyValueQuota { entries: 0, bytes: 0 };
-    let key_values = KeyValues::new(storage, KeyValueLimits { max_bytes: 0, quota });
+    let key_values = KeyValues::new(storage, 0);
     let timers = timers.clone();
     let outbound = Arc::new(Outbound::new(HttpSettings::default(), Arc::default(), timers.clone()).unwrap());
     let services = Services { objects, secrets, key_values, timers, outbound, live };
@@ -73,7 +72,7 @@ fn a_guest_that_only_calls_the_host_yields_often() {
         limits: Limits { cpu_ms: CPU_MS, ..Limits::DEFAULT },
         grants: Arc::default(),
         log: LogBuffer::new(id, 1, 1024, Arc::new(|_| ())),
-        control: &Control::new(place, &cores, &tenant, 100, None),
+        control: &Control::new(place, &cores, &tenant, 100, None, true),
         started: Instant::now(),
         queue: Duration::ZERO,
     };

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use rusqlite::{Connection, OpenFlags};
 
-use super::{DATABASE, DataDir, inspect, sync_dir};
+use super::inspect::inspect;
+use super::{DATABASE, DataDir, sync_dir};
 
 /// Copies the database of a data directory into a new file, as it is at one moment, whether or not a
 /// server runs on it. What was committed before the copy began is in it. Compiled code is not: a server

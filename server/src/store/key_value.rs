@@ -7,20 +7,12 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 
 use super::{Readers, StoreError, Writer};
+use crate::quotas::{Quotas, UsedUp};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
 /// The longest number that is read, in digits: an `i128` has no more.
 const NUMBER_BYTES: usize = 40;
-
-/// How much a tenant may keep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyValueQuota {
-    /// How many keys.
-    pub entries: u64,
-    /// How many bytes in all keys and values together.
-    pub bytes: u64,
-}
 
 /// A change in a bucket, made as a whole or not at all.
 #[derive(Clone, Debug)]
@@ -74,7 +66,7 @@ pub enum KeyValueWrite {
     /// Not made: the value is of this version, or the key is gone.
     Changed(Option<u64>),
     /// Not made: the tenant's quota does not allow it.
-    QuotaExceeded,
+    QuotaExceeded(UsedUp),
 }
 
 /// A value, and its version: no two that a tenant writes have the same.
@@ -104,45 +96,43 @@ impl Writer {
         tenant: &str,
         bucket: &str,
         change: &KeyValueChange,
-        quota: KeyValueQuota,
+        quotas: &Quotas,
     ) -> Result<KeyValueWrite> {
-        let written = match change {
+        let used_up = match change {
             KeyValueChange::Set(values) => {
                 let values: Vec<_> = values.iter().map(|(key, value)| (key.as_str(), value.as_slice())).collect();
-                self.set_values(tenant, bucket, &values, quota)?
+                self.set_values(tenant, bucket, &values, quotas)?
             }
             KeyValueChange::Delete(keys) => {
                 self.delete_keys(tenant, bucket, keys)?;
-                true
+                None
             }
             KeyValueChange::Add { key, delta, within } => {
                 let Some(number) = self.number(tenant, bucket, key)? else { return Ok(KeyValueWrite::NoNumber) };
                 let sum = number.checked_add(*delta).filter(|sum| within.contains(sum));
                 let Some(sum) = sum else { return Ok(KeyValueWrite::OutOfRange) };
-                if self.set_values(tenant, bucket, &[(key, sum.to_string().as_bytes())], quota)? {
-                    return Ok(KeyValueWrite::Sum(sum));
-                }
-                false
+                let used_up = self.set_values(tenant, bucket, &[(key, sum.to_string().as_bytes())], quotas)?;
+                return Ok(used_up.map_or(KeyValueWrite::Sum(sum), KeyValueWrite::QuotaExceeded));
             }
             KeyValueChange::Swap { key, version, value } => {
                 let current = self.version(tenant, bucket, key)?;
                 if current != *version {
                     return Ok(KeyValueWrite::Changed(current));
                 }
-                self.set_values(tenant, bucket, &[(key, value)], quota)?
+                self.set_values(tenant, bucket, &[(key, value)], quotas)?
             }
         };
-        Ok(if written { KeyValueWrite::Done } else { KeyValueWrite::QuotaExceeded })
+        Ok(used_up.map_or(KeyValueWrite::Done, KeyValueWrite::QuotaExceeded))
     }
 
-    /// Sets all of them, each key once. False where the quota allows it not: then none is set.
+    /// Sets all of them, each key once. Where a quota does not allow that it is returned, and none is set.
     fn set_values(
         &mut self,
         tenant: &str,
         bucket: &str,
         values: &[(&str, &[u8])],
-        quota: KeyValueQuota,
-    ) -> Result<bool> {
+        quotas: &Quotas,
+    ) -> Result<Option<UsedUp>> {
         let before = self.key_value_use(tenant)?;
         let mut after = before;
         for (key, value) in values {
@@ -156,9 +146,14 @@ impl Writer {
             after.bytes += value.len() as u64;
         }
         // What does not grow is always taken, also from a tenant that is over a quota lowered since.
-        let over = |before: u64, after: u64, most: u64| after > before && after > most;
-        if over(before.entries, after.entries, quota.entries) || over(before.bytes, after.bytes, quota.bytes) {
-            return Ok(false);
+        let used_up = |what, most: Option<u64>, before: u64, after: u64| {
+            let limit = most.filter(|most| after > before && after > *most)?;
+            Some(UsedUp { what, limit, left: limit.saturating_sub(before), whole_in: None })
+        };
+        let used_up = used_up("keyvalue keys", quotas.keyvalue_keys, before.entries, after.entries)
+            .or_else(|| used_up("keyvalue bytes", quotas.keyvalue_bytes, before.bytes, after.bytes));
+        if used_up.is_some() {
+            return Ok(used_up);
         }
         let mut set = self.conn.prepare_cached(
             "INSERT INTO key_value (tenant, bucket, key, place, version, value) VALUES (?1, ?2, ?3, ?4, ?4, ?5)
@@ -170,7 +165,7 @@ impl Writer {
         }
         drop(set);
         self.set_key_value_use(tenant, after)?;
-        Ok(true)
+        Ok(None)
     }
 
     fn delete_keys(&mut self, tenant: &str, bucket: &str, keys: &[String]) -> Result<()> {
@@ -307,11 +302,17 @@ impl Readers {
 mod tests {
     use super::*;
 
-    const QUOTA: KeyValueQuota = KeyValueQuota { entries: 2, bytes: 10 };
+    fn quotas() -> Quotas {
+        Quotas { keyvalue_keys: Some(2), keyvalue_bytes: Some(10), ..Quotas::default() }
+    }
+
+    fn used_up(what: &'static str, limit: u64, left: u64) -> KeyValueWrite {
+        KeyValueWrite::QuotaExceeded(UsedUp { what, limit, left, whole_in: None })
+    }
 
     fn set(writer: &mut Writer, tenant: &str, bucket: &str, key: &str, value: &str) -> KeyValueWrite {
         let change = KeyValueChange::Set([(key.to_owned(), value.into())].into());
-        writer.change_key_values(tenant, bucket, &change, QUOTA).unwrap()
+        writer.change_key_values(tenant, bucket, &change, &quotas()).unwrap()
     }
 
     /// Whatever one tenant does, another sees nothing of it, neither in values nor in quotas, places and versions.
@@ -337,21 +338,24 @@ mod tests {
         for (tenant, bucket) in [("b", "x"), ("a", "y"), ("", "x")] {
             assert_eq!((value(tenant, bucket), keys(tenant, bucket), version(tenant, bucket)), (None, vec![], None));
             let gone = KeyValueChange::Delete(vec!["k".into()]);
-            assert_eq!(writer.change_key_values(tenant, bucket, &gone, QUOTA).unwrap(), KeyValueWrite::Done);
+            assert_eq!(writer.change_key_values(tenant, bucket, &gone, &quotas()).unwrap(), KeyValueWrite::Done);
             let swap = KeyValueChange::Swap { key: "k".into(), version: Some(1), value: vec![] };
-            assert_eq!(writer.change_key_values(tenant, bucket, &swap, QUOTA).unwrap(), KeyValueWrite::Changed(None));
+            assert_eq!(
+                writer.change_key_values(tenant, bucket, &swap, &quotas()).unwrap(),
+                KeyValueWrite::Changed(None)
+            );
         }
         assert_eq!(value("a", "x"), Some((1, "of a".into())));
         assert_eq!(set(&mut writer, "b", "x", "k", "of b"), KeyValueWrite::Done);
         assert_eq!(set(&mut writer, "b", "x", "l", "1234"), KeyValueWrite::Done);
-        assert_eq!(set(&mut writer, "b", "x", "m", ""), KeyValueWrite::QuotaExceeded);
-        assert_eq!(set(&mut writer, "b", "x", "l", "12345"), KeyValueWrite::QuotaExceeded);
+        assert_eq!(set(&mut writer, "b", "x", "m", ""), used_up("keyvalue keys", 2, 0));
+        assert_eq!(set(&mut writer, "b", "x", "l", "12345"), used_up("keyvalue bytes", 10, 0));
         assert_eq!(set(&mut writer, "a", "y", "k", "1234"), KeyValueWrite::Done);
         assert_eq!((value("b", "x"), version("b", "x")), (Some((1, "of b".into())), Some(1)));
         assert_eq!(keys("b", "x"), [(1, "k".into()), (2, "l".into())]);
         assert_eq!((keys("a", "x"), keys("a", "y")), (vec![(1, "k".into())], vec![(2, "k".into())]));
         let one = KeyValueChange::Add { key: "k".into(), delta: 1, within: 0..=10 };
-        assert_eq!(writer.change_key_values("b", "x", &one, QUOTA).unwrap(), KeyValueWrite::NoNumber);
-        assert_eq!(writer.change_key_values("b", "z", &one, QUOTA).unwrap(), KeyValueWrite::QuotaExceeded);
+        assert_eq!(writer.change_key_values("b", "x", &one, &quotas()).unwrap(), KeyValueWrite::NoNumber);
+        assert_eq!(writer.change_key_values("b", "z", &one, &quotas()).unwrap(), used_up("keyvalue keys", 2, 0));
     }
 }

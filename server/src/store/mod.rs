@@ -10,6 +10,7 @@ mod checkpoint;
 mod components;
 mod error;
 mod history;
+mod inspect;
 mod key_value;
 mod ledger;
 mod list;
@@ -28,14 +29,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 
 pub use audit::AuditFilter;
 pub use backup::{back_up, restore};
 pub use components::{PIECE_BYTES, new_upload};
 pub use error::StoreError;
 pub use history::{LoggedLine, Told, ToldEvents};
-pub use key_value::{KeyValueChange, KeyValueQuota, KeyValueWrite, KeyWithValue, Versioned};
+pub use key_value::{KeyValueChange, KeyValueWrite, KeyWithValue, Versioned};
 pub use list::Found;
 pub use operations::{Action, Operation, OperationId};
 pub use queue::{HeldGroup, KEY_AGE_MS, KeyUse, Time};
@@ -77,11 +78,17 @@ const CHECK_TIME: Duration = Duration::from_millis(250);
 pub fn open(dir: &Path, readers: usize) -> anyhow::Result<(Writer, Readers)> {
     let path = dir.join(DATABASE);
     if path.exists() {
-        inspect(&path, Some(CHECK_TIME))?;
+        inspect::inspect(&path, Some(CHECK_TIME))?;
     }
     let mut conn = Connection::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     configure_writer(&conn)?;
-    migrate(&mut conn).with_context(|| format!("cannot prepare the database {}", path.display()))?;
+    migrate(&mut conn).with_context(|| {
+        format!(
+            "cannot bring the database {} up to date; it was left as it is: restore a backup, or start the version \
+             that wrote it",
+            path.display()
+        )
+    })?;
     // The name of a new database must survive a power loss, too.
     sync_dir(dir)?;
     let writer = Writer::new(conn)?;
@@ -108,64 +115,6 @@ fn configure_writer(conn: &Connection) -> anyhow::Result<()> {
         bail!("the database cannot use a write-ahead log here (journal mode {mode}): is it on a network file system?");
     }
     Ok(())
-}
-
-/// Looks at an existing file without changing it, for damage no longer than `check`.
-fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()> {
-    let shown = path.display();
-    let damaged = || {
-        format!(
-            "the database {shown} is damaged and was left as it is: restore a backup, or move the file away to start \
-             with an empty one"
-        )
-    };
-    // What a crash left of a transaction outside of the write-ahead log, as the first start on a restored
-    // backup may: it has to be rolled back before anything can be read.
-    let journal = path.with_extension("db-journal");
-    if journal.exists() {
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-            .and_then(|conn| conn.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))
-            .with_context(damaged)?;
-    }
-    let mut conn =
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-            .with_context(|| format!("cannot read {shown}"))?;
-    let length = std::fs::metadata(path)?.len();
-    let version: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0)).with_context(damaged)?;
-    let application: i64 = conn.query_row("PRAGMA application_id", [], |row| row.get(0)).with_context(damaged)?;
-    let tables: i64 =
-        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).with_context(damaged)?;
-    if tables == 0 && version == 0 {
-        // Nothing was committed yet: the process ended in its very first start.
-        return Ok(());
-    }
-    if application != i64::from(APPLICATION_ID) {
-        bail!("{shown} is not a taskcell database; it was left as it is");
-    }
-    if version > MIGRATIONS.len() as i64 {
-        bail!(
-            "the database {shown} was written by a newer taskcell (schema {version}, this one knows {}); it was left \
-             as it is: start the newer version",
-            MIGRATIONS.len()
-        );
-    }
-    if !path.with_extension("db-wal").exists() {
-        let pages: u64 = conn.query_row("PRAGMA page_count", [], |row| row.get(0)).with_context(damaged)?;
-        let page_size: u64 = conn.query_row("PRAGMA page_size", [], |row| row.get(0)).with_context(damaged)?;
-        if length < pages.saturating_mul(page_size) {
-            bail!("{}: it is shorter than it should be", damaged());
-        }
-    }
-    let started = Instant::now();
-    conn.progress_handler(10_000, Some(move || check.is_some_and(|check| started.elapsed() > check)))?;
-    let found: rusqlite::Result<String> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
-    conn.progress_handler(0, None::<fn() -> bool>)?;
-    match found {
-        Ok(found) if found == "ok" => Ok(()),
-        Ok(found) => bail!("{}: {found}", damaged()),
-        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => Ok(()),
-        Err(error) => Err(error).with_context(damaged),
-    }
 }
 
 fn migrate(conn: &mut Connection) -> anyhow::Result<()> {

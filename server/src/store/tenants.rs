@@ -156,7 +156,10 @@ impl Readers {
                      coalesce((SELECT objects FROM object_use WHERE tenant = ?1), 0),
                      coalesce((SELECT bytes FROM object_use WHERE tenant = ?1), 0),
                      coalesce((SELECT bytes FROM log_use WHERE tenant = ?1), 0),
-                     (SELECT count(*) FROM schedule WHERE tenant = ?1)",
+                     (SELECT count(*) FROM schedule WHERE tenant = ?1),
+                     (SELECT count(*) FROM secret WHERE tenant = ?1),
+                     coalesce((SELECT entries FROM key_value_use WHERE tenant = ?1), 0),
+                     coalesce((SELECT bytes FROM key_value_use WHERE tenant = ?1), 0)",
             )?
             .query_row([&*tenant], |row| {
                 Ok(Quotas {
@@ -166,6 +169,9 @@ impl Readers {
                     object_bytes: row.get(3)?,
                     log_bytes: row.get(4)?,
                     schedules: row.get(5)?,
+                    secrets: row.get(6)?,
+                    keyvalue_keys: row.get(7)?,
+                    keyvalue_bytes: row.get(8)?,
                     ..Quotas::default()
                 })
             })

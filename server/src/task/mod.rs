@@ -186,7 +186,7 @@ impl ErrorKind {
 
     /// Whether another attempt of the same task may succeed.
     pub fn is_retryable(self) -> bool {
-        matches!(self, ErrorKind::Transient | ErrorKind::Timeout | ErrorKind::Host)
+        matches!(self, ErrorKind::Transient | ErrorKind::Timeout | ErrorKind::Interrupted | ErrorKind::Host)
     }
 }
 

@@ -104,6 +104,11 @@ fn media_types() -> Vec<Bad> {
         .collect();
     // A page of any origin could send a body without a type.
     bad.push(Bad { headers: vec![], ..create(good, 415, None) });
+    // Nothing is unpacked.
+    for encoding in ["gzip", "identity, br"] {
+        let headers = vec![("content-type", "application/json"), ("content-encoding", encoding)];
+        bad.push(Bad { headers, ..create(good, 415, None) });
+    }
     bad
 }
 

@@ -30,12 +30,22 @@ fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
 #[track_caller]
 fn refused_untouched(setup: &Setup, words: &[&str]) {
     let before = fs::read(setup.database()).unwrap();
+    let beside = || {
+        let names = fs::read_dir(setup.data_dir()).unwrap().map(|entry| entry.unwrap().file_name());
+        let parts = names.filter(|name| name.to_str().unwrap().starts_with("taskcell.db"));
+        parts.collect::<std::collections::BTreeSet<_>>()
+    };
+    let parts = beside();
     let message = setup.refused();
     for word in words {
         assert!(message.contains(word), "{word:?} is not in: {message}");
     }
     assert!(message.contains("taskcell.db"), "it does not say which file: {message}");
     assert!(before == fs::read(setup.database()).unwrap(), "the database was changed: {message}");
+    // Of a log that was there an index may be made.
+    if !parts.iter().any(|name| name == "taskcell.db-wal") {
+        assert_eq!(beside(), parts, "it left something: {message}");
+    }
 }
 
 #[test]
@@ -62,11 +72,49 @@ fn garbage_is_refused() {
 fn a_shortened_database_is_refused() {
     let (setup, _) = used();
     let length = fs::metadata(setup.database()).unwrap().len();
-    for length in [length - 4096, length / 2, length / 2 + 100, 4096, 512] {
+    for length in [length - 1, length - 4096, length / 2, length / 2 + 100, 4096, 512] {
         let file = fs::OpenOptions::new().write(true).open(setup.database()).unwrap();
         file.set_len(length).unwrap();
         refused_untouched(&setup, &["damaged"]);
     }
+}
+
+/// What a crash leaves has a write-ahead log beside it, in which some of the pages are.
+#[test]
+fn a_shortened_database_with_a_log_is_refused() {
+    let (setup, _) = used();
+    let server = setup.start();
+    let id = server.client.create(&json!({"task_type": "echo", "input": 1}));
+    assert_eq!(server.client.wait_for_end(&id)["output"], 1);
+    let setup = server.crash();
+    let whole = fs::read(setup.database()).unwrap();
+    assert!(fs::metadata(setup.data_dir().join("taskcell.db-wal")).unwrap().len() > 0);
+    for length in [whole.len() / 2, whole.len() / 2 + 100] {
+        fs::write(setup.database(), &whole[..length]).unwrap();
+        refused_untouched(&setup, &["damaged", "shorter"]);
+    }
+    fs::write(setup.database(), whole).unwrap();
+    assert_eq!(setup.start().client.task(&id)["output"], 1);
+}
+
+#[test]
+fn what_is_missing_in_a_database_is_told() {
+    let (setup, _) = used();
+    let whole = fs::read(setup.database()).unwrap();
+    for (lost, named) in [("TABLE schedule", "table schedule"), ("INDEX task_due", "index task_due")] {
+        let database = rusqlite::Connection::open(setup.database()).unwrap();
+        database.execute_batch(&format!("PRAGMA journal_mode = DELETE; DROP {lost}")).unwrap();
+        drop(database);
+        refused_untouched(&setup, &["damaged", named]);
+        fs::write(setup.database(), &whole).unwrap();
+    }
+    for version in [0_i32, -1] {
+        overwrite(&setup.database(), USER_VERSION, &version.to_be_bytes());
+        refused_untouched(&setup, &["damaged", &format!("schema {version}")]);
+    }
+    // It has what schema 1 has, and what the later ones add is there already.
+    overwrite(&setup.database(), USER_VERSION, &1_i32.to_be_bytes());
+    refused_untouched(&setup, &["schema 1"]);
 }
 
 #[test]
@@ -107,6 +155,7 @@ fn an_empty_database_is_a_new_one() {
     fs::write(setup.database(), "").unwrap();
     let server = setup.start();
     assert_eq!(server.client.output(&json!({"task_type": "echo", "input": 1})), 1);
+    assert!(server.log().contains("the database is empty"), "{}", server.log());
 }
 
 #[test]

@@ -137,3 +137,33 @@ fn a_log_that_cannot_be_written_ends_nothing() {
     let status = crate::support::wait_for("the server's end", || server.try_wait().unwrap());
     assert_eq!(status.code(), Some(0));
 }
+
+/// A test of a type has its grace as tasks have it, and its client an answer; what it used is in the ledger.
+#[test]
+fn a_test_of_a_type_is_answered() {
+    for (grace, ms, status) in [("300", 60_000, 503), ("60000", 1_500, 200)] {
+        let mut server = server(&["--drain-timeout", grace]);
+        let test = format!("/task-types/{}/test", guest("sleep"));
+        let body = json!({"input": {"ms": ms}}).to_string();
+        let json: &[(&str, &str)] = &[("content-type", "application/json")];
+        let (start, answer) = std::thread::scope(|scope| {
+            let client = &server.client;
+            let answer = scope.spawn(|| client.send("POST", &test, json, Some(body.as_bytes())));
+            wait_for("it to run", || {
+                let metrics = client.get("/metrics").expect(200).text();
+                metrics.lines().any(|line| line == "taskcell_tasks_running 1").then_some(())
+            });
+            server.signal(Signal::TERM);
+            (Instant::now(), answer.join().unwrap())
+        });
+        assert_eq!(answer.status, status, "{answer:?}");
+        if status == 503 {
+            assert_eq!(answer.problem(503)["type"], "/problems/draining");
+        }
+        assert_eq!(server.wait_for_exit().code(), Some(0), "{}", server.log());
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        let server = server.setup().clone().start();
+        let days = server.client.get("/tenant/usage").expect(200).json();
+        assert_eq!(days["days"][0]["tests"]["attempts"], 1, "{days:#}");
+    }
+}

@@ -119,7 +119,7 @@ fn a_quota_of_keys() {
     ]);
     let done = acts(client, "a", all);
     for refusal in [1, 3, 4, 5] {
-        refused(&done[refusal], "3 keys");
+        refused(&done[refusal], "3 keyvalue keys");
     }
     for ok in [0, 2, 6, 7] {
         assert_eq!(done[ok], json!({"ok": null}));
@@ -128,7 +128,21 @@ fn a_quota_of_keys() {
     // What is used is known after a crash as well.
     let server = server.crash().start();
     let client = &server.client;
-    refused(&acts(client, "a", json!([set("m")]))[0], "3 keys");
+    refused(&acts(client, "a", json!([set("m")]))[0], "3 keyvalue keys");
+    let quotas = || client.get("/tenant").expect(200).json()["quotas"].clone();
+    assert_eq!(quotas()["keyvalue_keys"], json!({"limit": 3, "used": 3}));
+    assert_eq!(quotas()["keyvalue_bytes"]["used"], 6);
+    // A tenant's own goes before that of all.
+    let patch = |most: u64| {
+        let body = json!({"quotas": {"keyvalue_keys": most}}).to_string();
+        let headers = [("content-type", "application/merge-patch+json")];
+        client.send("PATCH", "/tenants/default", &headers, Some(body.as_bytes())).expect(200);
+    };
+    patch(4);
+    let done = acts(client, "a", json!([set("m"), set("o"), {"op": "delete", "key": "m"}]));
+    assert_eq!((&done[0], &done[2]), (&json!({"ok": null}), &json!({"ok": null})));
+    refused(&done[1], "4 keyvalue keys");
+    patch(3);
     assert_eq!(acts(client, "b", json!([{"op": "delete", "key": "k"}])), json!([{"ok": null}]));
     assert_eq!(acts(client, "a", json!([set("m")])), json!([{"ok": null}]));
 }
@@ -147,7 +161,7 @@ fn a_quota_of_bytes() {
     ]);
     let done = acts(client, "a", all);
     for refusal in [0, 2, 3, 6] {
-        refused(&done[refusal], "100 bytes");
+        refused(&done[refusal], "100 keyvalue bytes");
     }
     for ok in [1, 4, 5, 7, 11] {
         assert_eq!(done[ok], json!({"ok": null}), "{done}");
@@ -163,7 +177,7 @@ fn a_quota_of_bytes() {
     let server = setup.start();
     let done = acts(&server.client, "b", json!([set(39), set(40), set(39), {"op": "get", "key": "key-10-byt"}]));
     assert_eq!((&done[0], &done[2], &done[3]["ok"]["bytes"]), (&json!({"ok": null}), &json!({"ok": null}), &json!(39)));
-    refused(&done[1], "20 bytes");
+    refused(&done[1], "20 keyvalue bytes");
 }
 
 /// What the host holds for a task is in its limit: values, pages, what is to be written, and handles.

@@ -142,6 +142,21 @@ fn a_task_has_no_more_memory_than_its_tenant() {
     assert_eq!(quota(&two.a, "running_memory_bytes"), (Some(16 * MIB), Some(0)));
 }
 
+/// Somebody waits for it on a connection.
+#[test]
+fn a_test_does_not_wait_for_the_next_hour() {
+    let two = Two::new(&[]);
+    two.set(&json!({"cpu_ms_per_hour": 50}));
+    let test = format!("/task-types/{}/test", guest("spin"));
+    let refused = two.a.send("POST", &test, &[JSON], Some(b"{}"));
+    refused_for(&refused, "cpu-ms-per-hour", 3_600);
+    // What it used is in the ledger, and it holds nothing any more.
+    let tests = &two.a.get("/tenant/usage").expect(200).json()["days"][0]["tests"];
+    assert_eq!(tests["attempts"], 1, "{tests:#}");
+    assert!(tests["cpu_ms"].as_f64().unwrap() >= 50.0, "{tests:#}");
+    assert_eq!(quota(&two.a, "running_tasks").1, Some(0));
+}
+
 #[test]
 fn cpu_time_of_an_hour() {
     let two = Two::new(&[]);

@@ -149,6 +149,7 @@ fn tasks_wait_for_memory() {
     let id = client.create(&json!({"task_type": "echo", "input": 1}));
     let waited = client.get_with(&format!("/task/{id}/result"), &[("prefer", "wait=1")]).expect(202).json();
     assert_eq!((&waited["status"], &waited["attempt"]), (&json!("Pending"), &json!(0)), "{waited}");
+    assert!(server.log().contains("--memory-reserve"), "the operator is told: {}", server.log());
     let server = server.stop().with_flags(&[]).start();
     assert_eq!(server.client.wait_for_end(&id)["output"], 1);
 }

@@ -1,0 +1,148 @@
+//! Connections that wait for a request, or for the rest of its head or of the TLS handshake. No key is needed for that,
+//! so nobody is kept out by them: where there are as many connections as may be, the one that waits longest makes room.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::response::Response;
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
+use tokio::sync::Notify;
+
+/// How long a connection may wait before it makes room: whoever has just come is about to send something.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
+
+/// An answer up to this size is out of the server's hands at once.
+const SMALL_ANSWER: u64 = 64 << 10;
+
+/// A request is being answered.
+const BUSY: u64 = u64::MAX;
+
+/// It is being closed.
+const ENDED: u64 = u64::MAX - 1;
+
+/// All connections.
+pub(super) struct Waiting {
+    began: Instant,
+    connections: Mutex<HashMap<u64, Arc<Connection>>>,
+}
+
+/// A connection.
+pub(super) struct Connection {
+    began: Instant,
+    number: u64,
+    /// Since when it waits, in milliseconds from `began`, or one of the two above.
+    since: AtomicU64,
+    end: Notify,
+}
+
+/// A connection that is open.
+pub(super) struct Entered {
+    of: Arc<Waiting>,
+    connection: Arc<Connection>,
+}
+
+impl Default for Waiting {
+    fn default() -> Waiting {
+        Waiting { began: Instant::now(), connections: Mutex::default() }
+    }
+}
+
+impl Waiting {
+    /// One more, which waits from now on.
+    pub(super) fn enter(self: &Arc<Self>) -> Entered {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let connection = Arc::new(Connection::new(self.began, number));
+        self.lock().insert(number, connection.clone());
+        Entered { of: self.clone(), connection }
+    }
+
+    /// Ends the one that waits longest, if any waits for long enough.
+    pub(super) fn end_longest(&self) {
+        let now = millis(self.began.elapsed());
+        let connections = self.lock();
+        let waiting = connections.values().map(|connection| (connection.since.load(Ordering::Acquire), connection));
+        let long = waiting.filter(|(since, _)| since.saturating_add(millis(LEAST_WAIT)) <= now);
+        if let Some((since, connection)) = long.min_by_key(|(since, _)| *since)
+            && connection.since.compare_exchange(since, ENDED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        {
+            connection.end.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Connection {
+    /// One that waits from now on, and never makes room.
+    pub(super) fn alone() -> Connection {
+        Connection::new(Instant::now(), 0)
+    }
+
+    fn new(began: Instant, number: u64) -> Connection {
+        Connection { began, number, since: AtomicU64::new(millis(began.elapsed())), end: Notify::new() }
+    }
+
+    /// A request is there. False: too late.
+    pub(super) fn begin(&self) -> bool {
+        self.is_now(BUSY)
+    }
+
+    /// False: it is being closed.
+    fn is_now(&self, since: u64) -> bool {
+        let set = |before| (before != ENDED).then_some(since);
+        self.since.fetch_update(Ordering::AcqRel, Ordering::Acquire, set).is_ok()
+    }
+
+    /// It waits again, once the answer is sent.
+    pub(super) fn until_sent(self: Arc<Self>, response: Response) -> Response {
+        let sent = Sent(self);
+        if response.body().size_hint().exact().is_some_and(|bytes| bytes <= SMALL_ANSWER) {
+            return response;
+        }
+        response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _ = &sent;
+                frame
+            }))
+        })
+    }
+
+    /// Returns when it is to make room.
+    pub(super) async fn ended(&self) {
+        self.end.notified().await;
+    }
+}
+
+/// Dropped when an answer is sent.
+struct Sent(Arc<Connection>);
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.0.is_now(millis(self.0.began.elapsed()));
+    }
+}
+
+impl std::ops::Deref for Entered {
+    type Target = Arc<Connection>;
+
+    fn deref(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.of.lock().remove(&self.connection.number);
+    }
+}

@@ -1,0 +1,159 @@
+//! Looks at a database that is there before anything is done with it: whether it is one of ours, of a schema that is
+//! known, and whole. Nothing is changed by that, and nothing left beside it.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rusqlite::{Connection, OpenFlags};
+
+use super::{APPLICATION_ID, MIGRATIONS};
+
+/// Bytes of the write-ahead log's header, and of that before each page (see "WAL-mode File Format" of SQLite).
+const LOG_HEADER: usize = 32;
+const FRAME_HEADER: usize = 24;
+
+/// Looks at an existing file, for damage no longer than `check`.
+pub(super) fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()> {
+    let shown = path.display();
+    let damaged = || {
+        format!(
+            "the database {shown} is damaged and was left as it is: restore a backup, or move the file away to start \
+             with an empty one"
+        )
+    };
+    if std::fs::metadata(path).with_context(|| format!("cannot read {shown}"))?.len() == 0 {
+        // The process ended in its very first start, or somebody emptied the file.
+        tracing::warn!(path = %shown, "the database is empty: the server begins with no tasks");
+        return Ok(());
+    }
+    // What a crash left of a transaction outside of the write-ahead log, as the first start on a restored
+    // backup may: it has to be rolled back before anything can be read.
+    if beside(path, "-journal").exists() {
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+            .and_then(|conn| conn.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))
+            .with_context(damaged)?;
+    }
+    let mut conn = open(path).with_context(|| format!("cannot read {shown}"))?;
+    let number = |pragma: &str| -> anyhow::Result<i64> {
+        conn.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0)).with_context(damaged)
+    };
+    let (version, application) = (number("user_version")?, number("application_id")?);
+    let tables = names(&conn).with_context(damaged)?;
+    if tables.is_empty() && version == 0 {
+        // Nothing was committed yet: the process ended in its very first start.
+        return Ok(());
+    }
+    if application != i64::from(APPLICATION_ID) {
+        bail!("{shown} is not a taskcell database; it was left as it is");
+    }
+    if version > MIGRATIONS.len() as i64 {
+        bail!(
+            "the database {shown} was written by a newer taskcell (schema {version}, this one knows {}); it was left \
+             as it is: start the newer version",
+            MIGRATIONS.len()
+        );
+    }
+    let known = usize::try_from(version).ok().filter(|version| *version > 0);
+    let Some(migrations) = known.and_then(|version| MIGRATIONS.get(..version)) else {
+        bail!("{}: there is no schema {version}", damaged());
+    };
+    if let Some(missing) = expected(migrations)?.difference(&tables).min() {
+        bail!("{}: it has no {missing}, which is in schema {version}", damaged());
+    }
+    if !is_long_enough(path).with_context(damaged)? {
+        bail!("{}: it is shorter than it should be", damaged());
+    }
+    let started = Instant::now();
+    conn.progress_handler(10_000, Some(move || check.is_some_and(|check| started.elapsed() > check)))?;
+    let found: rusqlite::Result<String> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
+    conn.progress_handler(0, None::<fn() -> bool>)?;
+    match found {
+        Ok(found) if found == "ok" => Ok(()),
+        Ok(found) => bail!("{}: {found}", damaged()),
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => Ok(()),
+        Err(error) => Err(error).with_context(damaged),
+    }
+}
+
+/// A file that SQLite keeps beside a database.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    match path.to_str() {
+        // With a log there has to be an index of it. Without one SQLite would make both, if it were not told that
+        // nobody changes the file.
+        Some(name) if !beside(path, "-wal").exists() => {
+            let name = name.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+            Connection::open_with_flags(format!("file:{name}?immutable=1"), flags | OpenFlags::SQLITE_OPEN_URI)
+        }
+        _ => Connection::open_with_flags(path, flags),
+    }
+}
+
+/// Tables, indexes and triggers, but those that SQLite makes for itself.
+fn names(conn: &Connection) -> rusqlite::Result<HashSet<String>> {
+    conn.prepare("SELECT type || ' ' || name FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'")?
+        .query_map([], |row| row.get(0))?
+        .collect()
+}
+
+fn expected(migrations: &[&str]) -> anyhow::Result<HashSet<String>> {
+    let conn = Connection::open_in_memory()?;
+    migrations.iter().try_for_each(|migration| conn.execute_batch(migration))?;
+    Ok(names(&conn)?)
+}
+
+/// Whether all pages that the database's header tells of are there, or are still in the write-ahead log: moving them
+/// out of it may have been interrupted.
+fn is_long_enough(path: &Path) -> std::io::Result<bool> {
+    let file = File::open(path)?;
+    let mut header = [0; 100];
+    file.read_exact_at(&mut header, 0)?;
+    let page = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65_536,
+        size => u64::from(size),
+    };
+    let pages = be32(&header, 28);
+    let whole = file.metadata()?.len() / page.max(1);
+    if whole >= u64::from(pages) {
+        return Ok(true);
+    }
+    let in_log = pages_in_log(&beside(path, "-wal"), page)?;
+    Ok((whole + 1..=u64::from(pages)).all(|page| in_log.contains(&page)))
+}
+
+/// The pages that a write-ahead log has; none where there is no log.
+fn pages_in_log(path: &Path, page: u64) -> std::io::Result<HashSet<u64>> {
+    let mut found = HashSet::new();
+    let Ok(log) = File::open(path) else { return Ok(found) };
+    let length = log.metadata()?.len();
+    let (mut header, mut frame) = ([0; LOG_HEADER], [0; FRAME_HEADER]);
+    if length < LOG_HEADER as u64 {
+        return Ok(found);
+    }
+    log.read_exact_at(&mut header, 0)?;
+    let mut at = LOG_HEADER as u64;
+    while at + FRAME_HEADER as u64 + page <= length {
+        log.read_exact_at(&mut frame, at)?;
+        // What is behind the last frame is of the log that was there before.
+        if frame[8..16] != header[16..24] {
+            break;
+        }
+        found.insert(u64::from(be32(&frame, 0)));
+        at += FRAME_HEADER as u64 + page;
+    }
+    Ok(found)
+}
+
+fn be32(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
