@@ -45,6 +45,8 @@ const MOST_MEMORY: u64 = 64 << 20;
 /// are gathered first, each of which takes hundreds of bytes and more than a microsecond.
 const MOST_WORK_FOR_FAULTS: u64 = 200_000;
 
+const NO_MEMBER: &str = "is no member that is allowed";
+
 /// Keywords that can make a check take time out of all proportion.
 const REFUSED: [&str; 4] = ["$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems"];
 
@@ -109,7 +111,7 @@ impl InputSchema {
         }
         let mut faults = Vec::new();
         if work <= MOST_WORK_FOR_FAULTS {
-            let found = compiled.validator.iter_errors(&input).flat_map(|error| faults_of(&error));
+            let found = compiled.validator.iter_errors(&input).flat_map(|error| faults_of(&error, &input));
             faults.extend(found.take(MOST_FAULTS));
         }
         if faults.is_empty() {
@@ -143,7 +145,7 @@ fn compile(text: &str) -> Result<Compiled, Fault> {
     if !schema.is_object() && !schema.is_boolean() {
         return Err(whole("must be a JSON Schema: an object".to_owned()));
     }
-    let measured = Measure { root: &schema, path: Vec::new(), known: HashMap::new() }.measure(&schema)?;
+    let measured = Measure { root: &schema, path: Vec::new(), depth: 0, known: HashMap::new() }.measure(&schema)?;
     let validator = jsonschema::options()
         .with_draft(Draft::Draft202012)
         .offline()
@@ -151,12 +153,14 @@ fn compile(text: &str) -> Result<Compiled, Fault> {
         // In linear time, without what needs backtracking.
         .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES))
         .build(&schema)
-        .map_err(|error| faults_of(&error).into_iter().next().unwrap_or_else(|| whole("is refused".to_owned())))?;
+        .map_err(|error| {
+            faults_of(&error, &schema).into_iter().next().unwrap_or_else(|| whole("is refused".to_owned()))
+        })?;
     Ok(Compiled { validator, parts: measured.parts, patterns: measured.patterns })
 }
 
-/// What the crate says, of an input or of a schema. What is there is not repeated: it may be large.
-fn faults_of(error: &ValidationError<'_>) -> Vec<Fault> {
+/// What the crate says of a value, which is an input or a schema. What is there is not repeated: it may be large.
+fn faults_of(error: &ValidationError<'_>, value: &Value) -> Vec<Fault> {
     let mut pointer = String::new();
     for segment in error.instance_path().as_str().split('/').skip(1) {
         // `~` and `/` are escaped already.
@@ -171,7 +175,23 @@ fn faults_of(error: &ValidationError<'_>) -> Vec<Fault> {
     match error.kind() {
         ValidationErrorKind::Required { property } => vec![member(property.as_str().unwrap_or_default(), "is missing")],
         ValidationErrorKind::AdditionalProperties { unexpected } => {
-            unexpected.iter().take(MOST_FAULTS).map(|name| member(name, "is no member that is allowed")).collect()
+            unexpected.iter().take(MOST_FAULTS).map(|name| member(name, NO_MEMBER)).collect()
+        }
+        // Where no others are named the crate says only that something is there.
+        ValidationErrorKind::FalseSchema if error.schema_path().as_str().ends_with("/additionalProperties") => {
+            let object = value.pointer(error.instance_path().as_str()).and_then(Value::as_object);
+            let names = object.into_iter().flat_map(serde_json::Map::keys);
+            names.take(MOST_FAULTS).map(|name| member(name, NO_MEMBER)).collect()
+        }
+        ValidationErrorKind::PropertyNames { error } => {
+            vec![member(error.instance().as_str().unwrap_or_default(), "has a name that is not allowed")]
+        }
+        ValidationErrorKind::Format { format } if format == "regex" => {
+            let detail = format!(
+                "is no regular expression that is taken: it may come to {PATTERN_BYTES} bytes, and has neither \
+                 look-around nor back references"
+            );
+            vec![Fault { pointer, detail }]
         }
         _ => vec![Fault { detail: error.masked().to_string(), pointer }],
     }
@@ -187,7 +207,10 @@ struct Measured {
 
 struct Measure<'s> {
     root: &'s Value,
+    /// Where it is.
     path: Vec<String>,
+    /// How deep that is, with what it was referred from.
+    depth: u64,
     /// What was referred to, by its pointer; `None`: it is being measured.
     known: HashMap<String, Option<Measured>>,
 }
@@ -201,7 +224,7 @@ impl<'s> Measure<'s> {
 
     /// Every object is taken for a schema, also where it is none, as in `enum`: rather too strict than too lax.
     fn measure(&mut self, value: &'s Value) -> Result<Measured, Fault> {
-        if self.path.len() as u64 > MOST_DEPTH {
+        if self.depth > MOST_DEPTH {
             return self.wrong(format!("is more than {MOST_DEPTH} deep"));
         }
         let mut sum = Measured { parts: 1, patterns: 0, depth: 1 };
@@ -226,8 +249,10 @@ impl<'s> Measure<'s> {
 
     fn add(&mut self, sum: &mut Measured, name: &str, value: &'s Value) -> Result<(), Fault> {
         self.path.push(name.to_owned());
+        self.depth += 1;
         let part = self.measure(value)?;
         self.sum(sum, part)?;
+        self.depth -= 1;
         self.path.pop();
         Ok(())
     }
@@ -243,7 +268,7 @@ impl<'s> Measure<'s> {
             _ if sum.patterns > MOST_PATTERNS => {
                 self.wrong(format!("has more than {MOST_PATTERNS} patterns, with what it refers to in place"))
             }
-            _ if self.path.len() as u64 + sum.depth > MOST_DEPTH + 2 => {
+            _ if self.depth + sum.depth > MOST_DEPTH + 2 => {
                 self.wrong(format!("is more than {MOST_DEPTH} deep, with what it refers to in place"))
             }
             _ => Ok(()),
@@ -280,12 +305,21 @@ impl<'s> Measure<'s> {
             Some(None) => return self.wrong("refers to what it is in: recursion is not taken here"),
             None => {}
         }
+        if target == "#" {
+            return self.wrong("refers to what it is in: recursion is not taken here");
+        }
         let found = target.strip_prefix('#').filter(|pointer| pointer.starts_with('/') && !pointer.contains('%'));
-        let Some(found) = found.and_then(|pointer| self.root.pointer(pointer)) else {
+        let Some((found, pointer)) = found.and_then(|pointer| Some((self.root.pointer(pointer)?, pointer))) else {
             return self.wrong("only what is in the schema itself can be referred to, as '#/$defs/name'");
         };
         self.known.insert(target.to_owned(), None);
+        // What is wrong in there is told where it is.
+        let there = pointer.split('/').skip(1).map(|segment| segment.replace("~1", "/").replace("~0", "~")).collect();
+        let from = std::mem::replace(&mut self.path, there);
+        self.depth += 1;
         let measured = self.measure(found)?;
+        self.depth -= 1;
+        self.path = from;
         self.known.insert(target.to_owned(), Some(measured));
         Ok(measured)
     }
@@ -408,6 +442,15 @@ mod tests {
         assert_eq!(places(json!({"width": 1, "tags": ["a", "b c"]})), ["/tags/1"]);
         assert_eq!(places(json!({"width": 1, "a/b": 0})), ["/a~1b"]);
         assert_eq!(places(json!({"width": 1, "other": 0})), ["/other"]);
+        for (of, input, expected) in [
+            (json!({"additionalProperties": false}), json!({"a": 1, "b": {}}), vec!["/a", "/b"]),
+            (json!({"properties": {"x": {"additionalProperties": false}}}), json!({"x": {"a": 1}}), vec!["/x/a"]),
+            (json!({"propertyNames": {"maxLength": 2}}), json!({"long": 1, "ok": 2}), vec!["/long"]),
+            (json!({"properties": {"a": false}}), json!({"a": 1}), vec!["/a"]),
+        ] {
+            let faults = super::tests::schema(&of).check(&input.to_string()).unwrap_err();
+            assert_eq!(faults.iter().map(|fault| &*fault.pointer).collect::<Vec<_>>(), expected, "{of}");
+        }
         assert_eq!(places(json!(null)), [""]);
         let many: Vec<Value> = (0..1000).map(Value::from).collect();
         assert_eq!(places(json!({"width": 1, "tags": many})).len(), MOST_FAULTS);
@@ -442,6 +485,9 @@ mod tests {
             (json!({"items": {"$ref": "#/$defs/none"}}), "/items/$ref"),
             (json!({"items": {"$ref": "#"}}), "/items/$ref"),
             (json!({"$ref": DRAFT}), "/$ref"),
+            // What is wrong behind a reference is told where it is.
+            (json!({"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}}), "/$defs/a/items/$ref"),
+            (json!({"properties": {"x": {"$ref": "#/$defs/a~1b"}}, "$defs": {"a/b": {"$id": "x"}}}), "/$defs/a~1b/$id"),
         ] {
             let pointer = pointer.replace('$', "%24");
             let (found, detail) = refused(&value);
@@ -477,7 +523,8 @@ mod tests {
         assert!(detail.contains("deep"), "{detail}");
         let (_, detail) = refused(&json!({"$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"}));
         assert!(detail.contains("recursion"), "{detail}");
-        assert!(schema(&json!({"pattern": "((a{100}){100}){100}"})).fault().is_some());
+        let (_, detail) = refused(&json!({"pattern": "((a{100}){100}){100}"}));
+        assert!(detail.contains("65536 bytes"), "{detail}");
         let patterns: Vec<Value> = (0..100).map(|at| json!({"pattern": format!("a{at}")})).collect();
         let (_, detail) = refused(&json!({"anyOf": patterns}));
         assert!(detail.contains("patterns"), "{detail}");

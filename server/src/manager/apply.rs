@@ -113,6 +113,10 @@ impl Core {
         {
             return Ok(before);
         }
+        // Since it was checked its type may have been removed.
+        if !self.registry.is_there(&task.tenant, &task.task_type) {
+            return Ok(Err(Refused::UnknownTaskType));
+        }
         if !self.gone.allow(&task)
             || self.registry.version(task.component).is_none()
             || self.registry.is_closed(&task.tenant, &task.task_type)

@@ -156,14 +156,13 @@ impl Core {
         }
     }
 
-    /// A task is removed that was stopped for operations.
+    /// A task is removed that was stopped for that. Who asked first has done it, which may be an operation.
     pub(super) fn count_removed(&mut self, task: TaskId) -> Result<(), StoreError> {
-        let then = self.running.get(&task).into_iter().flat_map(|running| &running.then);
-        let operations = then.filter_map(|command| match command {
-            Command::Bulk(BulkCommand::Stopped { id, action: Action::Delete, .. }) => Some(*id),
-            _ => None,
-        });
-        operations.collect::<Vec<_>>().into_iter().try_for_each(|id| self.store.count_operation(id, true))
+        let first = self.running.get(&task).and_then(|running| running.then.iter().find(|command| command.removes()));
+        match first {
+            Some(Command::Bulk(BulkCommand::Stopped { id, .. })) => self.store.count_operation(*id, true),
+            _ => Ok(()),
+        }
     }
 
     fn bulk_step(&mut self, id: OperationId, found: &Found, now: Timestamp) -> Result<Option<Part>, StoreError> {

@@ -18,20 +18,27 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use super::core::{Core, CoreSettings, Workers};
-use super::{Answer, Command, Idempotency, NewItem, Refused, Reply, Stored};
+use super::{Answer, Command, Idempotency, Manager, NewItem, Refused, Reply, Stored};
 use ledger::Tally;
 use quotas::Created;
 use waited::Waited;
 
 use crate::compiler::Compiler;
 use crate::executor::{Job, Report};
+use crate::host::Services;
+use crate::host::http::{HttpSettings, Outbound};
+use crate::host::live::LiveAttempts;
 use crate::host::log::{LogLevel, LogLine, News};
+use crate::key_value::KeyValues;
 use crate::limits::Limits;
+use crate::objects::Objects;
 use crate::quotas::Quotas;
 use crate::registry::{Registry, TaskType, Version};
 use crate::room::{Memory, Room};
-use crate::sandbox::{Cores, RunEnd};
+use crate::sandbox::{CodeCache, Cores, EngineSettings, RunEnd, Sandbox};
 use crate::schedule::Concurrency;
+use crate::secrets::Secrets;
+use crate::storage::Storage;
 use crate::store::{self, Readers, StoredType};
 use crate::task::{
     AttemptEnd, Digest, ErrorKind, Hold, Labels, Outcome, RetryPolicy, Status, Task, TaskError, TaskId, Timestamp,
@@ -481,8 +488,26 @@ fn put_type(registry: &Registry, paused: bool, concurrency: Concurrency) {
 
 /// The smallest program there is; it is never run here.
 fn program(directory: &Path, runtime: &Runtime) -> crate::sandbox::Program {
-    let (room, cores) = (Arc::new(Room::new(1, 1, Memory::new(0))), Arc::new(Cores::new(1)));
-    let sandbox = crate::sandbox::tests::sandbox(directory, &room, &cores, runtime.handle());
+    let (_writer, readers) = store::open(&directory.join("elsewhere"), 1)
+        .or_else(|_| {
+            std::fs::create_dir_all(directory.join("elsewhere")).unwrap();
+            store::open(&directory.join("elsewhere"), 1)
+        })
+        .unwrap();
+    let live = Arc::new(LiveAttempts::default());
+    let (manager, _) =
+        Manager::new(readers.clone(), Arc::default(), live.clone(), Arc::default(), Limits::DEFAULT, Limits::CEILING);
+    let secrets = Secrets::new(readers.clone(), None);
+    let storage = Storage::new(manager, readers);
+    let objects = Objects::new(storage.clone(), 0);
+    let key_values = KeyValues::new(storage, 0);
+    let timers = runtime.handle().clone();
+    let outbound = Arc::new(Outbound::new(HttpSettings::default(), Arc::default(), timers.clone()).unwrap());
+    let services = Services { objects, secrets, key_values, timers, outbound, live };
+    let room = Arc::new(Room::new(1, 1, Memory::new(0)));
+    let cache = CodeCache::open(directory.join("compiled")).unwrap();
+    let settings = EngineSettings { slots: 1, max_memory_bytes: 1 << 20 };
+    let sandbox = Sandbox::new(&settings, cache, room, Arc::new(Cores::new(1)), services).unwrap();
     let bytes = wat::parse_str(include_str!("model.wat")).unwrap();
     sandbox.compile(COMPONENT, &bytes).unwrap()
 }

@@ -26,14 +26,13 @@ impl Core {
                 }
                 (Command::Report(report), Done::Removed(id)) => {
                     self.ended.gone(id);
-                    for then in self.running.remove(&report.id).into_iter().flat_map(|running| running.then) {
-                        match then {
-                            Command::Delete { reply, .. } => answer(reply, Ok(())),
-                            then if then.removes() => {}
-                            // There is no such task any more.
-                            then => again.push(then),
-                        }
+                    let mut then = self.running.remove(&report.id).map(|running| running.then).unwrap_or_default();
+                    // Who came first has removed it. For the others there is no such task any more.
+                    let first = then.iter().position(Command::removes).map(|first| then.remove(first));
+                    if let Some(Command::Delete { reply, .. }) = first {
+                        answer(reply, Ok(()));
                     }
+                    again.extend(then);
                 }
                 (Command::Cancel { reply, .. }, Done::Task(task)) => {
                     self.ended.tell(task.clone());

@@ -22,16 +22,6 @@ use crate::room::Place;
 /// A poll below this is short: less than a slice of a guest that computes.
 const SHORT_POLL: Duration = Duration::from_micros(50);
 
-thread_local! {
-    /// When the poll began that this thread is in, or was in last.
-    static SLICE_BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
-}
-
-/// How long the poll has lasted that this thread is in.
-pub(super) fn slice() -> Duration {
-    SLICE_BEGAN.get().map_or(Duration::ZERO, |began| began.elapsed())
-}
-
 /// Why an attempt is stopped from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -221,7 +211,6 @@ impl<'a, F: Future> Metered<'a, F> {
 
     fn step(&mut self) -> Poll<Result<F::Output, StoppedBy>> {
         let started = Instant::now();
-        SLICE_BEGAN.set(Some(started));
         let clock = Clock::begin(self.last_poll >= SHORT_POLL, started);
         let future = self.future.as_mut();
         let waker = &self.waker;

@@ -10,8 +10,6 @@ mod meter;
 mod offered;
 mod outcome;
 mod precheck;
-#[cfg(test)]
-pub(crate) mod tests;
 mod typed;
 
 use std::collections::HashSet;
@@ -21,9 +19,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use wasmtime::Store;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre, Linker};
-use wasmtime::{CallHook, Store};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::CommandPre;
 
@@ -50,10 +48,6 @@ use typed::FunctionPre;
 /// Fuel between two yields: 50 to 100 µs of work. It bounds how long others wait for their turn,
 /// and what an attempt that is canceled may have burned without being billed.
 const YIELD_FUEL: u64 = 1_000_000;
-
-/// After so long a guest yields when it comes back from a host call: those cost no fuel. What a guest computes for
-/// `YIELD_FUEL` takes about as long.
-const SLICE: Duration = Duration::from_micros(100);
 
 /// Compiles components and runs attempts.
 pub struct Sandbox {
@@ -372,18 +366,9 @@ fn prepare(store: &mut Store<Host>, limits: &Limits) -> wasmtime::Result<()> {
     store.limiter(|host| &mut host.memory);
     store.set_fuel(limits.fuel)?;
     store.fuel_async_yield_interval(Some(YIELD_FUEL))?;
-    // Every tick, besides: some instructions take long for the fuel they cost.
+    // Every tick, besides: some instructions take long for the fuel they cost, and host calls cost none.
     store.set_epoch_deadline(1);
     store.epoch_deadline_async_yield_and_update(1);
-    // And after a host call, where its slice is over: fuel is looked at next when the guest goes on.
-    let mut is_over = false;
-    store.call_hook(move |mut store, hook| {
-        if matches!(hook, CallHook::ReturningFromHost) && is_over != (meter::slice() > SLICE) {
-            is_over = !is_over;
-            store.fuel_async_yield_interval(Some(if is_over { 1 } else { YIELD_FUEL }))?;
-        }
-        Ok(())
-    });
     // One call's arguments or results can be no larger than the memory they lie in.
     store.set_hostcall_fuel(usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX));
     // A backstop: what the host counts itself (pending calls, WASI resources) is refused before, with an

@@ -101,7 +101,7 @@ fn a_shortened_database_with_a_log_is_refused() {
 fn what_is_missing_in_a_database_is_told() {
     let (setup, _) = used();
     let whole = fs::read(setup.database()).unwrap();
-    for (lost, named) in [("TABLE schedule", "table schedule"), ("INDEX task_due", "index task_due")] {
+    for (lost, named) in [("TABLE secret", "table secret"), ("INDEX task_due", "index task_due")] {
         let database = rusqlite::Connection::open(setup.database()).unwrap();
         database.execute_batch(&format!("PRAGMA journal_mode = DELETE; DROP {lost}")).unwrap();
         drop(database);
