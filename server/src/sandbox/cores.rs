@@ -6,8 +6,9 @@
 //! others have had as much. A tenant that has used what it may have in an hour gets no more turns in it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use super::meter::Control;
@@ -54,9 +55,14 @@ const MOST_PAID: u64 = 64;
 /// The processors.
 pub struct Cores {
     state: Mutex<State>,
+    /// The thread that looks at them now and then, while it is parked.
+    ticker: Mutex<Option<Thread>>,
+    /// Whether there is one.
+    is_parked: AtomicBool,
 }
 
 struct State {
+    all: usize,
     free: usize,
     shares: Shares,
     numbers: HashMap<Arc<str>, usize>,
@@ -99,7 +105,37 @@ impl Cores {
     /// As many as there are threads for guests.
     pub fn new(cores: usize) -> Cores {
         let (shares, numbers, tenants) = (Shares::default(), HashMap::new(), Vec::new());
-        Cores { state: Mutex::new(State { free: cores, shares, numbers, tenants }) }
+        let state = State { all: cores, free: cores, shares, numbers, tenants };
+        Cores { state: Mutex::new(state), ticker: Mutex::new(None), is_parked: AtomicBool::new(false) }
+    }
+
+    /// Whether no attempt has a turn or wants one.
+    pub(super) fn are_idle(&self) -> bool {
+        let state = self.state();
+        state.free == state.all && state.tenants.iter().all(|of| of.queue.is_empty())
+    }
+
+    /// Parks the thread that looks at them, until an attempt wants a turn, but no longer than that.
+    pub(super) fn park_ticker(&self, longest: Duration) {
+        *self.ticker() = Some(std::thread::current());
+        self.is_parked.store(true, Ordering::SeqCst);
+        // Looked at once more: who wants a turn from here on sees that it is parked.
+        if self.are_idle() {
+            std::thread::park_timeout(longest);
+        }
+        self.is_parked.store(false, Ordering::SeqCst);
+    }
+
+    fn unpark_ticker(&self) {
+        if self.is_parked.load(Ordering::SeqCst)
+            && let Some(ticker) = self.ticker().take()
+        {
+            ticker.unpark();
+        }
+    }
+
+    fn ticker(&self) -> MutexGuard<'_, Option<Thread>> {
+        self.ticker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -181,26 +217,32 @@ impl Cores {
             control.run();
         } else {
             state.push(control);
+            drop(state);
         }
+        self.unpark_ticker();
     }
 
     /// An attempt is about to be polled. False: it is not its turn, and it will be woken when it is.
     pub(super) fn begin(&self, control: &Arc<Control>) -> bool {
         let mut state = self.state();
         match Turn::of(control) {
-            Turn::Comes => {}
-            Turn::None => {
-                state.comes(control);
-                if state.free == 0 || state.is_held(control.tenant) {
-                    state.push(control);
-                    return false;
-                }
-                state.free -= 1;
+            Turn::Comes => {
+                Turn::Runs.set(control);
+                return true;
             }
             Turn::Waits | Turn::Runs | Turn::Over => return false,
+            Turn::None => state.comes(control),
         }
-        Turn::Runs.set(control);
-        true
+        let is_its_turn = state.free > 0 && !state.is_held(control.tenant);
+        if is_its_turn {
+            state.free -= 1;
+            Turn::Runs.set(control);
+        } else {
+            state.push(control);
+        }
+        drop(state);
+        self.unpark_ticker();
+        is_its_turn
     }
 
     /// A poll is over that took that much CPU time, and the attempt is not. One that was woken meanwhile waits for its
@@ -502,6 +544,33 @@ mod tests {
         let had = turns(&world, &[(&long, MS), (&short, MS)], 25);
         let before = had.iter().position(|had| *had == 0).unwrap();
         assert!((19..=21).contains(&before), "{had:?}");
+    }
+
+    /// Also one that is held, as its tenant's next hour has to be seen.
+    #[test]
+    fn the_ticker_rests_while_nobody_wants_a_turn() {
+        let long = Duration::from_secs(60);
+        for most in [None, Some(0)] {
+            let world = World::new(1);
+            assert!(world.cores.are_idle());
+            let ticker = std::thread::spawn({
+                let cores = world.cores.clone();
+                move || cores.park_ticker(long)
+            });
+            while !world.cores.is_parked.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            let attempt = world.attempt(most);
+            assert!(!ticker.is_finished());
+            world.cores.ready(&attempt);
+            ticker.join().unwrap();
+            assert!(!world.cores.are_idle());
+            let started = Instant::now();
+            world.cores.park_ticker(long);
+            assert!(started.elapsed() < long, "somebody wants one");
+            world.cores.leave(&attempt, Duration::ZERO);
+            assert!(world.cores.are_idle());
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::host::MAX_TABLE_ELEMENTS;
 
 /// How often running guests are made to yield, whatever fuel they use.
-const TICK: Duration = Duration::from_millis(5);
+const TICK: Duration = Duration::from_millis(2);
 
 /// Kernel memory maps that one attempt takes, of `vm.max_map_count`. Measured with sleeping guests.
 pub const MAPS_PER_SLOT: usize = 6;
@@ -132,7 +132,11 @@ pub(super) fn pooled(settings: &EngineSettings) -> anyhow::Result<Engine> {
 
 /// After so many ticks it is looked for attempts whose time was over while they waited for a turn, and for tenants whose
 /// hour is over.
-const OVERDUE_TICKS: u32 = 8;
+const OVERDUE_TICKS: u32 = 20;
+
+/// After so many ticks in which no guest wanted a turn they pause until one does, or for the time of a look.
+const IDLE_TICKS: u32 = 250;
+const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// Advances the engines' epochs from a thread of its own, so that nothing a guest does can stop it.
 pub(super) struct Ticker {
@@ -145,8 +149,12 @@ impl Ticker {
         let stop = Arc::new(AtomicBool::new(false));
         let (engines, stopped) = (engines.map(Engine::weak), stop.clone());
         let thread = std::thread::Builder::new().name("epoch".into()).spawn(move || {
-            let mut ticks = 0;
+            let (mut ticks, mut idle) = (0, 0);
             while !stopped.load(Ordering::Relaxed) {
+                idle = if cores.are_idle() { idle + 1 } else { 0 };
+                if idle > IDLE_TICKS {
+                    cores.park_ticker(IDLE_LOOK);
+                }
                 std::thread::sleep(TICK);
                 engines.iter().filter_map(wasmtime::EngineWeak::upgrade).for_each(|engine| engine.increment_epoch());
                 ticks = (ticks + 1) % OVERDUE_TICKS;
@@ -163,6 +171,7 @@ impl Drop for Ticker {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
             let _ = thread.join();
         }
     }

@@ -211,6 +211,10 @@ impl<'a, F: Future> Metered<'a, F> {
 
     fn step(&mut self) -> Poll<Result<F::Output, StoppedBy>> {
         let started = Instant::now();
+        if started >= self.deadline && self.is_over() {
+            // While it waited for its turn.
+            return Poll::Ready(Err(StoppedBy::Timeout));
+        }
         let clock = Clock::begin(self.last_poll >= SHORT_POLL, started);
         let future = self.future.as_mut();
         let waker = &self.waker;
