@@ -273,6 +273,11 @@ fn one_tenants_clients_do_not_hold_all_connections() {
     let test = format!("/task-types/{}/test", guest("sleep-forever"));
     let refused = a.send("POST", &test, &[("content-type", "application/json")], Some(b"{}")).problem(429);
     assert_eq!(refused["type"], "/problems/too-many-waiting");
+    // Nor does what waits to be looked at.
+    for (method, media_type) in [("PUT", "application/wasm"), ("PATCH", "application/merge-patch+json")] {
+        let refused = a.send(method, "/task-types/mine", &[("content-type", media_type)], Some(b"{}")).problem(429);
+        assert_eq!(refused["type"], "/problems/too-many-waiting", "{method}");
+    }
     // Bodies that do not come count as well, and those that are there do not.
     for path in ["/task", "/tasks"] {
         let mut stream = connect(&server);

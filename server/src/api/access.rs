@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::Method;
 use axum::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::middleware::Next;
@@ -273,10 +274,12 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
     match admit(&api, &request) {
         Ok(Some(caller)) => {
             let is_trial = path(&request) == TRIAL;
-            let held = if is_trial || request.headers().contains_key(PREFER) {
+            // A component waits to be looked at, and a schema to be compiled.
+            let is_looked_at = path(&request) == TASK_TYPE && matches!(*request.method(), Method::PUT | Method::PATCH);
+            let held = if is_trial || is_looked_at || request.headers().contains_key(PREFER) {
                 match api.connections.wait(&caller.tenant) {
                     Ok(held) => Some(held),
-                    Err(problem) if is_trial => return refuse(&api, request, problem).await,
+                    Err(problem) if is_trial || is_looked_at => return refuse(&api, request, problem).await,
                     Err(_) => {
                         // It is answered with what is known.
                         request.headers_mut().remove(PREFER);
@@ -298,7 +301,7 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
                 () = caller.end_of_key(api.tenants.clone()) => {
                     // What was sent whole with a good key is done and answered. What is still being sent is not.
                     // Nor does anybody wait on, for an answer or for what is run for it.
-                    if held.is_some() || !was_read.load(Ordering::Acquire) {
+                    if held.is_some() && !is_looked_at || !was_read.load(Ordering::Acquire) {
                         return unusable().into_response();
                     }
                     answered.await
@@ -334,6 +337,7 @@ async fn refuse(api: &Api, mut request: Request, problem: Problem) -> Response {
 
 /// Where an input is run without a task.
 const TRIAL: &str = "/task-types/{name}/test";
+const TASK_TYPE: &str = "/task-types/{name}";
 
 /// The path of a request, as the rules have it.
 fn path(request: &Request) -> &str {

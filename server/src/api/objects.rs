@@ -167,7 +167,8 @@ pub(super) async fn put(
     responses(
         (status = 200, description = "Its bytes", body = Vec<u8>, content_type = "application/octet-stream", headers(
             ("ETag" = String, description = "The entity tag"))),
-        (status = 304, description = "The client has it"),
+        (status = 304, description = "The client has it", headers(
+            ("ETag" = String, description = "The entity tag"))),
         ReadProblems,
     )
 )]
@@ -204,7 +205,8 @@ pub(super) async fn get(
     responses(
         (status = 200, description = "There is such an object", headers(
             ("ETag" = String, description = "The entity tag"), ("Content-Length" = u64, description = "Its size in bytes"))),
-        (status = 304, description = "The client has it"),
+        (status = 304, description = "The client has it", headers(
+            ("ETag" = String, description = "The entity tag"))),
         ReadProblems,
     )
 )]

@@ -201,7 +201,8 @@ pub(super) async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Result<
     responses(
         (status = 200, description = "The type", body = TaskTypeWithVersions, headers(
             ("ETag" = String, description = "The entity tag"))),
-        (status = 304, description = "The client has it"),
+        (status = 304, description = "The client has it", headers(
+            ("ETag" = String, description = "The entity tag"))),
         ReadProblems,
     )
 )]

@@ -47,7 +47,8 @@ problems!(DeleteProblems: NotFound, Overloaded, Draining, StorageUnavailable);
         (status = 200, description = "The task", body = wire::Task, headers(
             ("ETag" = String, description = "A weak entity tag of the task's state"),
             ("Preference-Applied" = String, description = "`wait=N`, where it was asked for"))),
-        (status = 304, description = "The client has this state"),
+        (status = 304, description = "The client has this state", headers(
+            ("ETag" = String, description = "A weak entity tag of the task's state"))),
         ReadProblems,
     )
 )]
