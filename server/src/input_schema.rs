@@ -177,11 +177,13 @@ fn faults_of(error: &ValidationError<'_>, value: &Value) -> Vec<Fault> {
         ValidationErrorKind::AdditionalProperties { unexpected } => {
             unexpected.iter().take(MOST_FAULTS).map(|name| member(name, NO_MEMBER)).collect()
         }
-        // Where no others are named the crate says only that something is there.
-        ValidationErrorKind::FalseSchema if error.schema_path().as_str().ends_with("/additionalProperties") => {
-            let object = value.pointer(error.instance_path().as_str()).and_then(Value::as_object);
-            let names = object.into_iter().flat_map(serde_json::Map::keys);
-            names.take(MOST_FAULTS).map(|name| member(name, NO_MEMBER)).collect()
+        // Where no members are allowed the crate says of an object what one of them is.
+        ValidationErrorKind::FalseSchema
+            if let Some(object) = value.pointer(error.instance_path().as_str())
+                && let Value::Object(members) = object
+                && object != &**error.instance() =>
+        {
+            members.keys().take(MOST_FAULTS).map(|name| member(name, NO_MEMBER)).collect()
         }
         ValidationErrorKind::PropertyNames { error } => {
             vec![member(error.instance().as_str().unwrap_or_default(), "has a name that is not allowed")]
@@ -447,6 +449,11 @@ mod tests {
             (json!({"properties": {"x": {"additionalProperties": false}}}), json!({"x": {"a": 1}}), vec!["/x/a"]),
             (json!({"propertyNames": {"maxLength": 2}}), json!({"long": 1, "ok": 2}), vec!["/long"]),
             (json!({"properties": {"a": false}}), json!({"a": 1}), vec!["/a"]),
+            (
+                json!({"properties": {"additionalProperties": false}}),
+                json!({"additionalProperties": {"b": 1}}),
+                vec!["/additionalProperties"],
+            ),
         ] {
             let faults = super::tests::schema(&of).check(&input.to_string()).unwrap_err();
             assert_eq!(faults.iter().map(|fault| &*fault.pointer).collect::<Vec<_>>(), expected, "{of}");

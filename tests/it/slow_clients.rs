@@ -246,7 +246,7 @@ fn one_tenants_clients_do_not_hold_all_connections() {
     let setup = Setup::new(&["--max-connections", "24"]);
     let [a, b] = ["a", "b"].map(|tenant| {
         setup.make_tenant(tenant);
-        setup.make_key(tenant, "operate", &[])
+        setup.make_key(tenant, "deploy", &[])
     });
     let server = setup.start();
     let a_key = a;

@@ -93,7 +93,7 @@ pub(super) struct Operation<'a> {
     /// With how many it was done so far.
     done: u64,
     /// With how many it could not be done: they had changed when it was their turn. Once it is done, this and
-    /// `done` make up what matched.
+    /// `done` make up what matched, and more where others came to match since.
     skipped: u64,
     /// When it was created. Tasks that were created later are none of its.
     #[schema(value_type = String, format = DateTime)]

@@ -179,7 +179,20 @@ impl Items {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::header::CONTENT_ENCODING;
+
     use super::*;
+
+    #[test]
+    fn media_types() {
+        let of = |media_type: &'static str, encoding: &'static str| {
+            let headers = [(CONTENT_TYPE, media_type), (CONTENT_ENCODING, encoding)];
+            Format::of(&headers.into_iter().map(|(name, value)| (name, value.parse().unwrap())).collect()).ok()
+        };
+        assert_eq!(of("application/json; charset=utf-8", "identity"), Some(Format::Array));
+        assert_eq!(of("Application/X-NDJSON", "identity"), Some(Format::Lines));
+        assert_eq!((of("text/plain", "identity"), of("application/x-ndjson", "gzip")), (None, None));
+    }
 
     /// The values, and whether something was wrong at the end; the body comes in pieces of that size.
     fn cut(format: Format, body: &str, size: usize) -> (Vec<String>, bool) {

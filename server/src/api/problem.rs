@@ -329,7 +329,7 @@ impl From<manager::Refused> for Problem {
             }
             Refused::TooManyTenants { limit } => Problem::of_quota(Kind::TooManyTenants, "tenants", 0, limit, ""),
             Refused::TooManyKeys { limit } => Problem::of_quota(Kind::TooManyKeys, "keys", 0, limit, ""),
-            Refused::TypeNotReady => Problem::of(Kind::TypeNotReady),
+            Refused::TypeNotReady | Refused::TypeClosed => Problem::of(Kind::TypeNotReady),
             Refused::TypeGone => Problem::of(Kind::TypeGone),
             Refused::Invalid(errors) => Problem::fields(errors),
             Refused::InputTooLarge { .. } => Problem::new(Kind::TooLarge, refused.to_string()),

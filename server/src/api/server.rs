@@ -61,7 +61,7 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 /// The connections there may be, and what was answered on them.
 pub(super) struct Traffic {
     most: u32,
-    /// Places for connections: who holds none is not accepted.
+    /// Places for connections: who holds none is not served.
     places: Arc<Semaphore>,
     /// Room for large answers that clients have not yet read, in pieces of [`LARGE_ANSWER`].
     large: Room,
@@ -174,7 +174,7 @@ pub(super) async fn serve(
         let waits = waiting.enter();
         tokio::spawn(async move {
             // Under TLS, so that what is read slowly there is noticed, too.
-            let io = WriteDeadline::new(stream, client_timeout);
+            let io = WriteDeadline::new(stream, client_timeout, waits.clone());
             let served = async {
                 match acceptor {
                     None => connection(&http, io, peer, router, traffic, &waits, stop).await,
@@ -247,7 +247,7 @@ async fn answer(
     if hosts > 1 || hosts == 0 && request.version() == Version::HTTP_11 {
         let response = Problem::new(Kind::Malformed, "the request must have one Host header").into_response();
         traffic.count(response.status());
-        return Ok(waits.until_sent(response));
+        return Ok(waits.until_handed_over(response));
     }
     let answered = AssertUnwindSafe(async { router.call(request.map(Body::new)).await }).catch_unwind().await;
     let mut response = match answered {
@@ -265,7 +265,7 @@ async fn answer(
     }
     let response = traffic.bounded(is_read, response);
     traffic.count(response.status());
-    Ok(waits.until_sent(response))
+    Ok(waits.until_handed_over(response))
 }
 
 /// Accepts connections, and finds places for them.
@@ -305,7 +305,10 @@ impl Accepting {
         loop {
             if self.places.available_permits() == 0 {
                 if self.full.is_news() {
-                    tracing::warn!("as many connections as --max-connections allows; others wait until one ends");
+                    tracing::warn!(
+                        "as many connections as --max-connections allows; others wait until one ends, or makes room as \
+                         it only waits"
+                    );
                 }
                 self.waiting.end_longest();
             }
@@ -343,6 +346,9 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(300);
     const LONG: Duration = Duration::from_secs(30);
 
+    /// More than sockets take, and in one piece.
+    const MEDIUM: usize = 16 << 20;
+
     struct Server {
         address: std::net::SocketAddr,
         traffic: Arc<Traffic>,
@@ -363,6 +369,7 @@ mod tests {
             )
             .route("/slow", get(|| async { sleep(SHORT).await }))
             .route("/long", get(|| async { sleep(LONG).await }))
+            .route("/medium", get(|| async { vec![0; MEDIUM] }))
             .route("/large", get(|| async { vec![0; 64 << 20] }).post(|| async { vec![0; 1 << 20] }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -482,8 +489,10 @@ mod tests {
     /// Also one that has sent a part of a head. Those at work stay.
     #[tokio::test]
     async fn whoever_waits_longest_makes_room() {
-        let server = start(3, LONG).await;
+        let server = start(4, LONG).await;
         let at_work = server.send(&last("/long")).await;
+        // What is handed to the system is less than this, and the rest is not read yet.
+        let slow_reader = server.send(&last("/medium")).await;
         let idle = server.send("GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
         sleep(SHORT / 3).await;
         let slow = server.send("GET / HTTP/1.1\r\nhost:").await;
@@ -496,6 +505,7 @@ mod tests {
         }
         assert!(server.exchange(&last("/")).await.ends_with("hello"));
         drop((at_work, others));
+        assert!(rest(slow_reader).await.len() > MEDIUM);
     }
 
     #[tokio::test]

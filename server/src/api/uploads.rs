@@ -187,23 +187,27 @@ pub(super) async fn remove(
         Seen::Nothing => return Err(Problem::of(Kind::PreconditionFailed)),
         seen => seen,
     };
-    let _closed = api.manager.close_task_type(&caller.tenant, &name).await?;
-    let started = tokio::time::Instant::now();
-    let mut canceled = !cancel;
-    loop {
-        let (seen, by) = (seen.clone(), caller.actor());
-        match api.manager.delete_task_type(&caller.tenant, &name, &api.tenants, seen, by).await {
-            Ok(()) => return wire::json(StatusCode::OK, &RemovedType { name, deleted: true }),
-            Err(Refused::TypeInUse) if cancel && started.elapsed() < CANCEL_TIME => {
-                if !canceled {
-                    canceled = true;
-                    cancel_all(&api, &caller, &name).await?;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(refused) => return Err(refused.into()),
-        }
+    let is_in_use = async || api.manager.is_in_use(&caller.tenant, &name, &api.tenants).await;
+    api.manager.may_be_removed(&caller.tenant, &name)?;
+    // Where it stays nothing is kept from anybody.
+    if !cancel && is_in_use().await? {
+        return Err(Refused::TypeInUse.into());
     }
+    let closed = api.manager.close_task_type(&caller.tenant, &name).await?;
+    let started = tokio::time::Instant::now();
+    let mut canceled = false;
+    while is_in_use().await? {
+        if !cancel || started.elapsed() >= CANCEL_TIME {
+            return Err(Refused::TypeInUse.into());
+        }
+        if !canceled {
+            canceled = true;
+            cancel_all(&api, &caller, &name).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    api.manager.delete_task_type(&closed, &caller.tenant, &name, seen, caller.actor()).await?;
+    wire::json(StatusCode::OK, &RemovedType { name, deleted: true })
 }
 
 /// Cancels all tasks of a type, of all tenants that it is the type of.

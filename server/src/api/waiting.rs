@@ -15,14 +15,17 @@ use tokio::sync::Notify;
 /// How long a connection may wait before it makes room: whoever has just come is about to send something.
 const LEAST_WAIT: Duration = Duration::from_secs(1);
 
-/// An answer up to this size is out of the server's hands at once.
+/// An answer up to this size is handed to the connection whole.
 const SMALL_ANSWER: u64 = 64 << 10;
 
 /// A request is being answered.
 const BUSY: u64 = u64::MAX;
 
+/// Its answer was handed to the connection, and not all of it is sent.
+const ANSWERED: u64 = u64::MAX - 1;
+
 /// It is being closed.
-const ENDED: u64 = u64::MAX - 1;
+const ENDED: u64 = u64::MAX - 2;
 
 /// All connections.
 pub(super) struct Waiting {
@@ -34,7 +37,7 @@ pub(super) struct Waiting {
 pub(super) struct Connection {
     began: Instant,
     number: u64,
-    /// Since when it waits, in milliseconds from `began`, or one of the two above.
+    /// Since when it waits, in milliseconds from `began`, or one of the three above.
     since: AtomicU64,
     end: Notify,
 }
@@ -104,15 +107,22 @@ impl Connection {
         self.since.fetch_update(Ordering::AcqRel, Ordering::Acquire, set).is_ok()
     }
 
-    /// It waits again, once the answer is sent.
-    pub(super) fn until_sent(self: Arc<Self>, response: Response) -> Response {
-        let sent = Sent(self);
+    /// Everything that was handed to it is sent. After an answer it waits again.
+    pub(super) fn flushed(&self) {
+        if self.since.load(Ordering::Acquire) == ANSWERED {
+            self.is_now(millis(self.began.elapsed()));
+        }
+    }
+
+    /// Sees when the answer was handed over.
+    pub(super) fn until_handed_over(self: Arc<Self>, response: Response) -> Response {
+        let handed_over = HandedOver(self);
         if response.body().size_hint().exact().is_some_and(|bytes| bytes <= SMALL_ANSWER) {
             return response;
         }
         response.map(|body| {
             Body::new(body.map_frame(move |frame| {
-                let _ = &sent;
+                let _ = &handed_over;
                 frame
             }))
         })
@@ -124,12 +134,12 @@ impl Connection {
     }
 }
 
-/// Dropped when an answer is sent.
-struct Sent(Arc<Connection>);
+/// Dropped when an answer was handed over.
+struct HandedOver(Arc<Connection>);
 
-impl Drop for Sent {
+impl Drop for HandedOver {
     fn drop(&mut self) {
-        self.0.is_now(millis(self.0.began.elapsed()));
+        self.0.is_now(ANSWERED);
     }
 }
 

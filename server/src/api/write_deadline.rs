@@ -2,11 +2,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
+
+use super::waiting::Connection;
 
 /// What of an answer has to be taken in each `--client-timeout` in which it has to wait, or all the rest.
 const LEAST_TAKEN: usize = 16 << 10;
@@ -17,6 +20,7 @@ const LEAST_TAKEN: usize = 16 << 10;
 pub(super) struct WriteDeadline<T> {
     inner: T,
     limit: Duration,
+    connection: Arc<Connection>,
     /// Since a write had to wait, for one limit, or until all was written. Most writes never wait, so
     /// there is no timer on the usual way.
     waiting: Option<Waiting>,
@@ -28,9 +32,9 @@ struct Waiting {
 }
 
 impl<T: AsyncWrite + Unpin> WriteDeadline<T> {
-    /// A stream whose writes may wait for that long.
-    pub(super) fn new(inner: T, limit: Duration) -> WriteDeadline<T> {
-        WriteDeadline { inner, limit, waiting: None }
+    /// The stream of a connection, whose writes may wait for that long.
+    pub(super) fn new(inner: T, limit: Duration, connection: Arc<Connection>) -> WriteDeadline<T> {
+        WriteDeadline { inner, limit, connection, waiting: None }
     }
 
     fn poll_within(
@@ -85,6 +89,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<T> {
     // Neither waits on a TCP stream. hyper flushes once it has written all it has.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.waiting = None;
+        self.connection.flushed();
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
@@ -114,7 +119,7 @@ mod tests {
                 sleep(Duration::from_millis(10)).await;
             }
         });
-        let mut stream = WriteDeadline::new(stream, SHORT);
+        let mut stream = WriteDeadline::new(stream, SHORT, Arc::new(Connection::alone()));
         stream.write_all(&vec![0; bytes]).await?;
         stream.flush().await
     }

@@ -117,10 +117,10 @@ impl Core {
         if !self.registry.is_there(&task.tenant, &task.task_type) {
             return Ok(Err(Refused::UnknownTaskType));
         }
-        if !self.gone.allow(&task)
-            || self.registry.version(task.component).is_none()
-            || self.registry.is_closed(&task.tenant, &task.task_type)
-        {
+        if self.registry.is_closed(&task.tenant, &task.task_type) {
+            return Ok(Err(Refused::TypeClosed));
+        }
+        if !self.gone.allow(&task) || self.registry.version(task.component).is_none() {
             return Ok(Err(Refused::TypeNotReady));
         }
         if let Some(key) = &task.unique_key
@@ -322,7 +322,7 @@ impl Core {
             return Ok(Err(Refused::TypeGone));
         }
         if self.registry.is_closed(&task.tenant, &task.task_type) {
-            return Ok(Err(Refused::TypeNotReady));
+            return Ok(Err(Refused::TypeClosed));
         }
         if let Some(key) = &task.unique_key
             && let Some(holder) = self.store.unique_holder(&task.tenant, key)?

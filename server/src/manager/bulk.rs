@@ -91,7 +91,7 @@ pub(super) enum One {
     Skipped,
     /// Its attempt has to be stopped first.
     Running,
-    /// The queue has no room for it.
+    /// The queue has no room for it, or somebody removes its type.
     Full,
 }
 
@@ -158,8 +158,7 @@ impl Core {
 
     /// A task is removed that was stopped for that. Who asked first has done it, which may be an operation.
     pub(super) fn count_removed(&mut self, task: TaskId) -> Result<(), StoreError> {
-        let first = self.running.get(&task).and_then(|running| running.then.iter().find(|command| command.removes()));
-        match first {
+        match self.running.get(&task).and_then(|running| running.then.first()) {
             Some(Command::Bulk(BulkCommand::Stopped { id, .. })) => self.store.count_operation(*id, true),
             _ => Ok(()),
         }
@@ -244,7 +243,7 @@ impl Core {
             },
             Action::Retry => match self.retry(task, now)? {
                 Ok(()) => One::Retried,
-                Err(Refused::TooManyPending { .. } | Refused::QueueFull { .. }) => One::Full,
+                Err(Refused::TooManyPending { .. } | Refused::QueueFull { .. } | Refused::TypeClosed) => One::Full,
                 Err(_) => One::Skipped,
             },
             Action::Delete if task.status == Status::Running => One::Running,

@@ -36,6 +36,9 @@ pub enum Refused {
     /// The type has no usable version.
     #[error("the task type has no usable version")]
     TypeNotReady,
+    /// Somebody removes the type, or tries to.
+    #[error("the task type is being removed")]
+    TypeClosed,
     /// The type of the task was removed.
     #[error("the task type was removed")]
     TypeGone,

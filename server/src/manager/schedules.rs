@@ -302,7 +302,8 @@ impl Core {
             }
             Err(refused) => {
                 schedule.error = Some(Failure { at, message: reason(&refused) });
-                let full = matches!(refused, Refused::TooManyPending { .. } | Refused::QueueFull { .. });
+                let full =
+                    matches!(refused, Refused::TooManyPending { .. } | Refused::QueueFull { .. } | Refused::TypeClosed);
                 Ok(if full { Made::Full } else { Made::None })
             }
         }

@@ -151,7 +151,12 @@ impl Core {
     pub(super) fn quotas_allow(&self, tenant: &str, memory: u64, now: Timestamp) -> std::result::Result<(), UsedUp> {
         let quotas = self.tenants.quotas(tenant);
         quotas.allow(self.at_once.of_tenant(tenant), memory)?;
-        match (quotas.cpu_ms_per_hour, self.workers.turns.used_up_until(tenant, now)) {
+        self.has_cpu_time(tenant, now)
+    }
+
+    /// Whether a tenant has not used up its hour.
+    pub(super) fn has_cpu_time(&self, tenant: &str, now: Timestamp) -> std::result::Result<(), UsedUp> {
+        match (self.tenants.quotas(tenant).cpu_ms_per_hour, self.workers.turns.used_up_until(tenant, now)) {
             (Some(limit), Some(until)) => {
                 let whole_in = Some(until.seconds_after(now));
                 Err(UsedUp { what: "cpu ms per hour", limit, left: 0, whole_in })

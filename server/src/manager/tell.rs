@@ -28,8 +28,7 @@ impl Core {
                     self.ended.gone(id);
                     let mut then = self.running.remove(&report.id).map(|running| running.then).unwrap_or_default();
                     // Who came first has removed it. For the others there is no such task any more.
-                    let first = then.iter().position(Command::removes).map(|first| then.remove(first));
-                    if let Some(Command::Delete { reply, .. }) = first {
+                    if let Command::Delete { reply, .. } = then.remove(0) {
                         answer(reply, Ok(()));
                     }
                     again.extend(then);
@@ -111,9 +110,9 @@ impl Core {
         Stored { task, replayed }
     }
 
-    /// Whether the attempt that runs of a task was stopped so that the task can be removed.
+    /// Whether the attempt that runs of a task was stopped so that the task can be removed, and for nothing before that.
     pub(super) fn is_to_be_removed(&self, id: TaskId) -> bool {
-        self.running.get(&id).is_some_and(|running| running.then.iter().any(Command::removes))
+        self.running.get(&id).and_then(|running| running.then.first()).is_some_and(Command::removes)
     }
 
     /// Stops the attempt that runs of a task, and does `then` when it has ended.
@@ -144,15 +143,7 @@ impl Core {
                 // A read, which only looks in turn with the writes: it goes on waiting.
                 Command::AwaitEnd { ref reply, .. } if reply.is_closed() => {}
                 Command::AwaitEnd { .. } => kept.push(command),
-                Command::Delete { tenant, id, reply } => {
-                    answer(reply, Err(refusal()));
-                    // Its attempt may have ended for this, and its end was not told.
-                    if let Ok(Some(task)) = self.task(&tenant, id)
-                        && task.status.is_ended()
-                    {
-                        self.ended.tell(task);
-                    }
-                }
+                Command::Delete { reply, .. } => answer(reply, Err(refusal())),
                 Command::IsStored { tenant, id, reply } => {
                     // Its create may have been in a transaction before this one.
                     let stored = matches!(self.store.task_head(&tenant, id), Ok(Some(_)));

@@ -133,7 +133,7 @@ impl Core {
             RunEnd::GiveBack(_) if self.draining.is_some() => Err(Refused::Draining),
             // Its tenant's hour is used up, or there was no room for it after all.
             RunEnd::GiveBack(_) => {
-                Err(self.quotas_allow(&tenant, 0, now).map_or_else(Refused::QuotaExceeded, |()| Refused::Busy))
+                Err(self.has_cpu_time(&tenant, now).map_or_else(Refused::QuotaExceeded, |()| Refused::Busy))
             }
         };
         // Whoever asked may have gone away.

@@ -234,6 +234,18 @@ impl Manager {
         }
     }
 
+    /// Whether a tenant has a type of that name, or the operator a shared one, that does not come with the server.
+    pub fn may_be_removed(&self, tenant: &Arc<str>, name: &str) -> Result<(), Refused> {
+        if self.0.registry.own(tenant, name).is_none() {
+            let shared = self.0.registry.is_there(tenant, name);
+            return Err(if shared { Refused::SharedType } else { Refused::NotFound });
+        }
+        if **tenant == *SHARED && self.0.registry.keeps(name) {
+            return Err(Refused::SharedType);
+        }
+        Ok(())
+    }
+
     /// Keeps tasks of a type from coming, until what is returned is dropped. Those that came before are stored.
     pub async fn close_task_type(&self, tenant: &Arc<str>, name: &str) -> Result<Closed, Refused> {
         let closed = self.0.registry.close(tenant, name);
@@ -241,32 +253,29 @@ impl Manager {
         Ok(closed)
     }
 
-    /// Removes a tenant's type, or a shared one, that is closed and has no tasks which are Pending or Running.
-    pub async fn delete_task_type(
-        &self,
-        tenant: &Arc<str>,
-        name: &str,
-        tenants: &Tenants,
-        seen: Seen,
-        by: Actor,
-    ) -> Result<(), Refused> {
-        let own = self.0.registry.own(tenant, name);
-        if own.is_none() {
-            let shared = self.0.registry.find(tenant, name).is_some();
-            return Err(if shared { Refused::SharedType } else { Refused::NotFound });
-        }
-        if **tenant == *SHARED && self.0.registry.keeps(name) {
-            return Err(Refused::SharedType);
-        }
+    /// Whether tasks of a type are Pending or Running.
+    pub async fn is_in_use(&self, tenant: &Arc<str>, name: &str, tenants: &Tenants) -> Result<bool, Refused> {
         for user in self.users_of(tenant, name, tenants) {
             for status in [Status::Running, Status::Pending] {
                 let (status, task_type) = (Some(status), Some(name.to_owned()));
                 let filter = ListFilter { status, task_type, ..ListFilter::default() };
                 if !self.list(&user, filter, None, 1).await?.tasks.is_empty() {
-                    return Err(Refused::TypeInUse);
+                    return Ok(true);
                 }
             }
         }
+        Ok(false)
+    }
+
+    /// Removes a type that is closed and not in use.
+    pub async fn delete_task_type(
+        &self,
+        _closed: &Closed,
+        tenant: &Arc<str>,
+        name: &str,
+        seen: Seen,
+        by: Actor,
+    ) -> Result<(), Refused> {
         let (tenant, name) = (tenant.clone(), name.into());
         self.ask(|reply| Command::Type(Box::new(TypeCommand::Delete { tenant, name, seen, by, reply }))).await
     }

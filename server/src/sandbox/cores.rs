@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use super::meter::Control;
+use super::meter::{Control, Stop};
 use crate::clock;
 use crate::quotas::Hour;
 use crate::share::Shares;
@@ -68,6 +68,8 @@ struct State {
     numbers: HashMap<Arc<str>, usize>,
     /// By their numbers.
     tenants: Vec<OfTenant>,
+    /// Attempts that get no turn and may not wait for one: to be stopped when the lock is free.
+    to_stop: Vec<Arc<Control>>,
 }
 
 /// What is known of a tenant.
@@ -105,7 +107,7 @@ impl Cores {
     /// As many as there are threads for guests.
     pub fn new(cores: usize) -> Cores {
         let (shares, numbers, tenants) = (Shares::default(), HashMap::new(), Vec::new());
-        let state = State { all: cores, free: cores, shares, numbers, tenants };
+        let state = State { all: cores, free: cores, shares, numbers, tenants, to_stop: Vec::new() };
         Cores { state: Mutex::new(state), ticker: Mutex::new(None), is_parked: AtomicBool::new(false) }
     }
 
@@ -162,13 +164,14 @@ impl Cores {
             return number;
         };
         state.shares.set_weight(number, weight);
-        if let Some(of) = state.tenants.get_mut(number)
-            && of.most != most
-        {
-            if of.most.is_none() {
-                of.hour = Hour::new(Timestamp(0));
-            }
-            of.most = most;
+        let Some(of) = state.tenants.get_mut(number) else { return number };
+        let is_changed = of.most != most;
+        if of.most.is_none() {
+            of.hour = Hour::new(Timestamp(0));
+        }
+        of.most = most;
+        // An attempt of it begins: its next hour may have, too.
+        if is_changed || of.held_since.is_some() {
             state.hold_or_release(number, clock::now());
             self.go_on(state);
         }
@@ -205,7 +208,7 @@ impl Cores {
         let mut state = self.state();
         match Turn::of(control) {
             Turn::None => {}
-            Turn::Waits if state.is_held(control.tenant) => return control.held(),
+            Turn::Waits if state.is_held(control.tenant) => return control.park(),
             Turn::Waits | Turn::Comes | Turn::Runs | Turn::Over => return,
         }
         state.comes(control);
@@ -217,7 +220,7 @@ impl Cores {
             control.run();
         } else {
             state.push(control);
-            drop(state);
+            self.go_on(state);
         }
         self.unpark_ticker();
     }
@@ -240,7 +243,7 @@ impl Cores {
         } else {
             state.push(control);
         }
-        drop(state);
+        self.go_on(state);
         self.unpark_ticker();
         is_its_turn
     }
@@ -271,7 +274,7 @@ impl Cores {
             Turn::None => {}
             Turn::Waits => {
                 if let Some(of) = state.tenants.get_mut(control.tenant) {
-                    of.queue.retain(|_, waiting| !Arc::ptr_eq(waiting, control));
+                    of.queue.remove(&(control.due.load(Ordering::Relaxed), control.came.load(Ordering::Relaxed)));
                 }
                 state.tell_shares(control.tenant);
                 state.goes(control);
@@ -285,17 +288,20 @@ impl Cores {
         self.go_on(state);
     }
 
-    /// Gives the free processors to those that wait.
+    /// Gives the free processors to those that wait, and stops who may not wait.
     fn go_on<'a>(&'a self, mut state: MutexGuard<'a, State>) {
+        // Waking takes other locks.
+        let to_stop = std::mem::take(&mut state.to_stop);
         while state.free > 0 {
-            let Some(next) = state.pop() else { return };
+            let Some(next) = state.pop() else { break };
             state.free -= 1;
             Turn::Comes.set(&next);
-            // Waking takes other locks.
             drop(state);
             next.run();
             state = self.state();
         }
+        drop(state);
+        to_stop.iter().for_each(|control| control.stop(Stop::GiveBack));
     }
 
     /// Wakes those that are over their time while they wait for a turn, as they end without one, and gives turns again
@@ -341,9 +347,14 @@ impl State {
         if let Some(of) = self.tenants.get_mut(control.tenant) {
             let due = control.due.load(Ordering::Relaxed).max(of.used);
             of.came += 1;
+            control.due.store(due, Ordering::Relaxed);
+            control.came.store(of.came, Ordering::Relaxed);
             of.queue.insert((due, of.came), control.clone());
             if of.held_since.is_some() {
-                control.held();
+                control.park();
+                if !control.may_be_held {
+                    self.to_stop.push(control.clone());
+                }
             }
         }
         self.tell_shares(control.tenant);
@@ -389,7 +400,8 @@ impl State {
         match (of.is_used_up(now), of.held_since) {
             (true, None) => {
                 of.held_since = Some(Instant::now());
-                of.queue.values().for_each(|control| control.held());
+                of.queue.values().for_each(|control| control.park());
+                self.to_stop.extend(of.queue.values().filter(|control| !control.may_be_held).cloned());
             }
             (false, Some(since)) => {
                 of.held_since = None;

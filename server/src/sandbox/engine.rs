@@ -154,6 +154,7 @@ impl Ticker {
                 idle = if cores.are_idle() { idle + 1 } else { 0 };
                 if idle > IDLE_TICKS {
                     cores.park_ticker(IDLE_LOOK);
+                    ticks = OVERDUE_TICKS - 1;
                 }
                 std::thread::sleep(TICK);
                 engines.iter().filter_map(wasmtime::EngineWeak::upgrade).for_each(|engine| engine.increment_epoch());

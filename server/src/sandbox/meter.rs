@@ -46,12 +46,14 @@ pub struct Control {
     pub(super) turn: AtomicU8,
     /// When its next turn is due, by the CPU time that its tenant used by then, in nanoseconds. It is changed as `turn` is.
     pub(super) due: AtomicU64,
+    /// As the how manieth of its tenant's it came to wait for it.
+    pub(super) came: AtomicU64,
     /// When its time is over, where its tenant is not held.
     deadline: OnceLock<Instant>,
     /// How long its tenant was held before it began.
     held_before: Duration,
     /// Whether it may wait until its tenant's next hour begins.
-    may_be_held: bool,
+    pub(super) may_be_held: bool,
 }
 
 impl Control {
@@ -75,6 +77,7 @@ impl Control {
             cores: cores.clone(),
             turn: AtomicU8::new(0),
             due: AtomicU64::new(0),
+            came: AtomicU64::new(0),
             deadline: OnceLock::new(),
             held_before: cores.held(tenant, Instant::now()),
             may_be_held,
@@ -112,14 +115,6 @@ impl Control {
     /// The attempt uses no CPU any more, but is not over.
     pub fn park(&self) {
         self.place.parked();
-    }
-
-    /// It wants a turn, and its tenant gets none in this hour.
-    pub(super) fn held(&self) {
-        self.park();
-        if !self.may_be_held {
-            self.stop(Stop::GiveBack);
-        }
     }
 
     /// It goes on.

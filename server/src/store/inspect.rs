@@ -12,6 +12,9 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::{APPLICATION_ID, MIGRATIONS};
 
+/// Where SQLite has its locks in a file.
+const LOCK_BYTE: u64 = 1 << 30;
+
 /// Bytes of the write-ahead log's header, and of that before each page (see "WAL-mode File Format" of SQLite).
 const LOG_HEADER: usize = 32;
 const FRAME_HEADER: usize = 24;
@@ -25,7 +28,12 @@ pub(super) fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()
              with an empty one"
         )
     };
-    if std::fs::metadata(path).with_context(|| format!("cannot read {shown}"))?.len() == 0 {
+    let length = |path: &Path| std::fs::metadata(path).map(|about| about.len());
+    if length(path).with_context(|| format!("cannot read {shown}"))? == 0 {
+        // SQLite would begin a new log as well.
+        if length(&beside(path, "-wal")).is_ok_and(|length| length > 0) {
+            bail!("{}: it is empty, and its write-ahead log is not", damaged());
+        }
         // The process ended in its very first start, or somebody emptied the file.
         tracing::warn!(path = %shown, "the database is empty: the server begins with no tasks");
         return Ok(());
@@ -93,7 +101,9 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
         // nobody changes the file.
         Some(name) if !beside(path, "-wal").exists() => {
             let name = name.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
-            Connection::open_with_flags(format!("file:{name}?immutable=1"), flags | OpenFlags::SQLITE_OPEN_URI)
+            // So that what begins with two slashes has no host in it (RFC 8089).
+            let host = if name.starts_with('/') { "//" } else { "" };
+            Connection::open_with_flags(format!("file:{host}{name}?immutable=1"), flags | OpenFlags::SQLITE_OPEN_URI)
         }
         _ => Connection::open_with_flags(path, flags),
     }
@@ -128,7 +138,9 @@ fn is_long_enough(path: &Path) -> std::io::Result<bool> {
         return Ok(true);
     }
     let in_log = pages_in_log(&beside(path, "-wal"), page)?;
-    Ok((whole + 1..=u64::from(pages)).all(|page| in_log.contains(&page)))
+    // Nothing is ever written to the page that SQLite has its locks in.
+    let locks = LOCK_BYTE / page.max(1) + 1;
+    Ok((whole + 1..=u64::from(pages)).all(|page| page == locks || in_log.contains(&page)))
 }
 
 /// The pages that a write-ahead log has; none where there is no log.
@@ -156,4 +168,76 @@ fn pages_in_log(path: &Path, page: u64) -> std::io::Result<HashSet<u64>> {
 
 fn be32(bytes: &[u8], at: usize) -> u32 {
     bytes[at..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database of a hundred pages and more, of which some are in its log alone: as it was before and after they were
+    /// moved into it.
+    fn grown(dir: &Path) -> (PathBuf, Vec<u8>, Vec<u8>) {
+        let path = dir.join("taskcell.db");
+        let mut conn = Connection::open(&path).unwrap();
+        super::super::configure_writer(&conn).unwrap();
+        super::super::migrate(&mut conn).unwrap();
+        let put = |name: &str| {
+            conn.execute("INSERT INTO object (tenant, name, etag, size, updated_at, data) VALUES ('t', ?1, 'e', 1, 1, zeroblob(300000))", [name]).unwrap();
+        };
+        let moved = || conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap();
+        put("a");
+        moved();
+        put("b");
+        let before = std::fs::read(&path).unwrap();
+        moved();
+        let after = std::fs::read(&path).unwrap();
+        let log = std::fs::read(beside(&path, "-wal")).unwrap();
+        drop(conn);
+        std::fs::write(beside(&path, "-wal"), log).unwrap();
+        assert!(before.len() < after.len());
+        (path, before, after)
+    }
+
+    /// As a crash leaves it in the middle of moving pages out of the log.
+    #[test]
+    fn pages_that_are_still_in_the_log_are_not_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, before, after) = grown(dir.path());
+        let told = |length: usize| {
+            std::fs::write(&path, &after[..length]).unwrap();
+            let told = inspect(&path, None).map_err(|error| error.to_string());
+            let _ = std::fs::remove_file(beside(&path, "-shm"));
+            told
+        };
+        for length in [before.len(), before.len() + 100, before.len() + 4096, after.len()] {
+            told(length).unwrap();
+        }
+        assert!(told(before.len() / 2).unwrap_err().contains("shorter"));
+        std::fs::remove_file(beside(&path, "-wal")).unwrap();
+        assert!(told(before.len()).is_err());
+        told(after.len()).unwrap();
+    }
+
+    #[test]
+    fn an_empty_database_with_a_log_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, ..) = grown(dir.path());
+        std::fs::write(&path, "").unwrap();
+        assert!(inspect(&path, None).unwrap_err().to_string().contains("log is not"));
+        std::fs::remove_file(beside(&path, "-wal")).unwrap();
+        inspect(&path, None).unwrap();
+    }
+
+    #[test]
+    fn names_that_a_uri_would_read_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _, after) = grown(dir.path());
+        std::fs::remove_file(beside(&path, "-wal")).unwrap();
+        for name in ["a?b#c%20.db", "ü.db", "file:x.db"] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, &after).unwrap();
+            inspect(&path, None).unwrap();
+        }
+        inspect(Path::new(&format!("/{}", path.display())), None).unwrap();
+    }
 }
