@@ -68,16 +68,24 @@ fn read_dir(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
         if path.extension().is_none_or(|extension| extension != "wasm") {
             continue;
         }
-        let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
-        anyhow::ensure!(crate::names::is_name(&name), "{}: a task type's name {}", path.display(), crate::names::RULE);
-        let about = std::fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        anyhow::ensure!(about.is_file(), "{} is no file", path.display());
-        let size = about.len();
-        anyhow::ensure!(size <= MAX_COMPONENT_BYTES, "{} is larger than {MAX_COMPONENT_BYTES} bytes", path.display());
-        found.push((name, std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?));
+        // One that cannot be used keeps none of the others from being served.
+        match read_component(&path) {
+            Ok(component) => found.push(component),
+            Err(error) => tracing::error!(error = format!("{error:#}"), "a file of --components is left out"),
+        }
     }
     found.sort();
     Ok(found)
+}
+
+fn read_component(path: &Path) -> anyhow::Result<(String, Vec<u8>)> {
+    let shown = path.display();
+    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
+    anyhow::ensure!(crate::names::is_name(&name), "{shown}: a task type's name {}", crate::names::RULE);
+    let about = std::fs::metadata(path).with_context(|| format!("cannot read {shown}"))?;
+    anyhow::ensure!(about.is_file(), "{shown} is no file");
+    anyhow::ensure!(about.len() <= MAX_COMPONENT_BYTES, "{shown} is larger than {MAX_COMPONENT_BYTES} bytes");
+    Ok((name, std::fs::read(path).with_context(|| format!("cannot read {shown}"))?))
 }
 
 /// Makes every version of every type known: a task that has ended under an earlier one can be retried. Their code

@@ -359,6 +359,26 @@ fn survives_refused_writes(fault: Fault, value: u8) {
     assert_eq!(all["tasks"].as_array().unwrap().len(), known.len() + 3, "a refused task exists: {all:#}");
 }
 
+/// What runs is stopped also where that cannot be stored yet, and the answer says so.
+#[test]
+fn what_is_stopped_on_a_full_disk_is_told() {
+    let disk = Disk::new();
+    let server = disk.under(Setup::new(&[])).start();
+    let client = &server.client;
+    let ids = [(); 2].map(|()| client.create(&json!({"task_type": guest("sleep-forever")})));
+    ids.iter().for_each(|id| client.wait_for_status(id, "Running"));
+    let full = disk.with(Fault::NoSpace, 1);
+    let canceled = client.post(&format!("/task/{}/cancel", ids[0])).problem(503);
+    let deleted = client.delete(&format!("/task/{}", ids[1])).problem(503);
+    for problem in [canceled, deleted] {
+        assert!(problem["detail"].as_str().unwrap().contains("was stopped"), "{problem:#}");
+    }
+    drop(full);
+    for id in &ids {
+        assert_eq!(client.wait_for_end(id)["error"]["kind"], "canceled");
+    }
+}
+
 /// Clients that go on while the disk fills up, fails to write and is slow, each for a moment, and at last loses
 /// what was not synced: what was refused may be done or not, and nothing else is lost or changed.
 #[test]

@@ -149,6 +149,17 @@ fn conditions() {
     client.get("/objects/a").problem(404);
 }
 
+/// What would not be the object, or not all of it.
+#[test]
+fn a_part_of_an_object_or_a_packed_one_is_not_taken() {
+    let server = server(&[]);
+    let put = |headers: &[(&str, &str)]| server.client.send("PUT", "/objects/a", headers, Some(b"abc"));
+    put(&[("content-encoding", "gzip")]).problem(415);
+    put(&[("content-range", "bytes 0-2/9")]).problem(400);
+    server.client.get("/objects/a").problem(404);
+    put(&[("content-encoding", "identity")]).expect(201);
+}
+
 /// Of many who create the same object at once, one does.
 #[test]
 fn one_of_many_creates() {

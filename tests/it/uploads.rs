@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::support::guests::GUESTS;
 use crate::support::hostile::{self, with_module};
 use crate::support::server::Setup;
-use crate::support::{Answer, Client, guest, server, wait_for};
+use crate::support::{Answer, Client, guest, server, temp_dir, wait_for};
 
 const MERGE_PATCH: (&str, &str) = ("content-type", "application/merge-patch+json");
 const WASM: (&str, &str) = ("content-type", "application/wasm");
@@ -404,4 +404,25 @@ fn a_type_is_removed_while_tasks_of_it_come() {
     for status in ["Pending", "Running"] {
         assert_eq!(client.get(&format!("/tasks?status={status}")).expect(200).json()["tasks"], json!([]));
     }
+}
+
+/// What cannot be a type is told at the start, and keeps nothing else from being served.
+#[test]
+fn what_is_no_component_is_left_out_at_the_start() {
+    let directory = temp_dir();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::write(at("good.wasm"), echo()).unwrap();
+    std::fs::write(at("Bad_Name.wasm"), echo()).unwrap();
+    std::fs::write(at("none.wasm"), "no component").unwrap();
+    std::fs::create_dir(at("directory.wasm")).unwrap();
+    std::os::unix::fs::symlink(at("nowhere"), at("link.wasm")).unwrap();
+    let server = Setup::new(&[]).with_components(Some(directory.path())).start();
+    let client = &server.client;
+    assert_eq!(client.output(&json!({"task_type": "good", "input": 1})), 1);
+    assert_eq!(task_type(client, "none")["state"], "failed");
+    let log = server.log();
+    for left_out in ["Bad_Name.wasm", "directory.wasm", "link.wasm"] {
+        assert!(log.contains(left_out), "{left_out} is not in: {log}");
+    }
+    client.get("/task-types/directory").problem(404);
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, LOCATION, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{
+    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, LOCATION, X_CONTENT_TYPE_OPTIONS,
+};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -13,13 +15,13 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::access::Caller;
 use super::conditional::{self, Tags};
-use super::extract::{NameInPath, PageSize, Query};
+use super::extract::{NameInPath, PageSize, Query, check_encoding};
 use super::problem::{Kind, Problem, problems};
 use super::wire::{self, Time};
 use crate::store::ObjectMeta;
 
 problems!(ListProblems: Malformed, Overloaded, StorageUnavailable);
-problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, PreconditionFailed, TooLarge, BadObjectName,
+problems!(PutProblems: Malformed, RequestTimeout, TooManyWaiting, PreconditionFailed, TooLarge, UnsupportedMediaType, BadObjectName,
     QuotaExceeded, Overloaded, Draining, StorageUnavailable);
 problems!(ReadProblems: NotFound, PreconditionFailed, BadObjectName, Overloaded, StorageUnavailable);
 problems!(DeleteProblems: Malformed, NotFound, PreconditionFailed, BadObjectName, Overloaded, Draining,
@@ -141,6 +143,12 @@ pub(super) async fn put(
     request: Request,
 ) -> Result<Response, Problem> {
     let name = checked(name)?;
+    // It would not be known any more when it is read.
+    check_encoding(request.headers())?;
+    if request.headers().contains_key(CONTENT_RANGE) {
+        // RFC 9110, section 14.5.
+        return Err(Problem::new(Kind::Malformed, "an object is written whole: there can be no Content-Range"));
+    }
     let precondition = conditional::precondition(request.headers())?;
     let path = HeaderValue::try_from(request.uri().path()).map_err(|error| Problem::internal(&error.into()))?;
     let body = api.uploads.read(request, api.objects.max_bytes()).await?;

@@ -357,6 +357,10 @@ impl From<manager::Refused> for Problem {
                 Problem::of_quota(Kind::TooManyOperations, "open-operations", 0, limit, "")
             }
             Refused::NoRoom => Problem::of(Kind::StorageUnavailable),
+            Refused::StoppedOnly => Problem::new(
+                Kind::StorageUnavailable,
+                "The attempt of the task was stopped. That it was canceled is stored as soon as there is room.",
+            ),
             Refused::Busy | Refused::TooSlow => {
                 tracing::warn!("a request was refused: {refused}");
                 Problem::of(Kind::Overloaded)

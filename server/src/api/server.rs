@@ -509,6 +509,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whoever_reads_nothing_makes_room() {
+        let server = start(2, LONG).await;
+        let at_work = server.send(&last("/long")).await;
+        let reads_nothing = server.send(&last("/medium")).await;
+        let started = Instant::now();
+        assert!(server.exchange(&last("/")).await.ends_with("hello"));
+        assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
+        assert!(rest(reads_nothing).await.len() < MEDIUM);
+        drop(at_work);
+    }
+
+    #[tokio::test]
     async fn at_the_end_requests_in_flight_may_finish_and_long_ones_are_cut() {
         let server = start(10, LONG).await;
         let (idle, slow, long) =

@@ -1,5 +1,6 @@
-//! Connections that wait for a request, or for the rest of its head or of the TLS handshake. No key is needed for that,
-//! so nobody is kept out by them: where there are as many connections as may be, the one that waits longest makes room.
+//! Connections that wait for a request, or for the rest of its head or of the TLS handshake, and those whose client does
+//! not read. No key is needed for that, so nobody is kept out by them: where there are as many connections as may be, the
+//! one that waits longest makes room.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,9 @@ use tokio::sync::Notify;
 
 /// How long a connection may wait before it makes room: whoever has just come is about to send something.
 const LEAST_WAIT: Duration = Duration::from_secs(1);
+
+/// How long a client may read nothing of what is there for it before it makes room.
+const LEAST_STALL: Duration = Duration::from_secs(5);
 
 /// An answer up to this size is handed to the connection whole.
 const SMALL_ANSWER: u64 = 64 << 10;
@@ -39,6 +43,8 @@ pub(super) struct Connection {
     number: u64,
     /// Since when it waits, in milliseconds from `began`, or one of the three above.
     since: AtomicU64,
+    /// Since when its client reads nothing, in the same way, or `BUSY`.
+    stalled: AtomicU64,
     end: Notify,
 }
 
@@ -68,9 +74,14 @@ impl Waiting {
     pub(super) fn end_longest(&self) {
         let now = millis(self.began.elapsed());
         let connections = self.lock();
-        let waiting = connections.values().map(|connection| (connection.since.load(Ordering::Acquire), connection));
-        let long = waiting.filter(|(since, _)| since.saturating_add(millis(LEAST_WAIT)) <= now);
-        if let Some((since, connection)) = long.min_by_key(|(since, _)| *since)
+        let may_end = connections.values().filter_map(|connection| {
+            let since = connection.since.load(Ordering::Acquire);
+            let waited = since.saturating_add(millis(LEAST_WAIT));
+            let stalled = connection.stalled.load(Ordering::Acquire).saturating_add(millis(LEAST_STALL));
+            let over = waited.min(stalled);
+            (since != ENDED && over <= now).then_some((over, since, connection))
+        });
+        if let Some((_, since, connection)) = may_end.min_by_key(|(over, ..)| *over)
             && connection.since.compare_exchange(since, ENDED, Ordering::AcqRel, Ordering::Acquire).is_ok()
         {
             connection.end.notify_one();
@@ -93,7 +104,8 @@ impl Connection {
     }
 
     fn new(began: Instant, number: u64) -> Connection {
-        Connection { began, number, since: AtomicU64::new(millis(began.elapsed())), end: Notify::new() }
+        let since = AtomicU64::new(millis(began.elapsed()));
+        Connection { began, number, since, stalled: AtomicU64::new(BUSY), end: Notify::new() }
     }
 
     /// A request is there. False: too late.
@@ -111,6 +123,14 @@ impl Connection {
     pub(super) fn flushed(&self) {
         if self.since.load(Ordering::Acquire) == ANSWERED {
             self.is_now(millis(self.began.elapsed()));
+        }
+    }
+
+    /// Whether its client reads what is there for it.
+    pub(super) fn reads(&self, reads: bool) {
+        let is_stalled = self.stalled.load(Ordering::Acquire) != BUSY;
+        if is_stalled == reads {
+            self.stalled.store(if reads { BUSY } else { millis(self.began.elapsed()) }, Ordering::Release);
         }
     }
 

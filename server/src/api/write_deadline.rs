@@ -43,6 +43,7 @@ impl<T: AsyncWrite + Unpin> WriteDeadline<T> {
         write: impl FnOnce(Pin<&mut T>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         let written = write(Pin::new(&mut self.inner), cx);
+        self.connection.reads(written.is_ready());
         if let (Poll::Ready(Ok(bytes)), Some(waiting)) = (&written, &mut self.waiting) {
             waiting.taken = waiting.taken.saturating_add(*bytes);
         }

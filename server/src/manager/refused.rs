@@ -36,6 +36,9 @@ pub enum Refused {
     /// The type has no usable version.
     #[error("the task type has no usable version")]
     TypeNotReady,
+    /// The store has no room for the end of an attempt that was stopped for this.
+    #[error("the attempt was stopped, and there is no room to store that yet")]
+    StoppedOnly,
     /// Somebody removes the type, or tries to.
     #[error("the task type is being removed")]
     TypeClosed,

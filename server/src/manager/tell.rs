@@ -164,9 +164,18 @@ impl Core {
                 Command::Report(ref report) => {
                     // Who waits for this end hears that it cannot be stored now; it is stopped all the same.
                     let then = self.running.get_mut(&report.id).map(|running| std::mem::take(&mut running.then));
-                    let then = self.refuse(then.unwrap_or_default(), error);
                     kept.push(command);
-                    kept.extend(then);
+                    for then in then.unwrap_or_default() {
+                        match (then, error) {
+                            (Command::Cancel { reply, .. }, StoreError::NoRoom(_) | StoreError::TooSlow) => {
+                                answer(reply, Err(Refused::StoppedOnly));
+                            }
+                            (Command::Delete { reply, .. }, StoreError::NoRoom(_) | StoreError::TooSlow) => {
+                                answer(reply, Err(Refused::StoppedOnly));
+                            }
+                            (then, error) => kept.extend(self.refuse(vec![then], error)),
+                        }
+                    }
                 }
                 Command::Log { .. } | Command::Drain { .. } | Command::Tried(_) => kept.push(command),
                 Command::Room => {}

@@ -12,6 +12,9 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::{APPLICATION_ID, MIGRATIONS};
 
+/// Bytes of a database's header.
+const HEADER: usize = 100;
+
 /// Where SQLite has its locks in a file.
 const LOCK_BYTE: u64 = 1 << 30;
 
@@ -19,7 +22,7 @@ const LOCK_BYTE: u64 = 1 << 30;
 const LOG_HEADER: usize = 32;
 const FRAME_HEADER: usize = 24;
 
-/// Looks at an existing file, for damage no longer than `check`.
+/// Looks at a file, for damage no longer than `check`. One that is not there is sound, but for what is beside it.
 pub(super) fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()> {
     let shown = path.display();
     let damaged = || {
@@ -29,14 +32,21 @@ pub(super) fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()
         )
     };
     let length = |path: &Path| std::fs::metadata(path).map(|about| about.len());
-    if length(path).with_context(|| format!("cannot read {shown}"))? == 0 {
+    let (is_there, bytes) = (path.exists(), length(path).unwrap_or(0));
+    if bytes == 0 {
         // SQLite would begin a new log as well.
         if length(&beside(path, "-wal")).is_ok_and(|length| length > 0) {
             bail!("{}: it is empty, and its write-ahead log is not", damaged());
         }
         // The process ended in its very first start, or somebody emptied the file.
-        tracing::warn!(path = %shown, "the database is empty: the server begins with no tasks");
+        if is_there {
+            tracing::warn!(path = %shown, "the database is empty: the server begins with no tasks");
+        }
         return Ok(());
+    }
+    // SQLite takes a file of one byte for an empty one.
+    if bytes < HEADER as u64 {
+        bail!("{}: it is shorter than it should be", damaged());
     }
     // What a crash left of a transaction outside of the write-ahead log, as the first start on a restored
     // backup may: it has to be rolled back before anything can be read.
@@ -126,7 +136,7 @@ fn expected(migrations: &[&str]) -> anyhow::Result<HashSet<String>> {
 /// out of it may have been interrupted.
 fn is_long_enough(path: &Path) -> std::io::Result<bool> {
     let file = File::open(path)?;
-    let mut header = [0; 100];
+    let mut header = [0; HEADER];
     file.read_exact_at(&mut header, 0)?;
     let page = match u16::from_be_bytes([header[16], header[17]]) {
         1 => 65_536,
@@ -223,9 +233,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, ..) = grown(dir.path());
         std::fs::write(&path, "").unwrap();
-        assert!(inspect(&path, None).unwrap_err().to_string().contains("log is not"));
+        let told = || inspect(&path, None).map_err(|error| error.to_string());
+        assert!(told().unwrap_err().contains("log is not"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(told().unwrap_err().contains("log is not"));
+        for bytes in ["x", "SQLite format 3\0"] {
+            std::fs::write(&path, bytes).unwrap();
+            assert!(told().unwrap_err().contains("shorter"));
+        }
         std::fs::remove_file(beside(&path, "-wal")).unwrap();
-        inspect(&path, None).unwrap();
+        assert!(told().unwrap_err().contains("shorter"));
+        std::fs::write(&path, "").unwrap();
+        told().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        told().unwrap();
     }
 
     #[test]

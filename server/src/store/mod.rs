@@ -77,9 +77,7 @@ const CHECK_TIME: Duration = Duration::from_millis(250);
 /// before anything is written to it.
 pub fn open(dir: &Path, readers: usize) -> anyhow::Result<(Writer, Readers)> {
     let path = dir.join(DATABASE);
-    if path.exists() {
-        inspect::inspect(&path, Some(CHECK_TIME))?;
-    }
+    inspect::inspect(&path, Some(CHECK_TIME))?;
     let mut conn = Connection::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     configure_writer(&conn)?;
     migrate(&mut conn).with_context(|| {
