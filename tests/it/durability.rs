@@ -365,17 +365,16 @@ fn what_is_stopped_on_a_full_disk_is_told() {
     let disk = Disk::new();
     let server = disk.under(Setup::new(&[])).start();
     let client = &server.client;
-    let ids = [(); 2].map(|()| client.create(&json!({"task_type": guest("sleep-forever")})));
-    ids.iter().for_each(|id| client.wait_for_status(id, "Running"));
-    let full = disk.with(Fault::NoSpace, 1);
-    let canceled = client.post(&format!("/task/{}/cancel", ids[0])).problem(503);
-    let deleted = client.delete(&format!("/task/{}", ids[1])).problem(503);
-    for problem in [canceled, deleted] {
+    for is_deleted in [false, true] {
+        let id = client.create(&json!({"task_type": guest("sleep-forever")}));
+        client.wait_for_status(&id, "Running");
+        let full = disk.with(Fault::NoSpace, 1);
+        let stopped =
+            if is_deleted { client.delete(&format!("/task/{id}")) } else { client.post(&format!("/task/{id}/cancel")) };
+        let problem = stopped.problem(503);
         assert!(problem["detail"].as_str().unwrap().contains("was stopped"), "{problem:#}");
-    }
-    drop(full);
-    for id in &ids {
-        assert_eq!(client.wait_for_end(id)["error"]["kind"], "canceled");
+        drop(full);
+        assert_eq!(client.wait_for_end(&id)["error"]["kind"], "canceled");
     }
 }
 
