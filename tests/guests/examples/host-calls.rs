@@ -1,8 +1,8 @@
 //! Calls the host for ever: `{"call": "progress"}` with a note of `"bytes"` bytes, `"log"` with such a message, or
 //! `"id"`, `"attempt"` or `"random"`, whose answers are small.
 
-use guest_tasks::{context, parse};
 use guest_tasks::types::LogLevel;
+use guest_tasks::{context, parse};
 use serde::Deserialize;
 use wasip2::random::random::get_random_u64;
 
