@@ -359,25 +359,6 @@ fn survives_refused_writes(fault: Fault, value: u8) {
     assert_eq!(all["tasks"].as_array().unwrap().len(), known.len() + 3, "a refused task exists: {all:#}");
 }
 
-/// What runs is stopped also where that cannot be stored yet, and the answer says so.
-#[test]
-fn what_is_stopped_on_a_full_disk_is_told() {
-    let disk = Disk::new();
-    let server = disk.under(Setup::new(&[])).start();
-    let client = &server.client;
-    for is_deleted in [false, true] {
-        let id = client.create(&json!({"task_type": guest("sleep-forever")}));
-        client.wait_for_status(&id, "Running");
-        let full = disk.with(Fault::NoSpace, 1);
-        let stopped =
-            if is_deleted { client.delete(&format!("/task/{id}")) } else { client.post(&format!("/task/{id}/cancel")) };
-        let problem = stopped.problem(503);
-        assert!(problem["detail"].as_str().unwrap().contains("was stopped"), "{problem:#}");
-        drop(full);
-        assert_eq!(client.wait_for_end(&id)["error"]["kind"], "canceled");
-    }
-}
-
 /// Clients that go on while the disk fills up, fails to write and is slow, each for a moment, and at last loses
 /// what was not synced: what was refused may be done or not, and nothing else is lost or changed.
 #[test]
@@ -427,24 +408,31 @@ fn reads_that_would_wait_go_on_where_the_disk_is_full() {
     client.delete(&format!("/task/{runs}")).expect(200);
 }
 
-/// Who wants a running task stopped on a full disk is refused as everybody else is, and not left waiting.
+/// Who wants a running task stopped on a full disk is refused as everybody else is, and not left waiting. What was
+/// stopped for it is told.
 #[test]
 fn what_stops_a_running_task_is_answered_where_the_disk_is_full() {
     let disk = Disk::new();
     let server = disk.under(Setup::new(&[])).start();
     let client = &server.client;
-    let forever = json!({"task_type": guest("sleep-forever")});
-    let (canceled, deleted) = (client.create(&forever), client.create(&forever));
-    for id in [&canceled, &deleted] {
-        client.wait_for_status(id, "Running");
+    for is_deleted in [false, true] {
+        let [stopped, left] = [(); 2].map(|()| client.create(&json!({"task_type": guest("sleep-forever")})));
+        for id in [&stopped, &left] {
+            client.wait_for_status(id, "Running");
+        }
+        let full = disk.with(Fault::NoSpace, 1);
+        let path = format!("/task/{stopped}");
+        let refused = if is_deleted { client.delete(&path) } else { client.post(&format!("{path}/cancel")) };
+        let detail = |problem: &serde_json::Value| problem["detail"].as_str().unwrap().to_owned();
+        assert!(detail(&refused.problem(503)).contains("was stopped"));
+        let nothing = client.delete(&format!("/task/{left}")).problem(503);
+        assert!(detail(&nothing).contains("Nothing was changed"), "{nothing:#}");
+        drop(full);
+        // The first was stopped before the disk was found to be full; of the second nothing was done.
+        assert_eq!(client.wait_for_end(&stopped)["error"]["kind"], "canceled");
+        assert_eq!(client.status(&left), "Running");
+        client.delete(&format!("/task/{left}")).expect(200);
     }
-    let full = disk.with(Fault::NoSpace, 1);
-    client.post(&format!("/task/{canceled}/cancel")).problem(503);
-    client.delete(&format!("/task/{deleted}")).problem(503);
-    drop(full);
-    // The first was stopped before the disk was found to be full; of the second nothing was done.
-    assert_eq!(client.wait_for_end(&canceled)["error"]["kind"], "canceled");
-    client.delete(&format!("/task/{deleted}")).expect(200);
 }
 
 /// A create that waits says that nothing was stored only where nothing was: its patience ends on a full

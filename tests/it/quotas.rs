@@ -167,6 +167,9 @@ fn tasks_that_are_submitted() {
     let two = Two::new(&[]);
     assert_eq!(delayed(&two.a).expect(202).header("ratelimit"), None, "there is no rate yet");
     assert_eq!(quota(&two.a, "submit_burst"), (None, None));
+    // As many as in a second, where that is not set.
+    two.set(&json!({"submitted_per_second": 7}));
+    assert_eq!(quota(&two.a, "submit_burst"), (Some(7), Some(0)));
     two.set(&json!({"submitted_per_second": 1, "submit_burst": 20}));
     assert_eq!(quota(&two.a, "submit_burst"), (Some(20), Some(0)));
     let began = Instant::now();

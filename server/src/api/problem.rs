@@ -242,17 +242,19 @@ impl Problem {
 
     /// A quota that does not allow something: what is left of it, how much it is, and what else its policy says.
     pub(super) fn of_quota(kind: Kind, name: &str, left: u64, limit: u64, more: &str) -> Problem {
-        Problem::new(kind, format!("{} The limit is {limit}.", kind.page()))
-            .with(RATE_LIMIT, format!("\"{name}\";r={left}"))
-            .with(RATE_LIMIT_POLICY, format!("\"{name}\";q={limit}{more}"))
+        Problem::limited(kind, name, limit, format!("r={left}"), more)
     }
 
     /// One of an hour of which nothing is left, and which is over in that many seconds.
     pub(super) fn of_hour(kind: Kind, name: &str, limit: u64, seconds: u64) -> Problem {
-        Problem::new(kind, format!("{} The limit is {limit}.", kind.page()))
-            .with(RATE_LIMIT, format!("\"{name}\";r=0;t={seconds}"))
-            .with(RATE_LIMIT_POLICY, format!("\"{name}\";q={limit};w=3600"))
+        Problem::limited(kind, name, limit, format!("r=0;t={seconds}"), ";w=3600")
             .with(RETRY_AFTER, seconds.to_string())
+    }
+
+    fn limited(kind: Kind, name: &str, limit: u64, left: String, more: &str) -> Problem {
+        Problem::new(kind, format!("{} The limit is {limit}.", kind.page()))
+            .with(RATE_LIMIT, format!("\"{name}\";{left}"))
+            .with(RATE_LIMIT_POLICY, format!("\"{name}\";q={limit}{more}"))
     }
 
     fn used_up(used_up: UsedUp) -> Problem {

@@ -182,6 +182,7 @@ fn cpu_time_of_an_hour() {
     assert_eq!(refused.header("ratelimit-policy"), Some("\"cpu-ms-per-hour\";q=50;w=3600"));
     let again: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((3_000..=3_600).contains(&again), "{again}");
+    assert_eq!(refused.header("ratelimit"), Some(&*format!("\"cpu-ms-per-hour\";r=0;t={again}")));
     assert_eq!(quota(&two.a, "cpu_ms_per_hour").1, Some(now));
     // One that is canceled needs no turn to end.
     cancel(&two.a, &ids[0]);

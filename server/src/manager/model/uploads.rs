@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
+use super::super::bulk::BulkCommand;
 use super::super::types::TypeCommand;
-use super::super::{Command, Seen};
+use super::super::{Answer, Command, NewItem, Refused, Seen, Stored};
 use super::refusals::actor;
-use super::{COMPONENT, World};
+use super::{COMPONENT, World, bounds, reply};
 use crate::grants::Grants;
+use crate::limits::Limits;
 use crate::registry::{SHARED, TaskType, Version};
-use crate::store::StoredType;
-use crate::task::Digest;
+use crate::schedules::Overlap;
+use crate::store::{Action, Found, ListFilter, Operation, OperationId, StoredType};
+use crate::task::{Digest, ErrorKind, Status, Task, TaskError};
 
 const OTHER: Digest = Digest([9; 32]);
 
@@ -90,4 +93,67 @@ fn a_task_keeps_the_grants_of_the_shared_type_where_its_tenants_own_came() {
     put(&world, SHARED, OTHER, granted("SHARED"));
     put(&world, "default", OTHER, granted("OWN"));
     assert_eq!(world.core.as_mut().unwrap().grants(&task), Arc::default());
+}
+
+/// While somebody tries to remove a type nothing of it comes, and what nobody would ask for again waits.
+#[test]
+fn while_a_type_is_closed_nothing_of_it_comes_and_nothing_is_lost() {
+    let mut world = World::new();
+    let now = world.now;
+    let ended = || {
+        let error = Some(TaskError::new(ErrorKind::Permanent, "why"));
+        Task { status: Status::Failed, finished_at: Some(now), error, ..world.plain_task() }
+    };
+    let [by_hand, in_bulk] = [ended(), ended()];
+    world.store(&[by_hand.clone(), in_bulk.clone()]);
+    let operation = Operation {
+        id: OperationId(uuid::Uuid::now_v7()),
+        tenant: "default".into(),
+        action: Action::Retry,
+        filter: ListFilter::default(),
+        matched: Some(1),
+        done: 0,
+        skipped: 0,
+        after: None,
+        created_at: now,
+        finished_at: None,
+    };
+    let id = operation.id;
+    let core = world.core.as_mut().unwrap();
+    core.store.begin().unwrap();
+    core.store.put_schedule(&bounds::schedule(now, "a", Overlap::Allow, 0)).unwrap();
+    core.store.insert_operation(&operation).unwrap();
+    core.store.commit().unwrap();
+    world.crash();
+    let (name, part) = ("default".into(), || Found { ids: vec![in_bulk.id], until: None });
+    let bulk = |world: &mut World| {
+        let stopped = tokio::sync::mpsc::channel(1).0;
+        world.step(vec![Command::Bulk(BulkCommand::Step { id, found: part(), stopped, reply: reply().0 })]);
+        let operation = world.core.as_mut().unwrap().store.operation(id).unwrap().unwrap();
+        (operation.done, operation.skipped, operation.finished_at.is_some())
+    };
+
+    let closed = world.registry.close(&SHARED.into(), "t");
+    let (create, mut created) = reply::<Stored>();
+    let item = Box::new(NewItem { task: world.plain_task(), limits: Limits::DEFAULT, idempotency: None });
+    let (retry, mut retried) = reply();
+    world.step(vec![
+        Command::Create { item, reply: Answer::Stored(create) },
+        Command::Retry { tenant: Arc::clone(&name), id: by_hand.id, reply: retry },
+    ]);
+    assert!(matches!(created.try_recv().unwrap(), Err(Refused::TypeClosed)));
+    assert!(matches!(retried.try_recv().unwrap(), Err(Refused::TypeClosed)));
+    assert_eq!(bulk(&mut world), (0, 0, false));
+    world.now = now.plus_millis(1_500);
+    world.step(Vec::new());
+    assert_eq!(world.all().len(), 2, "no task of the schedule");
+    let schedule = world.core.as_mut().unwrap().store.schedule("default", "a").unwrap().unwrap();
+    assert_eq!(schedule.error.unwrap().message, "the task type is being removed");
+
+    drop(closed);
+    assert_eq!(bulk(&mut world), (1, 0, true));
+    world.now = now.plus_millis(3_000);
+    world.step(Vec::new());
+    let made = world.all().into_iter().filter(|task| task.schedule.is_some()).count();
+    assert_eq!(made, 3, "each due time makes its task");
 }

@@ -137,6 +137,22 @@ fn who_had_a_long_turn_comes_again_when_the_others_had_as_much() {
     assert!((19..=21).contains(&before), "{had:?}");
 }
 
+/// Thousands may have wanted one in the moment when it had its turn.
+#[test]
+fn a_long_turn_is_paid_for_so_many_others_only() {
+    const MANY: usize = 1_000;
+    let room = Arc::new(Room::new(MANY + 2, MANY + 2, Memory::new(0)));
+    let world = World { room, cores: Arc::new(Cores::new(1)), tenant: "a".into() };
+    let [long, short] = [(); 2].map(|()| world.attempt(None));
+    let gone: Vec<_> = (0..MANY).map(|_| world.attempt(None)).collect();
+    world.cores.ready(&long);
+    gone.iter().chain([&short]).for_each(|control| world.cores.ready(control));
+    assert_eq!(turns(&world, &[(&long, MS)], 1), [0]);
+    gone.iter().for_each(|control| world.cores.leave(control, Duration::ZERO));
+    let had = turns(&world, &[(&long, MS), (&short, MS)], MOST_PAID as usize + 2);
+    assert!(had.contains(&0), "it waits for those that are gone");
+}
+
 /// Also one that is held, as its tenant's next hour has to be seen.
 #[test]
 fn the_ticker_rests_while_nobody_wants_a_turn() {
