@@ -49,6 +49,10 @@ impl Turn {
     }
 }
 
+/// A turn up to this length is not paid for: a guest that computes yields before, and most attempts end. Where those went
+/// behind all that come, more would be under way at once, which costs a twentieth of what is done.
+const USUAL_TURN: Duration = Duration::from_micros(250);
+
 /// For so many others, at most, a turn is paid for: thousands may want one for a moment, and be gone in the next.
 const MOST_PAID: u64 = 64;
 
@@ -334,12 +338,15 @@ impl State {
         }
     }
 
-    /// An attempt had a turn of that length: its next is due when each other that wants one now could have had as much.
-    /// So a host call that takes long, and cannot be interrupted, costs who made it and not who comes after.
+    /// An attempt had a turn of that length: if that is a long one, its next is due when each other that wants one now
+    /// could have had as much. So a host call that takes long, and cannot be interrupted, costs who made it and not who comes after.
     fn pays(&mut self, control: &Control, cpu: Duration) {
         let Some(of) = self.tenants.get(control.tenant) else { return };
         let others = of.active.saturating_sub(1).min(MOST_PAID);
-        control.due.store(of.used.saturating_add(nanos(cpu).saturating_mul(others)), Ordering::Relaxed);
+        control.due.store(
+            of.used.saturating_add(nanos(cpu.saturating_sub(USUAL_TURN)).saturating_mul(others)),
+            Ordering::Relaxed,
+        );
     }
 
     fn push(&mut self, control: &Arc<Control>) {

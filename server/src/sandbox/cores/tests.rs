@@ -137,6 +137,20 @@ fn who_had_a_long_turn_comes_again_when_the_others_had_as_much() {
     assert!((19..=21).contains(&before), "{had:?}");
 }
 
+/// Whoever comes while it waits comes after it.
+#[test]
+fn a_usual_turn_is_not_paid_for() {
+    for (length, order) in [(USUAL_TURN, [1, 0, 2]), (USUAL_TURN * 2, [1, 2, 0])] {
+        let world = World::new(1);
+        let [first, second, late] = [(); 3].map(|()| world.attempt(None));
+        [&first, &second].into_iter().for_each(|control| world.cores.ready(control));
+        let attempts = [(&first, length), (&second, USUAL_TURN), (&late, USUAL_TURN)];
+        assert_eq!(turns(&world, &attempts, 1), [0]);
+        world.cores.ready(&late);
+        assert_eq!(turns(&world, &attempts, 3), order, "after a turn of {length:?}");
+    }
+}
+
 /// Thousands may have wanted one in the moment when it had its turn.
 #[test]
 fn a_long_turn_is_paid_for_so_many_others_only() {
