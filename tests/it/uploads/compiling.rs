@@ -93,13 +93,17 @@ fn an_upload_can_wait_until_it_is_compiled() {
 
 /// The processes of a server that compile something.
 fn compilers(server: u32) -> Vec<i32> {
+    processes(server, "compile-component")
+}
+
+/// The processes that a server has started for `what`.
+fn processes(server: u32, what: &str) -> Vec<i32> {
     let processes = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
     // Others come and go meanwhile.
     let read = |path: &Path, file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
     let parent = format!("PPid:\t{server}\n");
-    let compiles =
-        |path: &PathBuf| read(path, "status").contains(&parent) && read(path, "cmdline").contains("compile-component");
-    let pids = processes.filter(compiles).map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap());
+    let is_one = |path: &PathBuf| read(path, "status").contains(&parent) && read(path, "cmdline").contains(what);
+    let pids = processes.filter(is_one).map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap());
     pids.collect()
 }
 
@@ -125,6 +129,41 @@ fn compiling_that_is_killed_is_done_again() {
     }
     let log = server.log();
     assert_eq!(log.matches("was killed").count(), 2, "{log}");
+}
+
+/// Neither is it its fault where the process that looks at it is ended: nothing is stored, and its client may try again.
+#[test]
+fn a_look_that_is_killed_says_to_come_again() {
+    let server = server(&[]);
+    let client = &server.client;
+    // It is looked at for as long as anything is.
+    let long = hostile::long_and_broken(&echo());
+    // Where it was over too soon the next is.
+    let until_refused = || {
+        (0..100).map(|_| put(client, "mine", &long)).find(|answer| match answer.status {
+            503 => true,
+            _ => {
+                client.delete("/task-types/mine").expect(200);
+                false
+            }
+        })
+    };
+    let refused = std::thread::scope(|scope| {
+        let refused = scope.spawn(until_refused);
+        wait_for("a look to be killed", || {
+            for process in processes(server.pid(), "check-component") {
+                // It may be gone by itself.
+                let _ = kill_process(Pid::from_raw(process).unwrap(), Signal::KILL);
+            }
+            refused.is_finished().then_some(())
+        });
+        refused.join().unwrap().expect("one was killed")
+    });
+    assert!(refused.header("retry-after").is_some());
+    refused.problem(503);
+    client.get("/task-types/mine").problem(404);
+    assert!(server.log().contains("cannot look at an upload"));
+    upload(client, "mine", &echo());
 }
 
 /// What nobody wants any more keeps nobody waiting.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::super::core::MAX_STARTS;
 use super::super::upkeep::HELD_STEP;
-use super::super::{Command, Inbox, MAX_WAITING, Manager, NewItem};
+use super::super::{Command, INPUTS_AT_ONCE, Inbox, MAX_WAITING, Manager, NewItem, Refused};
+use super::refusals::new_task;
 use super::{COMPONENT, MAX_PENDING, RETENTION_MS, Random, SLOTS, World, put_type, reply};
 use crate::limits::Limits;
 use crate::registry::{MOST_PROGRAMS, TaskType, Version};
@@ -159,6 +160,31 @@ fn a_batch_is_bounded_by_the_tasks_in_it() {
     }
     assert_eq!(sizes, [8, 8, 4]);
     assert_eq!(inbox.waiting.load(std::sync::atomic::Ordering::Relaxed), MAX_WAITING - 20);
+}
+
+/// However many have one to be checked that takes its time, as the first of a schema does: it is compiled for it.
+#[test]
+fn so_many_inputs_are_checked_at_once() {
+    let world = World::new();
+    let schema = Some(r#"{"type":"object"}"#.into());
+    let stored = StoredType::new(crate::registry::SHARED.into(), "t".into());
+    world.registry.put_type(
+        stored.tenant.clone(),
+        TaskType::of(&StoredType { component: Some(COMPONENT), input_schema: schema, ..stored }),
+    );
+    let (manager, _inbox) = world.manager();
+    world.runtime.block_on(async {
+        let tenant = "default".into();
+        let mut places = Vec::new();
+        for _ in 0..INPUTS_AT_ONCE {
+            places.push(manager.0.input_turn.take(&tenant).await);
+        }
+        let mut created = std::pin::pin!(manager.create(&tenant, new_task(None)));
+        // Without a place it would be refused in a moment, as its input is no object.
+        assert!(tokio::time::timeout(Duration::from_millis(300), &mut created).await.is_err());
+        places.pop();
+        assert!(matches!(created.await, Err(Refused::Invalid(_))));
+    });
 }
 
 pub(super) fn schedule(now: Timestamp, name: &str, overlap: Overlap, queued: u32) -> Schedule {

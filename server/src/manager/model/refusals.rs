@@ -66,7 +66,7 @@ fn next<T>(asked: &mut (impl Future<Output = T> + Unpin), inbox: &Inbox) -> Comm
     }
 }
 
-fn new_task(key: Option<&str>) -> NewTask {
+pub(super) fn new_task(key: Option<&str>) -> NewTask {
     NewTask {
         task_type: "t".to_owned(),
         input: "1".into(),
