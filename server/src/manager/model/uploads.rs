@@ -39,10 +39,11 @@ fn an_upload_that_nobody_waits_for_leaves_nothing() {
     }
 }
 
-/// Compiling ends for a component that was removed meanwhile, and that is brought again at that moment.
+/// Compiling, or loading what was compiled, ends for a component that was removed meanwhile, and that is brought again
+/// at that moment.
 #[test]
 fn the_late_end_of_a_compile_leaves_no_version_that_nobody_knows() {
-    for late_first in [true, false] {
+    for (late_first, is_load) in [(true, false), (false, false), (true, true), (false, true)] {
         let mut world = World::new();
         let (manager, inbox) = world.manager();
         let tenant: Arc<str> = "default".into();
@@ -55,8 +56,11 @@ fn the_late_end_of_a_compile_leaves_no_version_that_nobody_knows() {
         let mut commands = Vec::from_iter(inbox.commands.try_iter());
         let program = world.registry.program(COMPONENT).unwrap();
         let compiled = || {
-            let late = TypeCommand::Compiled { digest: OTHER, by: "it".into(), compiled: Ok(program.clone()) };
-            Command::Type(Box::new(late))
+            let (digest, by, compiled) = (OTHER, "it".into(), Ok(program.clone()));
+            Command::Type(Box::new(match is_load {
+                true => TypeCommand::Loaded { tenant: tenant.clone(), digest, by, loaded: Some(compiled) },
+                false => TypeCommand::Compiled { digest, by, compiled },
+            }))
         };
         commands.insert(if late_first { 0 } else { commands.len() }, compiled());
         world.step(commands);
