@@ -365,7 +365,8 @@ fn a_revoked_key_stops_working_at_once_also_on_streams() {
     assert!(!listed.1.contains(&key[26..]));
     // Another tenant's admin does not find it.
     server.client.with_key(&keys[&("b", 4)]).delete(&format!("/keys/{id}")).expect(404);
-    admin.delete(&format!("/keys/{id}")).expect(200);
+    let deleted = admin.delete(&format!("/keys/{id}")).expect(200).json();
+    assert!(deleted["last_used_at"].is_string(), "{deleted:#}");
     client.get("/tasks").expect(401);
     all.read_to_string(&mut String::new()).unwrap();
     one.read_to_string(&mut String::new()).unwrap();

@@ -186,6 +186,27 @@ fn of_a_body_that_is_cut_off_what_is_complete_is_created() {
     assert!(statuses == [202, 400] || statuses == [202, 202, 400], "{statuses:?}");
 }
 
+/// One whose rest does not come is told so, and what became of the tasks before.
+#[test]
+fn of_a_body_that_stalls_what_is_complete_is_told() {
+    let server = server(&["--client-timeout", "1000"]);
+    let body = array((0..300).map(|n| labeled("stalled", n)));
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    let head = format!("host: x\r\ncontent-type: application/json\r\ncontent-length: {}", body.len() + 100);
+    write!(stream, "POST /tasks HTTP/1.1\r\n{head}\r\n\r\n{body}").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, told) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let told: Value = serde_json::from_str(told).unwrap();
+    let results = told["results"].as_array().unwrap();
+    let (last, before) = results.split_last().unwrap();
+    assert_eq!((before.len(), before.iter().all(|result| result["status"] == 202)), (300, true));
+    assert_eq!((&last["status"], &last["problem"]["type"]), (&json!(408), &json!("/problems/request-timeout")));
+    assert!(!last["problem"]["detail"].as_str().unwrap().contains("Nothing was done"), "{last:#}");
+    assert_eq!(listed(&server.client, "stalled").len(), 300);
+}
+
 #[test]
 fn a_repeat_with_the_same_key_creates_only_what_is_missing() {
     let server = server(&[]);

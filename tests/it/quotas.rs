@@ -541,6 +541,9 @@ fn quotas_that_cannot_be() {
     ] {
         assert_eq!(patch(body).problem(422)["errors"][0]["pointer"], pointer, "{body}");
     }
+    let other = server.client.send("PATCH", "/tenants/default", &[("content-type", "application/json")], Some(b"{}"));
+    assert_eq!(other.header("accept-patch"), Some("application/merge-patch+json"));
+    other.problem(415);
     assert_eq!(quota(&server.client, "objects").0, Some(100_000), "nothing of it was set");
     patch(r#"{"quotas":{"objects":9007199254740991,"task_types":0}}"#).expect(200);
     refusal(&put_type(&server.client, "one", &echo()), "task-types");

@@ -441,7 +441,7 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
 }
 
 /// A key that is malformed, unknown, expired or taken back: one answer for all of these.
-fn unusable() -> Problem {
+pub(super) fn unusable() -> Problem {
     Problem::of(Kind::InvalidKey).with(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"".to_owned())
 }
 

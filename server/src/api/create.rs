@@ -326,7 +326,14 @@ pub(super) async fn create_many(
         if many.seen == 0 {
             return Err(problem);
         }
-        many.refuse(&problem);
+        many.refuse(&match problem.status() {
+            StatusCode::REQUEST_TIMEOUT => Problem::new(
+                Kind::RequestTimeout,
+                "The rest of the body did not arrive in the time that the server waits for it. What became of the tasks \
+                 before is told with each.",
+            ),
+            _ => problem,
+        });
     }
     many.out.extend_from_slice(b"]}");
     let mut response = wire::json_bytes(StatusCode::OK, many.out);

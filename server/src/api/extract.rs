@@ -11,7 +11,7 @@ use axum::RequestPartsExt;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequestParts, Request};
 use axum::http::Uri;
-use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap};
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName};
 use axum::http::request::Parts;
 use bytes::{Bytes, BytesMut};
 use chrono::DateTime;
@@ -357,6 +357,13 @@ pub(super) fn check_media_type(headers: &HeaderMap, expected: &str) -> Result<()
     } else {
         Err(Problem::new(Kind::UnsupportedMediaType, format!("the body must be {expected}")))
     }
+}
+
+/// Refuses a body that is no merge patch (RFC 7396), and says what is taken (RFC 5789, section 3.1).
+pub(super) fn check_merge_patch(headers: &HeaderMap) -> Result<(), Problem> {
+    const MERGE_PATCH: &str = "application/merge-patch+json";
+    check_media_type(headers, MERGE_PATCH)
+        .map_err(|problem| problem.with(HeaderName::from_static("accept-patch"), MERGE_PATCH.to_owned()))
 }
 
 /// Refuses a body that is compressed (RFC 9110, section 8.4).

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::header::{ETAG, HeaderMap, HeaderName};
+use axum::http::header::{ETAG, HeaderMap};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,6 @@ use crate::schedule::Concurrency;
 use crate::task::{Digest, RetryOverrides, RetryPolicy};
 
 /// What a patch of a type's settings is written in (RFC 7396).
-pub(super) const MERGE_PATCH: &str = "application/merge-patch+json";
 
 /// The largest one.
 const PATCH_BYTES: u64 = 64 << 10;
@@ -246,8 +245,7 @@ pub(super) async fn patch(
     NameInPath(name): NameInPath,
     request: Request,
 ) -> Result<Response, Problem> {
-    extract::check_media_type(request.headers(), MERGE_PATCH)
-        .map_err(|problem| problem.with(HeaderName::from_static("accept-patch"), MERGE_PATCH.to_owned()))?;
+    extract::check_merge_patch(request.headers())?;
     let task_type = find(&api, &caller, name)?;
     caller.may_use(&task_type.name)?;
     let seen = match conditional::if_match(request.headers()) {

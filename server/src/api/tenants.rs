@@ -15,7 +15,6 @@ use super::access::{self, Caller};
 use super::extract::{self, Rfc3339};
 use super::problem::{Kind, Problem, problems};
 use super::quotas::{TenantWithQuotas, changed, with_quotas};
-use super::task_types::MERGE_PATCH;
 use super::tasks::set;
 use super::wire::{self, Time};
 use crate::clock;
@@ -291,7 +290,7 @@ pub(super) async fn patch(
     TenantInPath(name): TenantInPath,
     request: Request,
 ) -> Result<Response, Problem> {
-    extract::check_media_type(request.headers(), MERGE_PATCH)?;
+    extract::check_merge_patch(request.headers())?;
     let body = api.uploads.read(request, MOST_BYTES).await?;
     let TenantPatch { weight, quotas } = extract::from_json(&body.bytes)?;
     if weight.is_none() && quotas.is_none_or(|quotas| quotas == Some(QuotaPatch::default())) {
@@ -411,17 +410,20 @@ async fn made(
 }
 
 async fn revoked(api: &Api, caller: &Caller, tenant: Arc<str>, id: KeyId) -> Result<Response, Problem> {
+    let known = api.tenants.keys.of_tenant(&tenant).into_iter().find(|key| key.stored.id == id);
     if caller.task_types().is_some() {
         // Nobody takes back what they could not make.
-        let key = api.tenants.keys.of_tenant(&tenant).into_iter().find(|key| key.stored.id == id);
-        match key.map(|key| key.stored.task_types.clone()) {
+        match known.as_ref().map(|key| key.stored.task_types.clone()) {
             Some(Some(listed)) => listed.iter().try_for_each(|name| caller.may_use(name))?,
             Some(None) => return Err(access::other_types("the key is for some task types, and that one is for all")),
             None => {}
         }
     }
     match api.manager.administer(Change::RevokeKey { tenant, id }, caller.actor()).await? {
-        Changed::KeyRevoked(key) => wire::json(StatusCode::OK, &Key::of(&key, key.last_used_at)),
+        Changed::KeyRevoked(key) => {
+            let last_used_at = known.map_or(key.last_used_at, |known| known.last_used_at());
+            wire::json(StatusCode::OK, &Key::of(&key, last_used_at))
+        }
         other => Err(unexpected(&other)),
     }
 }

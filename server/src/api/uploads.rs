@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
-use super::access::Caller;
+use super::access::{self, Caller};
 use super::conditional;
 use super::extract::{self, NameInPath, Query};
 use super::prefer;
@@ -24,7 +24,7 @@ use crate::manager::{FieldError, Refused, Seen, Uploaded};
 use crate::names::{self, is_name};
 use crate::sandbox;
 use crate::store::{Action, ListFilter, Precondition};
-use crate::task::{Digest, Status};
+use crate::task::Digest;
 
 /// The media type of a component.
 const WASM: &str = "application/wasm";
@@ -119,7 +119,11 @@ pub(super) async fn put(
         api.manager.put_task_type(&caller.tenant, &name, digest, body.bytes.clone(), seen, caller.actor()).await?;
     drop(body);
     if let Some(seconds) = wait {
-        api.manager.wait_compiled(digest, Duration::from_secs(seconds)).await;
+        tokio::select! {
+            () = api.manager.wait_compiled(digest, Duration::from_secs(seconds)) => {}
+            // It is stored, whatever comes of the wait.
+            () = caller.end_of_key(api.tenants.clone()) => return Err(access::unusable()),
+        }
     }
     let (text, tag) = whole(&api, &caller, &find(&api, &caller, Some(name.clone()))?).await?;
     let status = match uploaded {
@@ -187,43 +191,36 @@ pub(super) async fn remove(
         Seen::Nothing => return Err(Problem::of(Kind::PreconditionFailed)),
         seen => seen,
     };
-    let is_in_use = async || api.manager.is_in_use(&caller.tenant, &name, &api.tenants).await;
+    let users = async || api.manager.users_at_work(&caller.tenant, &name, &api.tenants).await;
     api.manager.may_be_removed(&caller.tenant, &name)?;
     // Where it stays nothing is kept from anybody.
-    if !cancel && is_in_use().await? {
+    if !cancel && !users().await?.is_empty() {
         return Err(Refused::TypeInUse.into());
     }
     let closed = api.manager.close_task_type(&caller.tenant, &name).await?;
     let started = tokio::time::Instant::now();
     let mut canceled = false;
-    while is_in_use().await? {
+    loop {
+        let at_work = users().await?;
+        if at_work.is_empty() {
+            break;
+        }
         if !cancel || started.elapsed() >= CANCEL_TIME {
             return Err(Refused::TypeInUse.into());
         }
         if !canceled {
             canceled = true;
-            cancel_all(&api, &caller, &name).await?;
+            for user in at_work {
+                // Each has a line of its own in the audit log.
+                caller.may_make_a_change(&api)?;
+                let filter = ListFilter { task_type: Some(name.clone()), ..ListFilter::default() };
+                api.manager.start_bulk(&user, Action::Cancel, filter, caller.actor()).await?;
+            }
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    api.manager.delete_task_type(&closed, &caller.tenant, &name, seen, caller.actor()).await?;
+    api.manager.delete_task_type(closed, &caller.tenant, &name, seen, caller.actor()).await?;
     wire::json(StatusCode::OK, &RemovedType { name, deleted: true })
-}
-
-/// Cancels all tasks of a type, of all tenants that it is the type of.
-async fn cancel_all(api: &Api, caller: &Caller, name: &str) -> Result<(), Problem> {
-    for tenant in api.manager.users_of(&caller.tenant, name, &api.tenants) {
-        for status in [Status::Pending, Status::Running] {
-            let filter = ListFilter { status: Some(status), task_type: Some(name.to_owned()), ..ListFilter::default() };
-            if api.manager.list(&tenant, filter.clone(), None, 1).await?.tasks.is_empty() {
-                continue;
-            }
-            // Each has a line of its own in the audit log.
-            caller.may_make_a_change(api)?;
-            api.manager.start_bulk(&tenant, Action::Cancel, filter, caller.actor()).await?;
-        }
-    }
-    Ok(())
 }
 
 /// What a client says of the type as it saw it.

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 /// How long a connection may wait before it makes room: whoever has just come is about to send something.
 const LEAST_WAIT: Duration = Duration::from_secs(1);
 
-/// How long a client may read nothing of what is there for it before it makes room.
+/// How long a client may take so little of what is there for it that the kernel takes no more, before it makes room.
 const LEAST_STALL: Duration = Duration::from_secs(5);
 
 /// An answer up to this size is handed to the connection whole.

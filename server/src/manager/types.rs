@@ -12,8 +12,8 @@ use crate::grants;
 use crate::quotas::UsedUp;
 use crate::registry::{Closed, SHARED, TaskType, Version};
 use crate::sandbox::{About, Program};
-use crate::store::{ListFilter, PIECE_BYTES, StoreError, StoredType, new_upload};
-use crate::task::{Digest, Event, Status, Task, Timestamp};
+use crate::store::{PIECE_BYTES, StoreError, StoredType, new_upload};
+use crate::task::{Digest, Event, Task, Timestamp};
 use crate::tenants::Tenants;
 
 /// The longest that a client waits for code that is loaded.
@@ -72,7 +72,9 @@ pub(super) enum TypeCommand {
         by: Arc<str>,
         loaded: Loaded,
     },
+    /// No task of it may come before it is gone.
     Delete {
+        closed: Closed,
         tenant: Arc<str>,
         name: Arc<str>,
         seen: Seen,
@@ -253,35 +255,37 @@ impl Manager {
         Ok(closed)
     }
 
-    /// Whether tasks of a type are Pending or Running.
-    pub async fn is_in_use(&self, tenant: &Arc<str>, name: &str, tenants: &Tenants) -> Result<bool, Refused> {
-        for user in self.users_of(tenant, name, tenants) {
-            for status in [Status::Running, Status::Pending] {
-                let (status, task_type) = (Some(status), Some(name.to_owned()));
-                let filter = ListFilter { status, task_type, ..ListFilter::default() };
-                if !self.list(&user, filter, None, 1).await?.tasks.is_empty() {
-                    return Ok(true);
-                }
+    /// The tenants that have tasks of a type that are Pending or Running. Of a closed type no more come.
+    pub async fn users_at_work(
+        &self,
+        owner: &Arc<str>,
+        name: &str,
+        tenants: &Tenants,
+    ) -> Result<Vec<Arc<str>>, Refused> {
+        let mut at_work = Vec::new();
+        for user in self.users_of(owner, name, tenants) {
+            if self.0.readers.has_unended(&user, name).await? {
+                at_work.push(user);
             }
         }
-        Ok(false)
+        Ok(at_work)
     }
 
-    /// Removes a type that is closed and not in use.
+    /// Removes a type that is not in use.
     pub async fn delete_task_type(
         &self,
-        _closed: &Closed,
+        closed: Closed,
         tenant: &Arc<str>,
         name: &str,
         seen: Seen,
         by: Actor,
     ) -> Result<(), Refused> {
         let (tenant, name) = (tenant.clone(), name.into());
-        self.ask(|reply| Command::Type(Box::new(TypeCommand::Delete { tenant, name, seen, by, reply }))).await
+        self.ask(|reply| Command::Type(Box::new(TypeCommand::Delete { closed, tenant, name, seen, by, reply }))).await
     }
 
     /// The tenants for which `name` means the type that `owner` has.
-    pub fn users_of(&self, owner: &Arc<str>, name: &str, tenants: &Tenants) -> Vec<Arc<str>> {
+    fn users_of(&self, owner: &Arc<str>, name: &str, tenants: &Tenants) -> Vec<Arc<str>> {
         if **owner != *SHARED {
             return vec![owner.clone()];
         }
@@ -492,10 +496,11 @@ impl Core {
                     self.workers.compiler.compile(tenant, digest);
                 }
             }
-            TypeCommand::Delete { tenant, name, reply, .. } => match refused {
+            TypeCommand::Delete { closed, tenant, name, reply, .. } => match refused {
                 Some(why) => answer(reply, Err(why)),
                 None => {
                     self.registry.remove_type(&tenant, &name);
+                    drop(closed);
                     self.look_again_at_all_of(&tenant, &name);
                     answer(reply, Ok(()));
                 }

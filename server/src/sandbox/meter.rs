@@ -289,6 +289,8 @@ impl<F: Future> Future for Metered<'_, F> {
         // A wake that came between the look and the parking found the place still working.
         if this.control.woken.load(Ordering::Acquire) {
             this.control.place.resumed();
+            // Where its tenant is held by now, it is parked again.
+            this.control.cores.ready(this.control);
         }
         Poll::Pending
     }

@@ -275,14 +275,14 @@ impl Sandbox {
         };
 
         let wall = started.elapsed();
-        let fuel = limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
+        let fuel_left = store.get_fuel().unwrap_or(0);
         let refused_memory = store.data().refused_memory();
         let progress = store.data().progress();
         let (peak, calls, io_bytes) = (store.data().memory.peak(), store.data().calls(), store.data().io_bytes());
         // Before the log is counted: with the store goes stdout, and its last line may have no end.
         drop(store);
         let usage = Usage {
-            fuel,
+            fuel: limits.fuel.saturating_sub(fuel_left),
             cpu_ms: millis(cpu),
             wall_ms: millis(wall),
             queue_ms: millis(queue),
@@ -296,6 +296,8 @@ impl Sandbox {
             _ => None,
         };
         let outcome = match result {
+            // Guests are stopped where a function begins or a loop goes round: it may have ended before.
+            Ok(_) if fuel_left == 0 => Outcome::Failed(outcome::fuel_exhausted(&limits)),
             Ok(Ok(output)) => outcome::of_output(output, &limits),
             Ok(Err(error)) => match outcome::of_error(&error, refused_memory, &limits) {
                 Some(error) => Outcome::Failed(error),

@@ -74,6 +74,11 @@ impl Write for AtMost {
     }
 }
 
+/// All of its fuel is used up.
+pub(super) fn fuel_exhausted(limits: &Limits) -> TaskError {
+    TaskError::new(ErrorKind::FuelExhausted, format!("its fuel of {} is used up", limits.fuel))
+}
+
 /// The error of a guest that did not live to return; `None` when the attempt is to be given back.
 pub(super) fn of_error(error: &wasmtime::Error, refused_memory: bool, limits: &Limits) -> Option<TaskError> {
     if error.is::<PoolConcurrencyLimitError>() || error.is::<NoMemoryLeft>() || is_out_of_memory(error) {
@@ -99,7 +104,7 @@ pub(super) fn of_error(error: &wasmtime::Error, refused_memory: bool, limits: &L
     }
     let trap = error.downcast_ref::<Trap>();
     if trap == Some(&Trap::OutOfFuel) {
-        return told(ErrorKind::FuelExhausted, format!("its fuel of {} is used up", limits.fuel));
+        return Some(fuel_exhausted(limits));
     }
     let exit = error.downcast_ref::<I32Exit>();
     let clean_exit = exit.is_some_and(|exit| exit.0 == 0);

@@ -1,5 +1,6 @@
 //! Looks at a database that is there before anything is done with it: whether it is one of ours, of a schema that is
-//! known, and whole. Nothing is changed by that, and nothing left beside it.
+//! known, and whole. Nothing of the database is changed by that. Where a log lies beside it SQLite may leave its index
+//! there, too.
 
 use std::collections::HashSet;
 use std::fs::File;

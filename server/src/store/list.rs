@@ -184,6 +184,28 @@ pub(super) fn page(
     Ok(Page { tasks, more_after })
 }
 
+/// Whether there is a task of a type before `before` that is Pending or Running, and how far was looked where that is
+/// not known yet. Both statuses are looked for at once: a task goes from one to the other, and back.
+pub(super) fn unended(
+    conn: &Connection,
+    tenant: &str,
+    task_type: String,
+    before: Option<TaskId>,
+    look: Duration,
+) -> rusqlite::Result<(bool, Option<TaskId>)> {
+    let filter = ListFilter { task_type: Some(task_type), ..ListFilter::default() };
+    let mut search = Search::new(tenant, &filter, &[Status::Pending, Status::Running])?;
+    if let Some(before) = before {
+        search.within("<", before)?;
+    }
+    let mut found = false;
+    let more_after = search.look(conn, "DESC", 1, look, |_| {
+        found = true;
+        Ok(())
+    })?;
+    Ok((found, more_after))
+}
+
 /// Which tasks a bulk operation is about.
 #[derive(Clone, Debug)]
 pub(super) struct Bulk<'a> {
@@ -357,6 +379,27 @@ mod tests {
                     assert!(!sorts && !scans, "{sql}: {plan:#?}");
                 }
             }
+        }
+    }
+
+    /// Also where the only one is behind all others, and a look ends before it comes to it.
+    #[test]
+    fn a_task_that_has_not_ended_is_found_however_long_it_takes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (writer, readers) = store::open(directory.path(), 1).unwrap();
+        fill(&writer.conn, 240);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let is_there = |tenant: &str, task_type: &str| {
+            let tenant = tenant.into();
+            runtime.block_on(readers.has_unended_in_looks(&tenant, task_type, Duration::ZERO)).unwrap()
+        };
+        assert!(is_there("a", "echo") && is_there("a", "io") && !is_there("a", "other") && !is_there("c", "echo"));
+        for last in [Status::Pending, Status::Running] {
+            writer.conn.execute("UPDATE task SET status = ?1 WHERE task_type = 'io'", [Status::Completed]).unwrap();
+            assert!(!is_there("a", "io"));
+            let sql = "UPDATE task SET status = ?1 WHERE id = (SELECT min(id) FROM task WHERE tenant = 'a' AND task_type = 'io')";
+            writer.conn.execute(sql, [last]).unwrap();
+            assert!(is_there("a", "io") && !is_there("b", "io"), "{last:?}");
         }
     }
 

@@ -142,6 +142,30 @@ impl Readers {
         self.read(&tenant.clone(), move |conn| list::page(conn, &tenant, &filter, before, limit, list::LOOK)).await
     }
 
+    /// Whether the tenant has tasks of a type that are Pending or Running.
+    pub async fn has_unended(&self, tenant: &Arc<str>, task_type: &str) -> Result<bool> {
+        self.has_unended_in_looks(tenant, task_type, list::LOOK).await
+    }
+
+    /// The same, in looks of that length.
+    pub(super) async fn has_unended_in_looks(
+        &self,
+        tenant: &Arc<str>,
+        task_type: &str,
+        look: Duration,
+    ) -> Result<bool> {
+        let mut before = None;
+        loop {
+            let (of, task_type) = (tenant.clone(), task_type.to_owned());
+            match self.read(tenant, move |conn| list::unended(conn, &of, task_type, before, look)).await? {
+                (true, _) => return Ok(true),
+                (false, None) => return Ok(false),
+                // Others read in between.
+                (false, more_after) => before = more_after,
+            }
+        }
+    }
+
     /// Lines of a task's log after line `after`, each with its number; `None` where there is no such task.
     pub async fn log(&self, tenant: Arc<str>, id: TaskId, after: u64, limit: usize) -> Result<Option<Vec<LoggedLine>>> {
         self.read(&tenant.clone(), move |conn| {

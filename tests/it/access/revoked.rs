@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use super::*;
+use crate::support::hostile;
 use crate::support::time::in_millis;
 
 /// Sends the head of a request, and waits until the server asks for its body.
@@ -151,17 +152,25 @@ fn nobody_waits_on() {
     let operator = server.client.with_key(&keys[&("operator", 4)]);
     let other = server.client.with_key(&keys[&("a", 4)]);
     let key = server.setup().make_key("a", "admin", &[]);
-    let sleeps = json!({"task_type": guest("sleep-forever")}).to_string();
-    let waiting = [("/task".to_owned(), sleeps), (format!("/task-types/{}/test", guest("sleep-forever")), "{}".into())];
-    let waiting = waiting.map(|(path, body)| {
+    let sleeps = json!({"task_type": guest("sleep-forever")}).to_string().into_bytes();
+    let trial = format!("/task-types/{}/test", guest("sleep-forever"));
+    let slow = hostile::slow(component(guest("echo-blocking")), 400);
+    let waiting = [
+        ("POST", "/task".to_owned(), JSON, sleeps),
+        ("POST", trial, JSON, b"{}".to_vec()),
+        ("PUT", "/task-types/slow".to_owned(), ("content-type", "application/wasm"), slow),
+    ];
+    let waiting = waiting.map(|(method, path, content_type, body)| {
         let client = server.client.with_key(&key);
         std::thread::spawn(move || {
-            let headers = [JSON, ("prefer", "wait=50")];
-            client.send("POST", &path, &headers, Some(body.as_bytes())).status
+            let headers = [content_type, ("prefer", "wait=50")];
+            client.send(method, &path, &headers, Some(&body)).status
         })
     });
     let running = || other.get("/tenant").expect(200).json()["quotas"]["running_tasks"]["used"] == 2;
     wait_for("the task and the test to run", || running().then_some(()));
+    let is_compiled = || other.get("/task-types/slow").json()["state"] == "compiling";
+    wait_for("the upload to be compiled", || is_compiled().then_some(()));
     revoke(&server, &operator, &key);
     for waiting in waiting {
         assert_eq!(waiting.join().unwrap(), 401);

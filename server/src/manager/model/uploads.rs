@@ -99,6 +99,52 @@ fn a_task_keeps_the_grants_of_the_shared_type_where_its_tenants_own_came() {
     assert_eq!(world.core.as_mut().unwrap().grants(&task), Arc::default());
 }
 
+/// Also where the client that removes it hung up, and in the transaction in which it goes.
+#[test]
+fn a_type_is_closed_until_it_is_gone() {
+    let mut world = World::new();
+    let (manager, inbox) = world.manager();
+    let tenant: Arc<str> = "default".into();
+    let poll_all = |world: &mut World, mut asked: std::pin::Pin<Box<dyn Future<Output = ()>>>| {
+        while asked.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            world.step(inbox.commands.try_iter().collect());
+        }
+    };
+    let (of, upload) = (tenant.clone(), manager.clone());
+    let put = async move {
+        upload.put_task_type(&of, "mine", OTHER, vec![0; 10].into(), Seen::Anything, actor()).await.unwrap();
+    };
+    poll_all(&mut world, Box::pin(put));
+    let program = world.registry.program(COMPONENT).unwrap();
+    let compiled = TypeCommand::Compiled { digest: OTHER, by: "it".into(), compiled: Ok(program) };
+    world.step(vec![Command::Type(Box::new(compiled))]);
+    let of_mine = |world: &World| Task { task_type: "mine".into(), component: OTHER, ..world.plain_task() };
+    let error = Some(TaskError::new(ErrorKind::Permanent, "why"));
+    let ended = Task { status: Status::Failed, finished_at: Some(world.now), error, ..of_mine(&world) };
+    world.store(std::slice::from_ref(&ended));
+
+    let closed = world.registry.close(&tenant, "mine");
+    let (create, mut created) = reply::<Stored>();
+    let item = Box::new(NewItem { task: of_mine(&world), limits: Limits::DEFAULT, idempotency: None });
+    manager.send(Command::Create { item, reply: Answer::Stored(create) });
+    let mut removal = Box::pin(manager.delete_task_type(closed, &tenant, "mine", Seen::Anything, actor()));
+    assert!(removal.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(removal);
+    let retry = || {
+        let (retry, retried) = reply();
+        (Command::Retry { tenant: tenant.clone(), id: ended.id, reply: retry }, retried)
+    };
+    let (again, mut retried) = retry();
+    manager.send(again);
+    world.step(inbox.commands.try_iter().collect());
+    assert!(matches!(created.try_recv().unwrap(), Err(Refused::TypeClosed)));
+    assert!(matches!(retried.try_recv().unwrap(), Err(Refused::TypeClosed)));
+    assert!(world.registry.own(&tenant, "mine").is_none() && !world.registry.is_closed(&tenant, "mine"));
+    let (again, mut retried) = retry();
+    world.step(vec![again]);
+    assert!(matches!(retried.try_recv().unwrap(), Err(Refused::TypeGone)));
+}
+
 /// While somebody tries to remove a type nothing of it comes, and what nobody would ask for again waits.
 #[test]
 fn while_a_type_is_closed_nothing_of_it_comes_and_nothing_is_lost() {

@@ -182,8 +182,10 @@ fn the_ticker_rests_while_nobody_wants_a_turn() {
             std::thread::yield_now();
         }
         let attempt = world.attempt(most);
+        world.cores.look(Instant::now(), crate::clock::now());
         assert!(!ticker.is_finished());
         world.cores.ready(&attempt);
+        assert_eq!(Turn::of(&attempt), if most.is_some() { Turn::Waits } else { Turn::Comes });
         ticker.join().unwrap();
         assert!(!world.cores.are_idle());
         let started = Instant::now();

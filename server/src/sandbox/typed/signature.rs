@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use wasmtime::component::types;
 
 /// How deep types may lie inside of each other.
-const MOST_DEPTH: usize = 32;
+pub(super) const MOST_DEPTH: usize = 32;
 
 /// Most types, fields and cases of one function, each counted as often as it is met: types refer to each other,
 /// so that a few bytes can stand for millions.
-const MOST_PARTS: usize = 2_000;
+pub(super) const MOST_PARTS: usize = 2_000;
 
 /// All their names together, in bytes.
-const MOST_NAME_BYTES: usize = 64 << 10;
+pub(super) const MOST_NAME_BYTES: usize = 64 << 10;
 
 /// Of names that could have been there, so many bytes are told at most.
 const MOST_TOLD_BYTES: usize = 400;
