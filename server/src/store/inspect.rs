@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -56,6 +57,17 @@ pub(super) fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()
             .and_then(|conn| conn.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))
             .with_context(damaged)?;
     }
+    let started = Instant::now();
+    let is_late = move || check.is_some_and(|check| started.elapsed() > check);
+    let log = beside(path, "-wal");
+    if let Some(frame) = damage_in_log(&log, is_late).with_context(damaged)? {
+        bail!(
+            "the write-ahead log {} is damaged (frame {frame}): what is in it from there on would be lost, and some of that \
+             is whole. Both files were left as they are: restore a backup, or move the log away to go on with what is in \
+             {shown} alone",
+            log.display()
+        );
+    }
     let mut conn = open(path).with_context(|| format!("cannot read {shown}"))?;
     let number = |pragma: &str| -> anyhow::Result<i64> {
         conn.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0)).with_context(damaged)
@@ -86,8 +98,7 @@ pub(super) fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()
     if !is_long_enough(path).with_context(damaged)? {
         bail!("{}: it is shorter than it should be", damaged());
     }
-    let started = Instant::now();
-    conn.progress_handler(10_000, Some(move || check.is_some_and(|check| started.elapsed() > check)))?;
+    conn.progress_handler(10_000, Some(is_late))?;
     let found: rusqlite::Result<String> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
     conn.progress_handler(0, None::<fn() -> bool>)?;
     match found {
@@ -177,6 +188,64 @@ fn pages_in_log(path: &Path, page: u64) -> std::io::Result<HashSet<u64>> {
     Ok(found)
 }
 
+/// Looks for damage in a write-ahead log, of which SQLite takes what comes before it and says nothing (see "WAL-mode
+/// File Format"). The first frame that is damaged, 0 for the log's header; `None` where there is no damage, or the look
+/// takes too long.
+///
+/// A crash may leave frames of the last transaction that are not whole as well. But a frame that follows that of a
+/// commit was written when all before it was synced: where there is such a pair behind a broken frame, that one was
+/// whole before. Each frame's checksum begins with that of the frame before it, so pairs are found there, too.
+fn damage_in_log(path: &Path, is_late: impl Fn() -> bool) -> std::io::Result<Option<u64>> {
+    let Ok(log) = File::open(path) else { return Ok(None) };
+    let mut frames = log.metadata()?.len().saturating_sub(LOG_HEADER as u64);
+    let mut log = BufReader::with_capacity(1 << 20, log);
+    let mut header = [0; LOG_HEADER];
+    if frames == 0 || log.read_exact(&mut header).is_err() || header == [0; LOG_HEADER] {
+        return Ok(None);
+    }
+    let page = be32(&header, 8);
+    let word = match be32(&header, 0) {
+        0x377f_0682 => u32::from_le_bytes,
+        0x377f_0683 => u32::from_be_bytes,
+        _ => return Ok(Some(0)),
+    };
+    let sum = |(mut first, mut second): (u32, u32), bytes: &[u8]| {
+        for pair in bytes.as_chunks::<8>().0 {
+            let [a, b, c, d, e, f, g, h] = *pair;
+            first = first.wrapping_add(word([a, b, c, d])).wrapping_add(second);
+            second = second.wrapping_add(word([e, f, g, h])).wrapping_add(first);
+        }
+        (first, second)
+    };
+    let told = |bytes: &[u8], at: usize| (be32(bytes, at), be32(bytes, at + 4));
+    let mut before = told(&header, 24);
+    let mut broken = (sum((0, 0), &header[..24]) != before || !(512..=65_536).contains(&page)).then_some(0);
+    let mut follows_commit = false;
+    let mut frame = vec![0; FRAME_HEADER + page.clamp(512, 65_536) as usize];
+    frames /= frame.len() as u64;
+    for number in 1..=frames {
+        log.read_exact(&mut frame)?;
+        if number == 1 && broken.is_some() {
+            // They may be what is damaged.
+            header[16..24].copy_from_slice(&frame[8..16]);
+        }
+        // What is behind the last frame is of the log that was there before.
+        if frame[8..16] != header[16..24] || (number % 1024 == 0 && is_late()) {
+            break;
+        }
+        let is_whole = sum(sum(before, &frame[..8]), &frame[FRAME_HEADER..]) == told(&frame, 16);
+        if is_whole && follows_commit && broken.is_some() {
+            return Ok(broken);
+        }
+        if !is_whole && broken.is_none() {
+            broken = Some(number);
+        }
+        follows_commit = be32(&frame, 4) != 0;
+        before = told(&frame, 16);
+    }
+    Ok(None)
+}
+
 fn be32(bytes: &[u8], at: usize) -> u32 {
     bytes[at..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
@@ -248,6 +317,74 @@ mod tests {
         told().unwrap();
         std::fs::remove_file(&path).unwrap();
         told().unwrap();
+    }
+
+    /// Wherever a byte of the log is another one, but in what a crash may have left half written.
+    #[test]
+    fn damage_in_the_log_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("taskcell.db");
+        let mut conn = Connection::open(&path).unwrap();
+        super::super::configure_writer(&conn).unwrap();
+        super::super::migrate(&mut conn).unwrap();
+        for name in 0..6 {
+            let sql = "INSERT INTO object (tenant, name, etag, size, updated_at, data) VALUES ('t', ?1, 'e', 1, 1, zeroblob(9000))";
+            conn.execute(sql, [name.to_string()]).unwrap();
+        }
+        let log = std::fs::read(beside(&path, "-wal")).unwrap();
+        drop(conn);
+        let place = beside(&path, "-wal");
+        let found = |log: &[u8]| {
+            std::fs::write(&place, log).unwrap();
+            damage_in_log(&place, || false).unwrap()
+        };
+        assert_eq!(found(&log), None);
+        let frame = FRAME_HEADER + 4096;
+        let commits: Vec<usize> = log[LOG_HEADER..]
+            .chunks(frame)
+            .enumerate()
+            .filter(|(_, frame)| be32(frame, 4) != 0)
+            .map(|(at, _)| at)
+            .collect();
+        let [.., before_last, last] = commits[..] else { panic!("{commits:?}") };
+        assert_eq!(LOG_HEADER + (last + 1) * frame, log.len());
+        let broken = |at: usize| {
+            let mut log = log.clone();
+            log[at] ^= 1;
+            found(&log)
+        };
+        // The magic number, a salt, the checksum.
+        assert_eq!([0, 16, 24].map(broken), [Some(0); 3]);
+        for at in 0..=last {
+            let begin = LOG_HEADER + at * frame;
+            // Its page number, its checksum, its page.
+            let told = [0, 16, FRAME_HEADER, frame - 1].map(|within| broken(begin + within));
+            // A frame whose checksum is another one breaks the next as well.
+            if at < before_last {
+                assert_eq!(told, [Some(at as u64 + 1); 4], "frame {at} of {commits:?}");
+            } else if at > before_last {
+                assert_eq!(told, [None; 4], "frame {at} of {commits:?}");
+            }
+        }
+        // As a crash leaves it: the rest of a transaction, and behind it that of an older one, or of an older log.
+        for length in [LOG_HEADER, LOG_HEADER + 100, LOG_HEADER + last * frame + 700, log.len() - 1] {
+            assert_eq!(found(&log[..length]), None, "{length} bytes");
+        }
+        let torn =
+            |from: usize, to: usize| [&log[..LOG_HEADER + from * frame], &log[LOG_HEADER + to * frame..]].concat();
+        assert_eq!(found(&torn(before_last + 1, last)), None, "what is there no more was never whole");
+        let zeros = |from: usize| {
+            let mut log = log.clone();
+            log[from..].fill(0);
+            log
+        };
+        assert_eq!(found(&zeros(0)), None);
+        assert_eq!(found(&zeros(LOG_HEADER + before_last * frame + 30)), None);
+        std::fs::write(&place, &log).unwrap();
+        inspect(&path, None).unwrap();
+        broken(LOG_HEADER + FRAME_HEADER);
+        let told = inspect(&path, None).unwrap_err().to_string();
+        assert!(told.contains("taskcell.db-wal is damaged (frame 1)"), "{told}");
     }
 
     #[test]

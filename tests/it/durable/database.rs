@@ -97,6 +97,29 @@ fn a_shortened_database_with_a_log_is_refused() {
     assert_eq!(setup.start().client.task(&id)["output"], 1);
 }
 
+/// SQLite would take what comes before the damage, and leave out without a word what was acknowledged later.
+#[test]
+fn a_damaged_write_ahead_log_is_refused() {
+    let server = Setup::new(&[]).with_components(None).start();
+    let tasks: Vec<_> = (0..20).map(|n| server.client.run(&json!({"task_type": "echo", "input": n}))).collect();
+    let setup = server.crash();
+    let log = setup.data_dir().join("taskcell.db-wal");
+    let whole = fs::read(&log).unwrap();
+    // Its magic number, a salt, its checksum; a frame at the beginning, and one in the middle.
+    for at in [1, 17, 25, 100, whole.len() / 2] {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        fs::write(&log, &damaged).unwrap();
+        refused_untouched(&setup, &["write-ahead log", "damaged", "restore a backup"]);
+        assert!(fs::read(&log).unwrap() == damaged, "byte {at}: the log was changed");
+    }
+    fs::write(&log, whole).unwrap();
+    let server = setup.start();
+    for task in tasks {
+        assert_eq!(server.client.task(task["id"].as_str().unwrap()), task);
+    }
+}
+
 #[test]
 fn what_is_missing_in_a_database_is_told() {
     let (setup, _) = used();
