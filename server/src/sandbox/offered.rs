@@ -105,7 +105,7 @@ pub(super) fn faults(types: &Types, imports: &[String], exports: &[String]) -> V
         }
     }
     // Where there is `run` of a world as well, the component is called by that.
-    let is_task = exports.iter().any(|name| name == "run");
+    let is_task = typed::precheck::is_run_of_a_world(types);
     let mut commands = exports.iter().filter(|name| !is_task && compatible(name) == RUN).peekable();
     match commands.peek() {
         None => faults.extend(typed::precheck::faults(types, exports)),

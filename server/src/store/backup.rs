@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::inspect::inspect;
-use super::{DATABASE, DataDir, sync_dir};
+use super::{CHECK_TIME, DATABASE, DataDir, sync_dir};
 
 /// Copies the database of a data directory into a new file, as it is at one moment, whether or not a
 /// server runs on it. What was committed before the copy began is in it. Compiled code is not: a server
@@ -18,10 +19,16 @@ pub fn back_up(data_dir: &Path, file: &Path) -> anyhow::Result<()> {
     let database = data_dir.join(DATABASE);
     ensure!(database.exists(), "there is no database in {}: is --data-dir right?", data_dir.display());
     ensure!(!file.exists(), "{} exists already, and a backup replaces nothing", file.display());
+    // A server that runs has looked at it.
+    if let Some(_locked) = DataDir::try_open(data_dir)? {
+        inspect(&database, Some(CHECK_TIME))?;
+    }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn =
         Connection::open_with_flags(&database, flags).with_context(|| format!("cannot open {}", database.display()))?;
     conn.busy_timeout(Duration::from_secs(30))?;
+    // Nothing of the data directory is changed.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Under another name until it is whole: a file of that name is a backup, or there is none.
     let partial = partial(file);
     let _ = std::fs::remove_file(&partial);

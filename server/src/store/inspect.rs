@@ -57,14 +57,12 @@ pub(super) fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()
             .and_then(|conn| conn.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))
             .with_context(damaged)?;
     }
-    let started = Instant::now();
-    let is_late = move || check.is_some_and(|check| started.elapsed() > check);
+    let late = |started: Instant| move || check.is_some_and(|check| started.elapsed() > check);
     let log = beside(path, "-wal");
-    if let Some(frame) = damage_in_log(&log, is_late).with_context(damaged)? {
+    if let Some(frame) = damage_in_log(&log, late(Instant::now())).with_context(damaged)? {
         bail!(
-            "the write-ahead log {} is damaged (frame {frame}): what is in it from there on would be lost, and some of that \
-             is whole. Both files were left as they are: restore a backup, or move the log away to go on with what is in \
-             {shown} alone",
+            "the write-ahead log {} is damaged (frame {frame}): what is in it from there on would be lost, and some of \
+             that is whole. It and the database were left as they are: restore a backup",
             log.display()
         );
     }
@@ -98,7 +96,7 @@ pub(super) fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()
     if !is_long_enough(path).with_context(damaged)? {
         bail!("{}: it is shorter than it should be", damaged());
     }
-    conn.progress_handler(10_000, Some(is_late))?;
+    conn.progress_handler(10_000, Some(late(Instant::now())))?;
     let found: rusqlite::Result<String> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
     conn.progress_handler(0, None::<fn() -> bool>)?;
     match found {
@@ -106,6 +104,16 @@ pub(super) fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()
         Ok(found) => bail!("{}: {found}", damaged()),
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => Ok(()),
         Err(error) => Err(error).with_context(damaged),
+    }
+}
+
+/// Syncs the log that a process has left which ended before it had done that: what follows a commit in it is to say that
+/// this one is on the disk.
+pub(super) fn sync_log(path: &Path) -> anyhow::Result<()> {
+    let log = beside(path, "-wal");
+    match File::open(&log) {
+        Ok(file) => file.sync_data().with_context(|| format!("cannot sync {}", log.display())),
+        Err(_) => Ok(()),
     }
 }
 
@@ -197,7 +205,7 @@ fn pages_in_log(path: &Path, page: u64) -> std::io::Result<HashSet<u64>> {
 /// whole before. Each frame's checksum begins with that of the frame before it, so pairs are found there, too.
 fn damage_in_log(path: &Path, is_late: impl Fn() -> bool) -> std::io::Result<Option<u64>> {
     let Ok(log) = File::open(path) else { return Ok(None) };
-    let mut frames = log.metadata()?.len().saturating_sub(LOG_HEADER as u64);
+    let frames = log.metadata()?.len().saturating_sub(LOG_HEADER as u64);
     let mut log = BufReader::with_capacity(1 << 20, log);
     let mut header = [0; LOG_HEADER];
     if frames == 0 || log.read_exact(&mut header).is_err() || header == [0; LOG_HEADER] {
@@ -219,28 +227,27 @@ fn damage_in_log(path: &Path, is_late: impl Fn() -> bool) -> std::io::Result<Opt
     };
     let told = |bytes: &[u8], at: usize| (be32(bytes, at), be32(bytes, at + 4));
     let mut before = told(&header, 24);
-    let mut broken = (sum((0, 0), &header[..24]) != before || !(512..=65_536).contains(&page)).then_some(0);
-    let mut follows_commit = false;
-    let mut frame = vec![0; FRAME_HEADER + page.clamp(512, 65_536) as usize];
-    frames /= frame.len() as u64;
-    for number in 1..=frames {
-        log.read_exact(&mut frame)?;
-        if number == 1 && broken.is_some() {
-            // They may be what is damaged.
-            header[16..24].copy_from_slice(&frame[8..16]);
-        }
-        // What is behind the last frame is of the log that was there before.
-        if frame[8..16] != header[16..24] || (number % 1024 == 0 && is_late()) {
+    // It is in one sector, and synced before there is any frame: no crash leaves half of it.
+    if sum((0, 0), &header[..24]) != before || !(512..=65_536).contains(&page) {
+        return Ok(Some(0));
+    }
+    let mut frame = vec![0; FRAME_HEADER + page as usize];
+    let (mut broken, mut follows_commit) = (None, false);
+    for number in 1..=frames / frame.len() as u64 {
+        if number % 1024 == 0 && is_late() {
             break;
         }
-        let is_whole = sum(sum(before, &frame[..8]), &frame[FRAME_HEADER..]) == told(&frame, 16);
+        log.read_exact(&mut frame)?;
+        // With other salts it is damaged, or of the log that was there before this one.
+        let is_of_this = frame[8..16] == header[16..24];
+        let is_whole = is_of_this && sum(sum(before, &frame[..8]), &frame[FRAME_HEADER..]) == told(&frame, 16);
         if is_whole && follows_commit && broken.is_some() {
             return Ok(broken);
         }
         if !is_whole && broken.is_none() {
             broken = Some(number);
         }
-        follows_commit = be32(&frame, 4) != 0;
+        follows_commit = is_of_this && be32(&frame, 4) != 0;
         before = told(&frame, 16);
     }
     Ok(None)
@@ -353,17 +360,17 @@ mod tests {
             log[at] ^= 1;
             found(&log)
         };
-        // The magic number, a salt, the checksum.
-        assert_eq!([0, 16, 24].map(broken), [Some(0); 3]);
+        // The magic number, the size of a page, a salt, the checksum.
+        assert_eq!([0, 11, 16, 24].map(broken), [Some(0); 4]);
         for at in 0..=last {
             let begin = LOG_HEADER + at * frame;
-            // Its page number, its checksum, its page.
-            let told = [0, 16, FRAME_HEADER, frame - 1].map(|within| broken(begin + within));
+            // Its page number, its salts, its checksum, its page.
+            let told = [0, 8, 16, FRAME_HEADER, frame - 1].map(|within| broken(begin + within));
             // A frame whose checksum is another one breaks the next as well.
             if at < before_last {
-                assert_eq!(told, [Some(at as u64 + 1); 4], "frame {at} of {commits:?}");
+                assert_eq!(told, [Some(at as u64 + 1); 5], "frame {at} of {commits:?}");
             } else if at > before_last {
-                assert_eq!(told, [None; 4], "frame {at} of {commits:?}");
+                assert_eq!(told, [None; 5], "frame {at} of {commits:?}");
             }
         }
         // As a crash leaves it: the rest of a transaction, and behind it that of an older one, or of an older log.
@@ -379,6 +386,9 @@ mod tests {
             log
         };
         assert_eq!(found(&zeros(0)), None);
+        let mut lost = log.clone();
+        lost[4096..8192].fill(0);
+        assert_eq!(found(&lost), Some(1), "a block of the disk that cannot be read any more");
         assert_eq!(found(&zeros(LOG_HEADER + before_last * frame + 30)), None);
         std::fs::write(&place, &log).unwrap();
         inspect(&path, None).unwrap();

@@ -78,6 +78,7 @@ const CHECK_TIME: Duration = Duration::from_millis(250);
 pub fn open(dir: &Path, readers: usize) -> anyhow::Result<(Writer, Readers)> {
     let path = dir.join(DATABASE);
     inspect::inspect(&path, Some(CHECK_TIME))?;
+    inspect::sync_log(&path)?;
     let mut conn = Connection::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     configure_writer(&conn)?;
     migrate(&mut conn).with_context(|| {

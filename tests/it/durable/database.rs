@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::events::Stream;
-use crate::support::server::{Setup, refused};
+use crate::support::server::{Setup, refused, taskcell};
 
 /// Bytes of the database file's header (see "Database File Format" of SQLite).
 const USER_VERSION: u64 = 60;
@@ -105,12 +105,16 @@ fn a_damaged_write_ahead_log_is_refused() {
     let setup = server.crash();
     let log = setup.data_dir().join("taskcell.db-wal");
     let whole = fs::read(&log).unwrap();
-    // Its magic number, a salt, its checksum; a frame at the beginning, and one in the middle.
-    for at in [1, 17, 25, 100, whole.len() / 2] {
+    // Its magic number, a salt, its checksum; a frame at the beginning with its salts, and one in the middle.
+    for at in [1, 17, 25, 41, 100, whole.len() / 2] {
         let mut damaged = whole.clone();
         damaged[at] ^= 0x10;
         fs::write(&log, &damaged).unwrap();
         refused_untouched(&setup, &["write-ahead log", "damaged", "restore a backup"]);
+        let backup = setup.data_dir().join("backup");
+        let message =
+            refused(taskcell().args(["backup", backup.to_str().unwrap(), "--data-dir"]).arg(setup.data_dir()));
+        assert!(message.contains("is damaged") && !backup.exists(), "{message}");
         assert!(fs::read(&log).unwrap() == damaged, "byte {at}: the log was changed");
     }
     fs::write(&log, whole).unwrap();

@@ -44,6 +44,14 @@ pub(super) fn full_name(interface: Option<&str>, name: &str) -> String {
     interface.map_or_else(|| name.to_owned(), |interface| format!("{name} of {interface}"))
 }
 
+/// Whether a component exports `run` of a world.
+pub(in crate::sandbox) fn is_run_of_a_world(types: TypesRef<'_>) -> bool {
+    match types.component_item_for_export("run").map(|item| item.ty) {
+        Some(ComponentEntityType::Func(id)) => is_of_a_world(types, id),
+        _ => false,
+    }
+}
+
 /// Whether a function takes and gives what `run` of both worlds does.
 fn is_of_a_world(types: TypesRef<'_>, function: ComponentFuncTypeId) -> bool {
     use ComponentDefinedType as T;
