@@ -119,9 +119,11 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let to = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
             copy(&entry.path(), &to)?;
-        } else {
+        } else if kind.is_file() {
+            // And not the socket that a server leaves.
             fs::copy(entry.path(), &to)?;
             File::open(&to)?.sync_all()?;
         }
