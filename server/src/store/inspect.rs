@@ -96,7 +96,8 @@ pub(super) fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()
     if !is_long_enough(path).with_context(damaged)? {
         bail!("{}: it is shorter than it should be", damaged());
     }
-    conn.progress_handler(10_000, Some(late(Instant::now())))?;
+    // It is asked between two pages, too, of which each may have to come from the disk.
+    conn.progress_handler(500, Some(late(Instant::now())))?;
     let found: rusqlite::Result<String> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
     conn.progress_handler(0, None::<fn() -> bool>)?;
     match found {
