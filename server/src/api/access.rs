@@ -14,6 +14,7 @@ use axum::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderMap, HeaderVal
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
 use hyper::body::{Frame, SizeHint};
 use utoipa::openapi::extensions::Extensions;
 use utoipa::openapi::path::Operation;
@@ -236,6 +237,14 @@ impl Caller {
         match self.task_types() {
             None => Ok(()),
             Some(_) => self.may_use(&api.manager.get(&self.tenant, id).await?.task_type),
+        }
+    }
+
+    /// Refuses what is done late for a key that was good when its request came: its turn had to be waited for.
+    pub(super) fn is_still_good(&self, api: &Api) -> Result<(), Problem> {
+        match self.end_of_key(api.tenants.clone()).now_or_never() {
+            Some(()) => Err(unusable()),
+            None => Ok(()),
         }
     }
 

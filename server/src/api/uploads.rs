@@ -115,6 +115,7 @@ pub(super) async fn put(
         let errors = faults.0.into_iter().map(|detail| FieldError { pointer: "#".into(), detail });
         Problem::fields_of(Kind::BadComponent, errors.collect())
     })?;
+    caller.is_still_good(&api)?;
     let uploaded =
         api.manager.put_task_type(&caller.tenant, &name, digest, body.bytes.clone(), seen, caller.actor()).await?;
     drop(body);
@@ -202,6 +203,7 @@ pub(super) async fn remove(
     let mut canceled = false;
     loop {
         let at_work = users().await?;
+        caller.is_still_good(&api)?;
         if at_work.is_empty() {
             break;
         }

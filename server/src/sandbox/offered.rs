@@ -104,6 +104,11 @@ pub(super) fn faults(types: &Types, imports: &[String], exports: &[String]) -> V
             _ => faults.push(format!("it imports {name}, which is not offered here")),
         }
     }
+    for name in exports {
+        if let Some(ComponentEntityType::Component(_)) = types.component_item_for_export(name).map(|item| item.ty) {
+            faults.push(format!("it exports {name}, which is a component"));
+        }
+    }
     // Where there is `run` of a world as well, the component is called by that.
     let is_task = typed::precheck::is_run_of_a_world(types);
     let mut commands = exports.iter().filter(|name| !is_task && compatible(name) == RUN).peekable();

@@ -209,7 +209,16 @@ fn damage_in_log(path: &Path, is_late: impl Fn() -> bool) -> std::io::Result<Opt
     let frames = log.metadata()?.len().saturating_sub(LOG_HEADER as u64);
     let mut log = BufReader::with_capacity(1 << 20, log);
     let mut header = [0; LOG_HEADER];
-    if frames == 0 || log.read_exact(&mut header).is_err() || header == [0; LOG_HEADER] {
+    if frames == 0 || log.read_exact(&mut header).is_err() {
+        return Ok(None);
+    }
+    if header == [0; LOG_HEADER] {
+        // A new log whose name and size were all that got to the disk, where nothing else is in it.
+        for byte in log.bytes() {
+            if byte? != 0 {
+                return Ok(Some(0));
+            }
+        }
         return Ok(None);
     }
     let page = be32(&header, 8);
@@ -390,6 +399,11 @@ mod tests {
         let mut lost = log.clone();
         lost[4096..8192].fill(0);
         assert_eq!(found(&lost), Some(1), "a block of the disk that cannot be read any more");
+        for bytes in [LOG_HEADER, 4096] {
+            let mut lost = log.clone();
+            lost[..bytes].fill(0);
+            assert_eq!(found(&lost), Some(0), "its first {bytes} bytes");
+        }
         assert_eq!(found(&zeros(LOG_HEADER + before_last * frame + 30)), None);
         std::fs::write(&place, &log).unwrap();
         inspect(&path, None).unwrap();

@@ -181,6 +181,59 @@ fn nobody_waits_on() {
     assert_eq!(other.get("/tasks?status=Running").expect(200).json()["tasks"].as_array().unwrap().len(), 1);
 }
 
+/// What was sent whole and has to wait for its turn is not done any more.
+#[test]
+fn what_waits_for_its_turn_is_not_done() {
+    let (server, keys) = with_keys();
+    let operator = server.client.with_key(&keys[&("operator", 4)]);
+    let other = server.client.with_key(&keys[&("a", 4)]);
+    let wasm = ("content-type", "application/wasm");
+    // Each takes the one who looks at uploads tens of milliseconds.
+    let long = hostile::long_and_broken(component(guest("echo-blocking")));
+    let key = server.setup().make_key("a", "admin", &[]);
+    let client = server.client.with_key(&key);
+    let stored = || {
+        let types = other.get("/task-types").expect(200).json();
+        let named = |found: &&Value| found["name"].as_str().unwrap().starts_with("mine-");
+        types["task_types"].as_array().unwrap().iter().filter(named).count()
+    };
+    let (before, statuses): (usize, Vec<u16>) = std::thread::scope(|scope| {
+        let uploads: Vec<_> = (0..10)
+            .map(|at| {
+                let (client, long) = (&client, &long);
+                scope.spawn(move || client.send("PUT", &format!("/task-types/mine-{at}"), &[wasm], Some(long)).status)
+            })
+            .collect();
+        wait_for("the first to be stored", || (stored() > 0).then_some(()));
+        revoke(&server, &operator, &key);
+        (stored(), uploads.into_iter().map(|upload| upload.join().unwrap()).collect())
+    });
+    // One may have been on its way to the store.
+    assert!((before..=before + 1).contains(&stored()), "{} are stored, {before} when it was revoked", stored());
+    assert!(statuses.iter().all(|status| matches!(status, 201 | 401)), "{statuses:?}");
+    // A type whose many tasks have to be canceled first.
+    let key = server.setup().make_key("a", "admin", &[]);
+    let client = server.client.with_key(&key);
+    other
+        .send("PUT", "/task-types/own", &[wasm, ("prefer", "wait=60")], Some(component(guest("echo-blocking"))))
+        .expect(201);
+    let many = Value::from(vec![json!({"task_type": "own", "delay_ms": 600_000}); 10_000]).to_string();
+    for _ in 0..2 {
+        other.send("POST", "/tasks", &[JSON], Some(many.as_bytes())).expect(200);
+    }
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| client.delete("/task-types/own?cancel=true").status);
+        let begun = || !other.get("/operations").expect(200).json()["operations"].as_array().unwrap().is_empty();
+        wait_for("them to be canceled", || begun().then_some(()));
+        revoke(&server, &operator, &key);
+        // It may have been quicker than that.
+        if other.get("/task-types/own").status == 200 {
+            assert_eq!(removal.join().unwrap(), 401);
+            other.get("/task-types/own").expect(200);
+        }
+    });
+}
+
 #[test]
 fn when_it_was_used_last_is_kept_by_a_server_that_stops() {
     let (server, keys) = with_keys();

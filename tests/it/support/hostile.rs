@@ -60,6 +60,11 @@ fn no_tasks(good: &[u8]) -> Vec<Row> {
         ),
         ("nothing exported", wat("(component)"), vec!["run"]),
         (
+            "a component exported",
+            wat(r#"(component (component $c) (export "nested" (component $c)))"#),
+            vec!["it exports nested, which is a component"],
+        ),
+        (
             "several imports that are not offered",
             wat(r#"(component
                 (import "nowhere:special/thing@1.0.0" (instance (export "f" (func))))
