@@ -25,8 +25,6 @@ use crate::sandbox;
 use crate::schedule::Concurrency;
 use crate::task::{Digest, RetryOverrides, RetryPolicy};
 
-/// What a patch of a type's settings is written in (RFC 7396).
-
 /// The largest one.
 const PATCH_BYTES: u64 = 64 << 10;
 
