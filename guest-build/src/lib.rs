@@ -204,6 +204,8 @@ fn text(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -255,6 +257,40 @@ mod tests {
         ] {
             assert!(is_inherited(OsStr::new(name)), "{name}");
         }
+    }
+
+    /// In a process of its own, as the tools are found by its `PATH`.
+    #[test]
+    fn a_missing_target_is_added_or_the_command_for_it_is_told() {
+        const NAME: &str = "tests::a_missing_target_is_added_or_the_command_for_it_is_told";
+        if env::var_os("WITHOUT_TARGET").is_some() {
+            println!("told: {:?}", ensure_target(Path::new("."), "wasm32-wasip2"));
+            return;
+        }
+        let dir = env::temp_dir().join(format!("guest-build-{}", std::process::id()));
+        let script = |name: &str, text: String| {
+            let path = dir.join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        let told = |rustup: Option<&str>| {
+            _ = std::fs::remove_dir_all(&dir);
+            std::fs::create_dir_all(&dir).unwrap();
+            script("rustc", format!("echo '{}'", dir.display()));
+            if let Some(rustup) = rustup {
+                script("rustup", rustup.replace("LIB", &dir.join("lib/rustlib").display().to_string()));
+            }
+            let mut child = Command::new(env::current_exe().unwrap());
+            child.args(["--exact", NAME, "--nocapture"]).env("WITHOUT_TARGET", "1").env("PATH", &dir);
+            text(&child.env_remove("RUSTUP_TOOLCHAIN").output().unwrap().stdout)
+        };
+        let added = told(Some("[ \"$1 $2\" = 'target add' ] && /bin/mkdir -p LIB/$3/lib"));
+        assert!(added.contains("told: Ok"), "{added}");
+        for (rustup, why) in [(Some("echo 'no network' >&2; exit 1"), "no network"), (None, "rustup: ")] {
+            let told = told(rustup);
+            assert!(told.contains("rustup target add wasm32-wasip2") && told.contains(why), "{told}");
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

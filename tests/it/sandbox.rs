@@ -37,6 +37,31 @@ fn wasi_is_denied() {
     assert!(listener.accept().is_err(), "a guest connected");
 }
 
+/// Each attempt begins with the memory and the globals that its component says, whatever ran in its place before.
+#[test]
+fn an_attempt_finds_nothing_of_the_one_before() {
+    let server = server(&["--max-running", "1"]);
+    let client = &server.client;
+    // Adds one to a global, and one to its memory, and says what both come to.
+    let counts = wat::parse_str(
+        r#"(component
+            (core module $m
+                (memory 1) (global $g (mut i32) (i32.const 0))
+                (func (export "f") (result i32)
+                    (global.set $g (i32.add (global.get $g) (i32.const 1)))
+                    (i32.store (i32.const 5000) (i32.add (i32.load (i32.const 5000)) (i32.const 10)))
+                    (i32.add (global.get $g) (i32.load (i32.const 5000)))))
+            (core instance $i (instantiate $m))
+            (func (export "count") (result u32) (canon lift (core func $i "f"))))"#,
+    )
+    .unwrap();
+    let headers = [("content-type", "application/wasm"), ("prefer", "wait=60")];
+    client.send("PUT", "/task-types/counts", &headers, Some(&counts)).expect(201);
+    for _ in 0..20 {
+        assert_eq!(client.output(&json!({"task_type": "counts"})), 11);
+    }
+}
+
 /// A guest that asks for the time gets the machine's, and not one that is rounded.
 #[test]
 fn the_wall_clock_is_the_machines() {

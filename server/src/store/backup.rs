@@ -27,7 +27,7 @@ pub fn back_up(data_dir: &Path, file: &Path) -> anyhow::Result<()> {
     let conn =
         Connection::open_with_flags(&database, flags).with_context(|| format!("cannot open {}", database.display()))?;
     conn.busy_timeout(Duration::from_secs(30))?;
-    // Nothing of the data directory is changed.
+    // The log stays as it is.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Under another name until it is whole: a file of that name is a backup, or there is none.
     let partial = partial(file);

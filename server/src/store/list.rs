@@ -184,29 +184,7 @@ pub(super) fn page(
     Ok(Page { tasks, more_after })
 }
 
-/// Whether there is a task of a type before `before` that is Pending or Running, and how far was looked where that is
-/// not known yet. Both statuses are looked for at once: a task goes from one to the other, and back.
-pub(super) fn unended(
-    conn: &Connection,
-    tenant: &str,
-    task_type: String,
-    before: Option<TaskId>,
-    look: Duration,
-) -> rusqlite::Result<(bool, Option<TaskId>)> {
-    let filter = ListFilter { task_type: Some(task_type), ..ListFilter::default() };
-    let mut search = Search::new(tenant, &filter, &[Status::Pending, Status::Running])?;
-    if let Some(before) = before {
-        search.within("<", before)?;
-    }
-    let mut found = false;
-    let more_after = search.look(conn, "DESC", 1, look, |_| {
-        found = true;
-        Ok(())
-    })?;
-    Ok((found, more_after))
-}
-
-/// Which tasks a bulk operation is about.
+/// Which tasks a bulk operation, or a look for what keeps a type, is about.
 #[derive(Clone, Debug)]
 pub(super) struct Bulk<'a> {
     pub(super) tenant: &'a str,
@@ -397,7 +375,7 @@ mod tests {
         for last in [Status::Pending, Status::Running] {
             writer.conn.execute("UPDATE task SET status = ?1 WHERE task_type = 'io'", [Status::Completed]).unwrap();
             assert!(!is_there("a", "io"));
-            let sql = "UPDATE task SET status = ?1 WHERE id = (SELECT min(id) FROM task WHERE tenant = 'a' AND task_type = 'io')";
+            let sql = "UPDATE task SET status = ?1 WHERE id = (SELECT max(id) FROM task WHERE tenant = 'a' AND task_type = 'io')";
             writer.conn.execute(sql, [last]).unwrap();
             assert!(is_there("a", "io") && !is_there("b", "io"), "{last:?}");
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::history::{LoggedLine, log_lines};
-use super::list;
+use super::list::{self, Bulk, Found};
 use super::rows::{self, TASK_COLUMNS};
 use super::{StoreError, components};
 use crate::registry::SHARED;
@@ -154,14 +154,20 @@ impl Readers {
         task_type: &str,
         look: Duration,
     ) -> Result<bool> {
-        let mut before = None;
+        let mut after = None;
         loop {
-            let (of, task_type) = (tenant.clone(), task_type.to_owned());
-            match self.read(tenant, move |conn| list::unended(conn, &of, task_type, before, look)).await? {
-                (true, _) => return Ok(true),
-                (false, None) => return Ok(false),
+            let (of, filter) = (tenant.clone(), ListFilter { task_type: Some(task_type.into()), ..Default::default() });
+            let find = move |conn: &Connection| {
+                // Both at once: a task goes from one to the other, and back.
+                let statuses = &[Status::Pending, Status::Running];
+                let tasks = Bulk { tenant: &of, filter: &filter, statuses, before: TaskId(uuid::Uuid::max()) };
+                tasks.find(conn, after, 1, look)
+            };
+            match self.read(tenant, find).await? {
+                Found { ids, .. } if !ids.is_empty() => return Ok(true),
+                Found { until: None, .. } => return Ok(false),
                 // Others read in between.
-                (false, more_after) => before = more_after,
+                Found { until, .. } => after = until,
             }
         }
     }
