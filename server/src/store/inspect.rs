@@ -62,7 +62,8 @@ pub(super) fn inspect(path: &Path, check: Option<Duration>) -> anyhow::Result<()
     if let Some(frame) = damage_in_log(&log, late(Instant::now())).with_context(damaged)? {
         bail!(
             "the write-ahead log {} is damaged (frame {frame}): what is in it from there on would be lost, and some of \
-             that is whole. It and the database were left as they are: restore a backup",
+             that is whole. It and the database were left as they are: restore a backup, or move both away to start with \
+             an empty one",
             log.display()
         );
     }
