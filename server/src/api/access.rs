@@ -14,7 +14,6 @@ use axum::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderMap, HeaderVal
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use futures::FutureExt;
 use hyper::body::{Frame, SizeHint};
 use utoipa::openapi::extensions::Extensions;
 use utoipa::openapi::path::Operation;
@@ -240,14 +239,6 @@ impl Caller {
         }
     }
 
-    /// Refuses what is done late for a key that was good when its request came: its turn had to be waited for.
-    pub(super) fn is_still_good(&self, api: &Api) -> Result<(), Problem> {
-        match self.end_of_key(api.tenants.clone()).now_or_never() {
-            Some(()) => Err(unusable()),
-            None => Ok(()),
-        }
-    }
-
     /// Returns once its key is good no more.
     pub(super) fn end_of_key(&self, tenants: Arc<Tenants>) -> impl Future<Output = ()> + Send + use<> {
         let (key, peer) = (self.key.clone(), self.peer);
@@ -311,7 +302,7 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
                     // What was sent whole with a good key is done and answered. What is still being sent is not.
                     // Nor does anybody wait on, for an answer or for what is run for it.
                     if held.is_some() && !is_looked_at || !was_read.load(Ordering::Acquire) {
-                        return unusable().into_response();
+                        return Problem::invalid_key().into_response();
                     }
                     answered.await
                 }
@@ -430,7 +421,7 @@ fn caller(api: &Api, request: &Request) -> Result<Caller, Problem> {
     let Some(token) = bearer(request.headers())? else {
         return Err(Problem::of(Kind::Unauthorized).with(WWW_AUTHENTICATE, "Bearer".to_owned()));
     };
-    let key = api.tenants.keys.find(token, clock::now()).ok_or_else(unusable)?;
+    let key = api.tenants.keys.find(token, clock::now()).ok_or_else(Problem::invalid_key)?;
     let (tenant, role) = (key.stored.tenant.clone(), key.stored.role);
     Ok(Caller { is_operator: &*tenant == OPERATOR, tenant, role, key: Some(key), peer })
 }
@@ -440,18 +431,13 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let mut sent = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = sent.next() else { return Ok(None) };
     if sent.next().is_some() {
-        return Err(unusable());
+        return Err(Problem::invalid_key());
     }
     let token = value.to_str().ok().and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' '))
     });
-    token.map(Some).ok_or_else(unusable)
-}
-
-/// A key that is malformed, unknown, expired or taken back: one answer for all of these.
-pub(super) fn unusable() -> Problem {
-    Problem::of(Kind::InvalidKey).with(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"".to_owned())
+    token.map(Some).ok_or_else(Problem::invalid_key)
 }
 
 /// A key that is for some task types alone.

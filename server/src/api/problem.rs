@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER};
+use axum::http::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -222,6 +224,11 @@ impl Problem {
         Problem { errors: errors.collect(), ..Problem::of(kind) }
     }
 
+    /// A key that is malformed, unknown, expired or taken back: one answer for all of these.
+    pub(super) fn invalid_key() -> Problem {
+        Problem::of(Kind::InvalidKey).with(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"".to_owned())
+    }
+
     /// A task that has no result because it failed.
     pub(super) fn task_failed(error: TaskError) -> Problem {
         Problem { task_error: Some(Box::new(error)), ..Problem::of(Kind::TaskFailed) }
@@ -352,6 +359,7 @@ impl From<manager::Refused> for Problem {
             Refused::QueueFull { retry_after } => {
                 Problem::of(Kind::QueueFull).with(RETRY_AFTER, retry_after.to_string())
             }
+            Refused::KeyOver => Problem::invalid_key(),
             Refused::PreconditionFailed => Problem::of(Kind::PreconditionFailed),
             Refused::TooManySchedules { limit } => Problem::of_quota(Kind::TooManySchedules, "schedules", 0, limit, ""),
             Refused::TooManySecrets { limit } => Problem::of_quota(Kind::TooManySecrets, "secrets", 0, limit, ""),

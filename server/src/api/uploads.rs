@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
-use super::access::{self, Caller};
+use super::access::Caller;
 use super::conditional;
 use super::extract::{self, NameInPath, Query};
 use super::prefer;
@@ -115,7 +115,6 @@ pub(super) async fn put(
         let errors = faults.0.into_iter().map(|detail| FieldError { pointer: "#".into(), detail });
         Problem::fields_of(Kind::BadComponent, errors.collect())
     })?;
-    caller.is_still_good(&api)?;
     let uploaded =
         api.manager.put_task_type(&caller.tenant, &name, digest, body.bytes.clone(), seen, caller.actor()).await?;
     drop(body);
@@ -123,7 +122,7 @@ pub(super) async fn put(
         tokio::select! {
             () = api.manager.wait_compiled(digest, Duration::from_secs(seconds)) => {}
             // It is stored, whatever comes of the wait.
-            () = caller.end_of_key(api.tenants.clone()) => return Err(access::unusable()),
+            () = caller.end_of_key(api.tenants.clone()) => return Err(Problem::invalid_key()),
         }
     }
     let (text, tag) = whole(&api, &caller, &find(&api, &caller, Some(name.clone()))?).await?;
@@ -203,7 +202,6 @@ pub(super) async fn remove(
     let mut canceled = false;
     loop {
         let at_work = users().await?;
-        caller.is_still_good(&api)?;
         if at_work.is_empty() {
             break;
         }
@@ -219,7 +217,10 @@ pub(super) async fn remove(
                 api.manager.start_bulk(&user, Action::Cancel, filter, caller.actor()).await?;
             }
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            () = caller.end_of_key(api.tenants.clone()) => return Err(Problem::invalid_key()),
+        }
     }
     api.manager.delete_task_type(closed, &caller.tenant, &name, seen, caller.actor()).await?;
     wire::json(StatusCode::OK, &RemovedType { name, deleted: true })

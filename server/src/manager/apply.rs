@@ -18,6 +18,12 @@ type Result<T> = std::result::Result<T, StoreError>;
 
 impl Core {
     pub(super) fn apply(&mut self, command: &Command, now: Timestamp) -> Result<Done> {
+        // In turn with what takes keys back: after that nothing is changed with one, however long it was on its way.
+        if let Some(key) = command.by().and_then(|by| by.key)
+            && !self.store.is_key_good(key, now)?
+        {
+            return Ok(Done::Refused(Refused::KeyOver));
+        }
         match command {
             Command::Create { item, reply: Answer::Ended(reply) } if self.is_held(item, reply, now) => Ok(Done::Held),
             Command::Create { item, .. } => Ok(Done::Created(self.create(item, now)?)),

@@ -6,6 +6,7 @@ mod bounds;
 mod ledger;
 mod quotas;
 mod refusals;
+mod revoked;
 mod uploads;
 mod waited;
 

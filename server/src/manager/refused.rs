@@ -121,6 +121,9 @@ pub enum Refused {
         /// When to try again, in seconds.
         retry_after: u64,
     },
+    /// The key of the request was taken back, or has expired.
+    #[error("the key is good no more")]
+    KeyOver,
     /// The precondition of a write does not hold.
     #[error("the precondition does not hold")]
     PreconditionFailed,

@@ -29,7 +29,7 @@ pub(super) struct PutSchedule {
     /// The spec's.
     cron: Cron,
     precondition: Precondition,
-    by: Actor,
+    pub(super) by: Actor,
 }
 
 /// What one transaction may still do for schedules.

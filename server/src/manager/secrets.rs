@@ -15,7 +15,7 @@ pub(super) struct SecretCommand {
     /// What is to be stored; `None` to remove it.
     sealed: Option<Vec<u8>>,
     precondition: Precondition,
-    by: Actor,
+    pub(super) by: Actor,
     reply: Reply<SecretWritten>,
 }
 

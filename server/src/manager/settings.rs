@@ -48,7 +48,7 @@ pub(super) struct SettingsCommand {
     tenant: Arc<str>,
     name: String,
     patch: SettingsPatch,
-    by: Actor,
+    pub(super) by: Actor,
     reply: Reply<TaskType>,
 }
 

@@ -1,8 +1,10 @@
 //! What is said after a transaction: the answers of one that was committed, and the refusals of one that
 //! was not.
 
+use super::bulk::BulkCommand;
 use super::core::{Core, Created, Done, Start};
 use super::{Answer, Command, Refused, Stored, answer};
+use crate::audit::Actor;
 use crate::sandbox::Stop;
 use crate::store::StoreError;
 use crate::task::{TaskId, Timestamp};
@@ -65,13 +67,18 @@ impl Core {
                     answer(reply, Err(why));
                 }
                 (Command::Secret(command), Done::Secret(done)) => command.answer(done),
+                (Command::Secret(command), Done::Refused(why)) => command.answer(Err(why)),
                 (Command::Bulk(command), Done::Bulk(done)) => self.tell_bulk(command, done),
+                (Command::Bulk(command), Done::Refused(why)) => drop(command.refuse(why)),
                 (Command::Settings(command), Done::Settings(done)) => self.tell_settings(*command, done),
+                (Command::Settings(command), Done::Refused(why)) => command.refuse(why),
                 (Command::Trial(command), Done::Trial(place)) => self.tell_trial(*command, place, now),
                 (Command::Trial(command), Done::Refused(why)) => command.refuse(why),
                 (Command::Tried(tried), Done::Nothing) => self.tell_tried(*tried, now),
                 (Command::Tenant(command), Done::Tenant(done)) => self.tell_tenant(*command, *done),
+                (Command::Tenant(command), Done::Refused(why)) => command.refuse(why),
                 (Command::Type(command), Done::Type(done)) => self.tell_type(*command, *done),
+                (Command::Type(command), Done::Refused(why)) => drop(command.refuse(why)),
                 (Command::Flush { reply }, Done::Nothing) => answer(reply, Ok(())),
                 // The others have nobody to answer to.
                 _ => {}
@@ -194,6 +201,19 @@ impl Command {
             Command::KeyValue(command) => command.keys(),
             Command::Type(command) => command.things(),
             _ => 1,
+        }
+    }
+
+    /// Who asks for it, where the audit log tells that.
+    pub(super) fn by(&self) -> Option<&Actor> {
+        match self {
+            Command::PutSchedule { put, .. } => Some(&put.by),
+            Command::DeleteSchedule { by, .. } | Command::Bulk(BulkCommand::Create { by, .. }) => Some(by),
+            Command::Secret(command) => Some(&command.by),
+            Command::Settings(command) => Some(&command.by),
+            Command::Type(command) => command.by(),
+            Command::Tenant(command) => command.by(),
+            _ => None,
         }
     }
 

@@ -73,6 +73,11 @@ pub(super) enum TenantDone {
 }
 
 impl TenantCommand {
+    /// Who asks for it.
+    pub(super) fn by(&self) -> Option<&Actor> {
+        if let TenantCommand::Change { by, .. } = self { Some(by) } else { None }
+    }
+
     pub(super) fn refuse(self, why: Refused) {
         match self {
             TenantCommand::Change { reply, .. } => answer(reply, Err(why)),

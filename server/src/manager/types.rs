@@ -135,6 +135,15 @@ impl TypeCommand {
         matches!(self, TypeCommand::Piece { .. } | TypeCommand::Put { .. } | TypeCommand::Delete { .. })
     }
 
+    /// Who asks for it.
+    pub(super) fn by(&self) -> Option<&Actor> {
+        match self {
+            TypeCommand::Put { put, .. } => Some(&put.by),
+            TypeCommand::Delete { by, .. } => Some(by),
+            _ => None,
+        }
+    }
+
     /// How much it brings, as much as so many tasks would.
     pub(super) fn things(&self) -> usize {
         if let TypeCommand::Piece { bytes, .. } = self { 1 + (bytes.len() >> 12) } else { 1 }

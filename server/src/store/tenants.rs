@@ -109,6 +109,13 @@ impl Writer {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
+    /// Whether a key is there, and neither taken back nor expired.
+    pub fn is_key_good(&mut self, id: KeyId, now: Timestamp) -> Result<bool> {
+        let sql =
+            "SELECT 1 FROM api_key WHERE id = ?1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2)";
+        Ok(self.conn.prepare_cached(sql)?.exists(params![id, now])?)
+    }
+
     /// Adds a key.
     pub fn insert_key(&mut self, key: &StoredKey) -> Result<()> {
         let sql = format!("INSERT INTO api_key ({KEY_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)");

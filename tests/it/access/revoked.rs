@@ -208,8 +208,8 @@ fn what_waits_for_its_turn_is_not_done() {
         revoke(&server, &operator, &key);
         (stored(), uploads.into_iter().map(|upload| upload.join().unwrap()).collect())
     });
-    // One may have been on its way to the store.
-    assert!((before..=before + 1).contains(&stored()), "{} are stored, {before} when it was revoked", stored());
+    assert_eq!(stored(), before, "more are stored than when it was revoked");
+    assert_eq!(statuses.iter().filter(|status| **status == 201).count(), before, "{statuses:?}");
     assert!(statuses.iter().all(|status| matches!(status, 201 | 401)), "{statuses:?}");
     // A type whose many tasks have to be canceled first. All of that may be quicker than the revocation.
     let many = Value::from(vec![json!({"task_type": "own", "delay_ms": 600_000}); 10_000]).to_string();
@@ -230,7 +230,7 @@ fn what_waits_for_its_turn_is_not_done() {
             removal.join().unwrap() == 401 && other.get("/task-types/own").status == 200
         })
     };
-    assert!((0..3).any(is_kept));
+    assert!((0..10).any(is_kept));
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl World {
 }
 
 /// The next command of a request, which must not be answered yet.
-fn next<T>(asked: &mut (impl Future<Output = T> + Unpin), inbox: &Inbox) -> Command {
+pub(super) fn next<T>(asked: &mut (impl Future<Output = T> + Unpin), inbox: &Inbox) -> Command {
     let started = Instant::now();
     loop {
         assert!(asked.now_or_never().is_none(), "it is answered already");
