@@ -211,8 +211,10 @@ fn versions_that_fail_drive_none_out() {
     let mut too_slow = hostile::slow(&echo(), 400);
     for number in 0..3 {
         too_slow.extend([0, 3, 1, b'v', number]);
-        let headers = [WASM, ("prefer", "wait=60")];
-        let answer = client.send("PUT", "/task-types/mine", &headers, Some(&too_slow)).expect(200).json();
+        put(client, "mine", &too_slow).expect(200);
+        let answer = wait_for("the compiler to give up", || {
+            Some(task_type(client, "mine")).filter(|answer| answer["versions"][0]["state"] != "compiling")
+        });
         let states: Vec<_> = answer["versions"].as_array().unwrap().iter().map(|version| &version["state"]).collect();
         assert_eq!(states, ["failed", "ready"], "{answer:#}");
         assert_eq!(answer["version"], good);

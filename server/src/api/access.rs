@@ -299,7 +299,8 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
                 // First: nothing is read, or done, once the key is good no more.
                 biased;
                 () = caller.end_of_key(api.tenants.clone()) => {
-                    // What was sent whole with a good key is done and answered. What is still being sent is not.
+                    // What was sent whole with a good key is answered, and done where it does not come too late for the
+                    // thread that writes. What is still being sent is not.
                     // Nor does anybody wait on, for an answer or for what is run for it.
                     if held.is_some() && !is_looked_at || !was_read.load(Ordering::Acquire) {
                         return Problem::invalid_key().into_response();

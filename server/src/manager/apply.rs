@@ -18,9 +18,9 @@ type Result<T> = std::result::Result<T, StoreError>;
 
 impl Core {
     pub(super) fn apply(&mut self, command: &Command, now: Timestamp) -> Result<Done> {
-        // In turn with what takes keys back: after that nothing is changed with one, however long it was on its way.
-        if let Some(key) = command.by().and_then(|by| by.key)
-            && !self.store.is_key_good(key, now)?
+        // In turn with what takes keys back: after that nothing of this is done, however long it was on its way.
+        if let Some(by) = command.by()
+            && !self.is_admitted(by, now)?
         {
             return Ok(Done::Refused(Refused::KeyOver));
         }

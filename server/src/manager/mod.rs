@@ -9,6 +9,7 @@ mod check;
 mod concurrency;
 mod core;
 mod held;
+mod held_back;
 mod key_value;
 mod logs;
 #[cfg(test)]

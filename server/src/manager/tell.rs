@@ -213,7 +213,24 @@ impl Command {
             Command::Settings(command) => Some(&command.by),
             Command::Type(command) => command.by(),
             Command::Tenant(command) => command.by(),
-            _ => None,
+            Command::Create { .. }
+            | Command::CreateMany { .. }
+            | Command::Report(_)
+            | Command::Log { .. }
+            | Command::Cancel { .. }
+            | Command::Retry { .. }
+            | Command::Delete { .. }
+            | Command::AwaitEnd { .. }
+            | Command::PutObject { .. }
+            | Command::RemoveObject { .. }
+            | Command::KeyValue(_)
+            | Command::Bulk(BulkCommand::Step { .. } | BulkCommand::Stopped { .. })
+            | Command::Trial(_)
+            | Command::Tried(_)
+            | Command::Flush { .. }
+            | Command::IsStored { .. }
+            | Command::Room
+            | Command::Drain { .. } => None,
         }
     }
 

@@ -75,7 +75,10 @@ pub(super) enum TenantDone {
 impl TenantCommand {
     /// Who asks for it.
     pub(super) fn by(&self) -> Option<&Actor> {
-        if let TenantCommand::Change { by, .. } = self { Some(by) } else { None }
+        match self {
+            TenantCommand::Change { by, .. } => Some(by),
+            TenantCommand::Use { .. } => None,
+        }
     }
 
     pub(super) fn refuse(self, why: Refused) {
@@ -242,6 +245,15 @@ fn place_for_one_more(keys: &[StoredKey], now: Timestamp) -> Result<Option<KeyId
 }
 
 impl Core {
+    /// Whether somebody whose request was let through may still change something.
+    pub(super) fn is_admitted(&mut self, by: &Actor, now: Timestamp) -> Result<bool, StoreError> {
+        match by.key {
+            Some(key) => self.store.is_key_good(key, now),
+            // The command line and the private socket never need one. Others need none until there is one.
+            None => Ok(*by.tenant == *OPERATOR || !self.store.has_keys()?),
+        }
+    }
+
     pub(super) fn apply_tenant(&mut self, command: &TenantCommand, now: Timestamp) -> Result<TenantDone, StoreError> {
         Ok(match command {
             TenantCommand::Change { change, by, .. } => {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::Core;
-use super::upkeep::{HELD_GROUPS, HELD_STEP, LookAtHeld};
 use super::{Command, Manager, Refused, Reply, answer};
 use crate::audit::{Act, Actor};
 use crate::compiler::{Compiled, Loaded};
@@ -13,7 +12,7 @@ use crate::quotas::UsedUp;
 use crate::registry::{Closed, SHARED, TaskType, Version};
 use crate::sandbox::{About, Program};
 use crate::store::{PIECE_BYTES, StoreError, StoredType, new_upload};
-use crate::task::{Digest, Event, Task, Timestamp};
+use crate::task::{Digest, Task, Timestamp};
 use crate::tenants::Tenants;
 
 /// The longest that a client waits for code that is loaded.
@@ -46,6 +45,7 @@ pub(super) enum TypeCommand {
         upload: u64,
         at: u64,
         bytes: bytes::Bytes,
+        by: Actor,
         reply: Reply<()>,
     },
     /// The rest of it will not come, or nobody wants it.
@@ -139,8 +139,11 @@ impl TypeCommand {
     pub(super) fn by(&self) -> Option<&Actor> {
         match self {
             TypeCommand::Put { put, .. } => Some(&put.by),
-            TypeCommand::Delete { by, .. } => Some(by),
-            _ => None,
+            TypeCommand::Piece { by, .. } | TypeCommand::Delete { by, .. } => Some(by),
+            TypeCommand::Abandon { .. }
+            | TypeCommand::Compiled { .. }
+            | TypeCommand::Load { .. }
+            | TypeCommand::Loaded { .. } => None,
         }
     }
 
@@ -208,7 +211,8 @@ impl Manager {
             for (at, start) in (0..).zip((0..bytes.len()).step_by(PIECE_BYTES)) {
                 let upload = *arriving.upload.get_or_insert_with(new_upload);
                 let bytes = bytes.slice(start..bytes.len().min(start + PIECE_BYTES));
-                let piece = |reply| Command::Type(Box::new(TypeCommand::Piece { upload, at, bytes, reply }));
+                let by = by.clone();
+                let piece = |reply| Command::Type(Box::new(TypeCommand::Piece { upload, at, bytes, by, reply }));
                 self.ask(piece).await?;
             }
         }
@@ -530,63 +534,6 @@ impl Core {
             self.workers.compiler.forget(digest);
         }
         self.gone.clear();
-    }
-
-    /// Whether a task that is ready must not be started at the moment.
-    pub(super) fn must_wait(&self, task: &Task) -> bool {
-        self.is_held_back(&task.tenant, &task.task_type, task.component)
-    }
-
-    fn is_held_back(&self, tenant: &Arc<str>, task_type: &str, component: Digest) -> bool {
-        self.registry.is_paused(tenant, task_type)
-            || match self.registry.version(component) {
-                Some(Version::Ready(_)) => !self.is_in_memory(tenant, component),
-                Some(Version::Compiling) => true,
-                Some(Version::Failed(_)) | None => false,
-            }
-    }
-
-    /// Whether the program of a version is in memory. Otherwise it is loaded for a tenant, which is told.
-    fn is_in_memory(&self, tenant: &Arc<str>, component: Digest) -> bool {
-        let is_in_memory = self.registry.is_in_memory(component);
-        if !is_in_memory {
-            self.workers.compiler.load(tenant.clone(), component);
-        }
-        is_in_memory
-    }
-
-    /// Looks at some groups of the tasks that are held back, and releases those that can be started now. Returns
-    /// the groups that are left to be looked at; `None`: there are no more.
-    pub(super) fn release_held(
-        &mut self,
-        groups: LookAtHeld,
-        now: Timestamp,
-    ) -> Result<Option<LookAtHeld>, StoreError> {
-        let mut after = match groups {
-            LookAtHeld::All => None,
-            LookAtHeld::After(group) => Some(group),
-        };
-        let mut released = 0;
-        for _ in 0..HELD_GROUPS {
-            let Some(group) = self.store.next_held(after.as_ref())? else { return Ok(None) };
-            if !self.is_held_back(&group.tenant, &group.task_type, group.component) {
-                let tasks = self.store.held(&group, HELD_STEP)?;
-                let mut more = tasks.len() == HELD_STEP;
-                released += tasks.len();
-                for mut task in tasks {
-                    more &= self.change(&mut task, Event::Release, now)?.is_ok();
-                }
-                // What is left of this group comes next: those before it are held no more.
-                if more {
-                    break;
-                }
-            }
-            after = Some(group);
-            if released >= HELD_STEP {
-                break;
-            }
-        }
-        Ok(Some(after.map_or(LookAtHeld::All, LookAtHeld::After)))
     }
 }
 

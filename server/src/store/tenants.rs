@@ -116,6 +116,11 @@ impl Writer {
         Ok(self.conn.prepare_cached(sql)?.exists(params![id, now])?)
     }
 
+    /// Whether a key was ever made.
+    pub fn has_keys(&mut self) -> Result<bool> {
+        Ok(self.conn.prepare_cached("SELECT 1 FROM api_key LIMIT 1")?.exists([])?)
+    }
+
     /// Adds a key.
     pub fn insert_key(&mut self, key: &StoredKey) -> Result<()> {
         let sql = format!("INSERT INTO api_key ({KEY_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)");

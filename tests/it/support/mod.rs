@@ -16,7 +16,7 @@ pub(crate) use server::{Server, server, shared_server};
 pub(crate) use turns::alone;
 
 /// How long anything may take that is expected to happen. Generous: only a failing test waits so long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Waits until `look` finds something; fails with `what` when that takes too long.
 #[track_caller]
