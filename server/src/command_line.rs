@@ -43,7 +43,12 @@ fn short_path(data_dir: &Path) -> anyhow::Result<(std::fs::File, PathBuf)> {
 /// The socket for a server that holds the data directory.
 pub(crate) fn listen(data_dir: &Path) -> anyhow::Result<UnixListener> {
     // One that a server left which was killed.
-    let _ = std::fs::remove_file(data_dir.join(SOCKET));
+    match std::fs::remove_file(data_dir.join(SOCKET)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", data_dir.join(SOCKET).display()));
+        }
+        _ => {}
+    }
     let (_dir, path) = short_path(data_dir)?;
     let listener = UnixListener::bind(&path)
         .with_context(|| format!("cannot make the socket {}", data_dir.join(SOCKET).display()))?;

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::host::http::{HttpLimits, HttpSettings, Network};
@@ -356,7 +356,11 @@ impl Command {
         if let Some(path) = file {
             command = with_file(command, path)?;
         }
-        let matches = command.try_get_matches_from(&args).unwrap_or_else(|error| error.exit());
+        let matches = command.try_get_matches_from(&args).or_else(|error| match file {
+            // Without it there was nothing wrong.
+            Some(path) => Err(anyhow!("{}: {}", path.display(), in_one_line(&error))),
+            None => error.exit(),
+        })?;
         let command = Cli::from_arg_matches(&matches)?.command;
         if let Command::Serve(config) = &command {
             config.check()?;
@@ -444,6 +448,12 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// What is wrong, without the advice on the command line.
+fn in_one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
 /// The command line with the file's settings as its defaults: so what wins over what, what a value

@@ -10,6 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
 use crate::api::{self, App, Tls};
 use crate::clock;
@@ -52,12 +53,13 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let file = config.secret_key_file.as_deref();
     let key = file.map(|file| Key::read(file, &config.data_dir)).transpose()?.map(Arc::new);
     raise_open_files(u64::from(config.max_connections) + u64::from(config.max_http_connections));
+    // Two runtimes: what a guest does to the one cannot delay a request or a timer on the other.
+    let api_threads = threads("api", cores).enable_all().build().context("cannot start the api threads")?;
+    let starting = api_threads.block_on(async { end_at_a_signal() })?;
     let data_dir = DataDir::open(&config.data_dir)?;
     let (mut writer, readers) = store::open(&data_dir.path, READERS)?;
     let (defaults, ceiling) = (config.defaults.limits(), config.ceilings.limits());
 
-    // Two runtimes: what a guest does to the one cannot delay a request or a timer on the other.
-    let api_threads = threads("api", cores).enable_all().build().context("cannot start the api threads")?;
     let guests = config.guest_threads.map_or(cores, |threads| threads as usize);
     let guest_threads = threads("guest", guests)
         // Guests have no sockets, and WASI's timers only: looking at them costs more than most polls,
@@ -179,7 +181,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         max_component_bytes: config.max_component_bytes,
         max_memory_bytes: ceiling.memory_bytes,
     };
-    let served = api_threads.block_on(serve_api(listener, private, tls, &config, app));
+    let served = api_threads.block_on(serve_api(listener, private, tls, &config, app, starting));
     // Also where serving failed: what runs is put back, and what was said is on the disk.
     manager.drain(Duration::ZERO);
     let _ = core_thread.join();
@@ -200,11 +202,13 @@ async fn serve_api(
     tls: Option<Arc<Tls>>,
     config: &Config,
     app: App,
+    starting: JoinHandle<()>,
 ) -> anyhow::Result<()> {
     let manager = app.manager.clone();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    starting.abort();
     let address = listener.local_addr()?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let server = tokio::spawn(api::serve(
@@ -246,6 +250,21 @@ async fn serve_api(
         _ = terminate.recv() => std::process::exit(0),
         _ = interrupt.recv() => std::process::exit(0),
     }
+}
+
+/// Ends the process at a signal, until what is returned is aborted. While it starts nothing was promised to anybody, and
+/// what is half done is done again at the next start, as after a crash. The first process of a container has no other
+/// way to be ended.
+fn end_at_a_signal() -> anyhow::Result<JoinHandle<()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: it had not begun to serve");
+        std::process::exit(0);
+    }))
 }
 
 fn threads(name: &'static str, count: usize) -> Builder {

@@ -3,13 +3,14 @@
 mod revoked;
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
 use crate::support::guests::component;
 use crate::support::server::{Setup, refused, taskcell};
-use crate::support::{Client, Server, guest, shared_server, wait_for};
+use crate::support::{Client, Server, guest, server, shared_server, wait_for};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const ROLES: [&str; 5] = ["read", "submit", "operate", "deploy", "admin"];
@@ -519,6 +520,32 @@ fn tenants_are_bounded_and_weighed() {
     }
     assert_eq!(patch(r#"{"weight":null}"#).expect(200).json()["weight"], 100);
     operator.send("PATCH", "/tenants/b", &merge, Some(b"{}")).expect(404);
+}
+
+/// Pages of other sites, in a browser here, reach a loopback address under their own names (DNS rebinding).
+#[test]
+fn without_keys_nothing_is_answered_under_a_domain() {
+    let server = server(&[]);
+    let status = |target: &str, host: &str| {
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        stream
+            .write_all(format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").as_bytes())
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer[9..12].parse::<u16>().unwrap()
+    };
+    for host in ["localhost", "LocalHost:1", "127.0.0.1:8080", "127.1.2.3", "[::1]:8080", "taskcell", "a b", ""] {
+        assert_eq!(status("/tasks", host), 200, "{host}");
+    }
+    for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "evil."] {
+        assert_eq!(status("/tasks", host), 421, "{host}");
+    }
+    assert_eq!(status("http://evil.example/tasks", "localhost"), 421);
+    // Whoever has a key may come by any name; and what is for all is for all.
+    assert_eq!(status("/healthz", "evil.example"), 200);
+    server.setup().make_key("default", "read", &[]);
+    wait_for("the key", || (status("/tasks", "evil.example") == 401).then_some(()));
 }
 
 #[test]

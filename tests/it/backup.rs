@@ -23,6 +23,25 @@ fn succeeds(mut command: std::process::Command) {
     assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
 }
 
+/// A server that begins with nothing where a restore was cut off would look like one that lost everything.
+#[test]
+fn a_restore_that_was_cut_off_is_not_served() {
+    let setup = Setup::new(&[]).with_components(None);
+    let server = setup.start();
+    let id = server.client.create(&json!({"task_type": "echo"}));
+    let directory = temp_dir();
+    let file = directory.path().join("backup");
+    succeeds(run("backup", &file, server.setup().data_dir()));
+    let restored = Setup::new(&[]).with_components(None);
+    let partial = restored.data_dir().join("taskcell.db.partial");
+    fs::write(&partial, &fs::read(&file).unwrap()[..5000]).unwrap();
+    let message = restored.refused();
+    assert!(message.contains("was cut off: do it again, or remove"), "{message}");
+    succeeds(run("restore", &file, restored.data_dir()));
+    assert!(!partial.exists());
+    restored.start().client.get(&format!("/task/{id}")).expect(200);
+}
+
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }

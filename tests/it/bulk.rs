@@ -15,6 +15,23 @@ fn post(client: &Client, action: &str, filter: &Value) -> Answer {
     client.send("POST", &format!("/tasks/{action}"), &json, Some(body.as_bytes()))
 }
 
+/// An operation is about what matched when it was created, however long it takes.
+#[test]
+fn what_ends_after_an_operation_was_created_is_none_of_it() {
+    let server = server(&[]);
+    let client = &server.client;
+    let many = Value::from(vec![json!({"task_type": "echo", "delay_ms": 600_000}); 10_000]).to_string();
+    client.send("POST", "/tasks", &[("content-type", "application/json")], Some(many.as_bytes())).expect(200);
+    let canceled = start(client, "cancel", &json!({}));
+    assert_eq!(finished(client, &canceled)["done"], 10_000);
+    let later = client.create(&json!({"task_type": "echo", "delay_ms": 600_000}));
+    let operation = start(client, "delete", &json!({"status": "Failed"}));
+    client.post(&format!("/task/{later}/cancel")).expect(202);
+    let operation = finished(client, &operation);
+    assert_eq!((&operation["matched"], &operation["done"]), (&json!(10_000), &json!(10_000)));
+    assert_eq!(client.status(&later), "Failed", "it was Pending when the operation was created");
+}
+
 /// Starts an operation; returns its path.
 #[track_caller]
 fn start(client: &Client, action: &str, filter: &Value) -> String {
@@ -305,6 +322,8 @@ fn an_operation_is_forgotten_a_day_after_its_end() {
     let database = rusqlite::Connection::open(setup.database()).unwrap();
     let now = millis(&in_millis(0));
     database.execute("UPDATE operation SET created_at = ?1", [now - 3 * DAY_MS]).unwrap();
+    // What it is about has ended before that.
+    database.execute("UPDATE task SET finished_at = ?1 WHERE finished_at IS NOT NULL", [now - 4 * DAY_MS]).unwrap();
     for (path, age_ms) in [(&younger, DAY_MS - 120_000), (&older, DAY_MS + 1)] {
         let id = path.rsplit('/').next().unwrap().replace('-', "");
         let sql = "UPDATE operation SET finished_at = ?1 WHERE hex(id) = upper(?2)";

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::support::server::{Setup, refused, taskcell};
 use crate::support::{server, temp_dir, wait_for};
@@ -32,6 +33,29 @@ fn refused_with(command: &mut std::process::Command, words: &[&str]) {
 /// Where the server listens, started by that command.
 fn address(setup: &Setup, command: std::process::Command) -> String {
     setup.clone().start_command(command).address.clone()
+}
+
+/// The file is told, and not a flag that nobody gave.
+#[test]
+fn a_wrong_value_in_the_file_is_told_with_the_file() {
+    let setup = Setup::new(&[]).with_components(None);
+    let file = setup.data_dir().join("wrong.toml");
+    fs::write(&file, "max-running = \"x\"\n").unwrap();
+    refused_with(
+        serve_on(setup.data_dir()).arg("--config").arg(&file),
+        &["wrong.toml: invalid value 'x'", "max-running"],
+    );
+}
+
+/// SQLite would take it for a URI.
+#[test]
+fn a_data_directory_may_be_named_like_a_uri() {
+    let directory = temp_dir();
+    let mut command = taskcell();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir", "file:data?mode=ro"]).current_dir(directory.path());
+    let server = Setup::new(&[]).with_components(None).start_command(command);
+    server.client.output(&json!({"task_type": "echo", "input": 1}));
+    assert!(directory.path().join("file:data?mode=ro/taskcell.db").exists());
 }
 
 #[test]

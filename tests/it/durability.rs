@@ -519,3 +519,26 @@ fn a_wait_that_begins_during_the_commit_is_answered() {
         assert!(start.elapsed() < Duration::from_secs(40), "it was told, and not only looked at again at the end");
     });
 }
+
+/// What a crash left unsynced in the log is on the disk before anything follows it there: a disk that kept only what
+/// follows would look damaged.
+#[test]
+fn what_a_crash_left_is_synced_first() {
+    let disk = Disk::new();
+    let server = disk.under(Setup::new(&[])).start();
+    let log = server.setup().database().with_extension("db-wal");
+    let held = disk.with(Fault::SyncHeld, 1);
+    let client = server.client.clone();
+    let creates = thread::spawn(move || client.create(&json!({"task_type": "echo"})));
+    wait_for("the commit of the create", || (disk.held() > 0).then_some(()));
+    let setup = server.crash();
+    creates.join().unwrap_err();
+    // Who was killed in the middle of a sync is still counted.
+    let (left, before) = (std::fs::read(&log).unwrap(), disk.held());
+    let starts = thread::spawn(|| setup.start());
+    wait_for("a sync", || (disk.held() > before).then_some(()));
+    assert!(!left.is_empty() && std::fs::read(&log).unwrap() == left, "it is written to before it was synced");
+    drop(held);
+    let server = starts.join().unwrap();
+    assert_eq!(server.client.get("/tasks").expect(200).json()["tasks"].as_array().unwrap().len(), 1);
+}

@@ -1,5 +1,8 @@
 //! Named objects: over HTTP and for tasks the same.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Client, Server, guest, server};
@@ -156,6 +159,12 @@ fn a_part_of_an_object_or_a_packed_one_is_not_taken() {
     let put = |headers: &[(&str, &str)]| server.client.send("PUT", "/objects/a", headers, Some(b"abc"));
     put(&[("content-encoding", "gzip")]).problem(415);
     put(&[("content-range", "bytes 0-2/9")]).problem(400);
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    let head = "PUT /objects/a HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: gzip, chunked\r\nconnection: close";
+    stream.write_all(format!("{head}\r\n\r\n3\r\nabc\r\n0\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     server.client.get("/objects/a").problem(404);
     put(&[("content-encoding", "identity")]).expect(201);
 }

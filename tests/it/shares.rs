@@ -54,7 +54,7 @@ fn tasks_that_compute_keep_no_other_tenant_waiting() {
 #[test]
 fn turns_on_the_processors_go_by_tenant() {
     let (_server, a, b) = two(&["--guest-threads", "1"]);
-    let work = json!({"task_type": "primes", "input": {"up_to": 10_000_000}});
+    let work = json!({"task_type": "primes", "input": {"up_to": 100_000_000}});
     create(&a, 8, &work);
     wait_for("all of them to run", || (with_status(&a, "Running") == 8).then_some(()));
     b.output(&work);

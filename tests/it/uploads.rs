@@ -6,7 +6,7 @@ mod refused;
 mod trial;
 mod ways;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
@@ -200,6 +200,25 @@ fn a_pause_holds_back_what_is_queued_and_nothing_else() {
     for (number, id) in held.iter().enumerate() {
         assert_eq!(client.wait_for_end(id)["output"], number);
     }
+}
+
+/// The bytes that are there already are needed after all, where their type goes at that moment.
+#[test]
+fn an_upload_is_stored_while_its_type_is_removed() {
+    let server = server(&[]);
+    let client = &server.client;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let removed = client.delete("/task-types/mine?cancel=true").status;
+                assert!(matches!(removed, 200 | 404), "{removed}");
+            }
+        });
+        let all: Vec<u16> = (0..60).map(|_| put(client, "mine", &echo()).status).collect();
+        over.store(true, Ordering::Relaxed);
+        assert!(all.iter().all(|status| matches!(status, 200 | 201)), "{all:?}");
+    });
 }
 
 /// What cannot be used takes no place of what can.

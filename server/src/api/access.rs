@@ -1,7 +1,7 @@
 //! Who may do what: every path and method has its rule here, and a request that passes comes to its handler with
 //! its [`Caller`].
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +10,9 @@ use std::task::{Context, Poll, ready};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::Method;
-use axum::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HOST, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
@@ -416,7 +417,11 @@ fn caller(api: &Api, request: &Request) -> Result<Caller, Problem> {
         return Ok(Caller { tenant: OPERATOR.into(), role: Admin, is_operator: true, key: None, peer });
     }
     if !api.tenants.keys.are_needed() {
-        // As long as no key was ever made: whoever reaches the loopback address is everybody.
+        // As long as no key was ever made: whoever reaches the loopback address is everybody. A page of another site
+        // in a browser here is not: it could only reach it under a name of its own (DNS rebinding).
+        if is_for_a_domain(request) {
+            return Err(Problem::of(Kind::Misdirected));
+        }
         return Ok(Caller { tenant: DEFAULT_TENANT.into(), role: Admin, is_operator: true, key: None, peer });
     }
     let Some(token) = bearer(request.headers())? else {
@@ -425,6 +430,16 @@ fn caller(api: &Api, request: &Request) -> Result<Caller, Problem> {
     let key = api.tenants.keys.find(token, clock::now()).ok_or_else(Problem::invalid_key)?;
     let (tenant, role) = (key.stored.tenant.clone(), key.stored.role);
     Ok(Caller { is_operator: &*tenant == OPERATOR, tenant, role, key: Some(key), peer })
+}
+
+/// Whether a request names a host as only somebody's domain can be: one with a dot that is no address.
+fn is_for_a_domain(request: &Request) -> bool {
+    let host = || request.headers().get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let named = request.uri().authority().cloned().or_else(host);
+    named.is_some_and(|named| {
+        let host = named.host();
+        host.contains('.') && host.parse::<Ipv4Addr>().is_err() && !host.starts_with('[')
+    })
 }
 
 /// What is sent as a key (RFC 6750, section 2.1).
@@ -454,7 +469,7 @@ fn insufficient(role: Role, whose: &str) -> Problem {
 }
 
 /// How a call is refused for its key.
-const KEY_PROBLEMS: &[Kind] = &[Kind::Unauthorized, Kind::InvalidKey, Kind::InsufficientScope];
+const KEY_PROBLEMS: &[Kind] = &[Kind::Unauthorized, Kind::InvalidKey, Kind::InsufficientScope, Kind::Misdirected];
 
 /// Writes into the OpenAPI document what each call needs, and how it is refused.
 pub(super) fn document(openapi: &mut OpenApi) {

@@ -11,7 +11,9 @@ use axum::RequestPartsExt;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequestParts, Request};
 use axum::http::Uri;
-use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName};
+use axum::http::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, TRANSFER_ENCODING,
+};
 use axum::http::request::Parts;
 use bytes::{Bytes, BytesMut};
 use chrono::DateTime;
@@ -366,15 +368,22 @@ pub(super) fn check_merge_patch(headers: &HeaderMap) -> Result<(), Problem> {
         .map_err(|problem| problem.with(HeaderName::from_static("accept-patch"), MERGE_PATCH.to_owned()))
 }
 
-/// Refuses a body that is compressed (RFC 9110, section 8.4).
+/// Refuses a body that is compressed (RFC 9110, section 8.4; RFC 9112, section 7).
 pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
-    let encodings = headers.get_all(CONTENT_ENCODING).iter();
-    let encoded = encodings.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    match encoded.map(<[u8]>::trim_ascii).find(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
-        None => Ok(()),
-        Some(_) => Err(Problem::new(Kind::UnsupportedMediaType, "the body must be sent without a Content-Encoding")
-            .with(ACCEPT_ENCODING, "identity".into())),
+    if others(headers, TRANSFER_ENCODING, b"chunked") {
+        return Err(Problem::new(Kind::Malformed, "of the transfer codings only chunked is understood"));
     }
+    if others(headers, CONTENT_ENCODING, b"identity") {
+        return Err(Problem::new(Kind::UnsupportedMediaType, "the body must be sent without a Content-Encoding")
+            .with(ACCEPT_ENCODING, "identity".into()));
+    }
+    Ok(())
+}
+
+/// Whether a header lists anything but that.
+fn others(headers: &HeaderMap, name: HeaderName, known: &[u8]) -> bool {
+    let listed = headers.get_all(name).into_iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    listed.map(<[u8]>::trim_ascii).any(|listed| !listed.eq_ignore_ascii_case(known))
 }
 
 /// Reads JSON. What is no JSON is malformed; what is JSON and does not fit is told with the place.

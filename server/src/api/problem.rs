@@ -69,6 +69,8 @@ kinds! {
         "The key is malformed or unknown, has expired, or was revoked.";
     InsufficientScope = "insufficient-scope", FORBIDDEN, "The key does not allow this",
         "The call needs a key of a higher role, of another tenant, or for other task types. The detail says which.";
+    Misdirected = "misdirected", MISDIRECTED_REQUEST, "The request is for another host",
+        "As long as there are no keys, requests whose Host is a domain are not answered, so that no page of another site can send them. Use localhost or the address, or make a key.";
     NotFound = "not-found", NOT_FOUND, "There is no such thing",
         "Nothing is at this path: it never was, it was removed, or it belongs to somebody else.";
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "The method is not allowed here",

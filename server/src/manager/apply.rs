@@ -244,6 +244,9 @@ impl Core {
             self.count_removed(task.id)?;
             return Ok(Done::Removed(task.id));
         }
+        if is_canceled(&task) {
+            self.count_canceled(task.id)?;
+        }
         Ok(Done::Task(task))
     }
 

@@ -144,8 +144,10 @@ impl Core {
             BulkCommand::Stopped { id, action, tenant, task, .. } => {
                 let one = match self.store.task_head(tenant, *task)? {
                     None => One::Skipped,
-                    // By the stop itself.
-                    Some(task) if *action == Action::Cancel && is_canceled(&task) => One::Ended,
+                    // By the stop itself, with which it was counted.
+                    Some(task) if *action == Action::Cancel && is_canceled(&task) => {
+                        return Ok(BulkDone::Stopped(One::Ended));
+                    }
                     Some(mut task) => self.bulk_one(*action, &mut task, now)?,
                 };
                 if one != One::Running {
@@ -164,6 +166,17 @@ impl Core {
         }
     }
 
+    /// A task is canceled that was stopped, also for these operations.
+    pub(super) fn count_canceled(&mut self, task: TaskId) -> Result<(), StoreError> {
+        let Some(running) = self.running.get(&task) else { return Ok(()) };
+        for command in &running.then {
+            if let Command::Bulk(BulkCommand::Stopped { id, action: Action::Cancel, .. }) = command {
+                self.store.count_operation(*id, true)?;
+            }
+        }
+        Ok(())
+    }
+
     fn bulk_step(&mut self, id: OperationId, found: &Found, now: Timestamp) -> Result<Option<Part>, StoreError> {
         let operation = self.store.operation(id)?;
         let Some(mut operation) = operation.filter(|operation| operation.finished_at.is_none()) else {
@@ -178,8 +191,8 @@ impl Core {
         for id in &found.ids {
             // Read again: what was found may have changed since.
             let one = match self.store.task_head(&operation.tenant, *id)? {
-                Some(mut task) => self.bulk_one(operation.action, &mut task, now)?,
-                None => One::Skipped,
+                Some(mut task) if !operation.is_over_for(&task) => self.bulk_one(operation.action, &mut task, now)?,
+                _ => One::Skipped,
             };
             match one {
                 One::Ended | One::Retried | One::Removed => operation.done += 1,

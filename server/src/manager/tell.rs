@@ -169,10 +169,13 @@ impl Core {
                 Command::PutObject { reply, .. } | Command::RemoveObject { reply, .. } => answer(reply, Err(refusal())),
                 Command::KeyValue(command) => answer(command.reply, Err(refusal())),
                 Command::Report(ref report) => {
-                    // Who waits for this end hears that it cannot be stored now; it is stopped all the same.
-                    let then = self.running.get_mut(&report.id).map(|running| std::mem::take(&mut running.then));
+                    // Who waits for this end hears that it cannot be stored now; it is stopped all the same. An
+                    // operation goes on waiting.
+                    let is_asked = |then: &mut Command| !matches!(then, Command::Bulk(_));
+                    let running = self.running.get_mut(&report.id);
+                    let asked = running.map(|running| running.then.extract_if(.., is_asked).collect::<Vec<_>>());
                     kept.push(command);
-                    for then in then.unwrap_or_default() {
+                    for then in asked.unwrap_or_default() {
                         match (then, error) {
                             (Command::Cancel { reply, .. }, StoreError::NoRoom(_) | StoreError::TooSlow) => {
                                 answer(reply, Err(Refused::StoppedOnly));

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use chrono::SecondsFormat;
+
 use super::core::Core;
 use super::{Command, FieldError, Manager, Refused, Reply, answer};
 use crate::audit::{Act, Actor, Line};
@@ -214,8 +216,12 @@ pub fn administer(
                 store.delete_key(gone)?;
             }
             store.insert_key(key)?;
-            let gone_too = gone.map(|gone| format!(", in place of {gone}")).unwrap_or_default();
-            let detail = Some(format!("role {}{gone_too}", key.role.name()));
+            let types = key.task_types.as_ref().map(|types| format!(", task types {}", types.join(" ")));
+            let expires = key.expires_at.and_then(|at| chrono::DateTime::from_timestamp_millis(at.0));
+            let expires = expires.map(|at| format!(", expires {}", at.to_rfc3339_opts(SecondsFormat::Secs, true)));
+            let gone_too = gone.map(|gone| format!(", in place of {gone}"));
+            let bounds: String = [types, expires, gone_too].into_iter().flatten().collect();
+            let detail = Some(format!("role {}{bounds}", key.role.name()));
             let act = Act { action: "key.create", of: key.tenant.clone(), target: key.id.to_string(), detail };
             (Changed::KeyCreated(key.clone(), gone), act)
         }

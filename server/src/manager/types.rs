@@ -207,20 +207,28 @@ impl Manager {
         by: Actor,
     ) -> Result<Uploaded, Refused> {
         let mut arriving = Arriving { manager: self, upload: None };
-        if self.0.registry.version(digest).is_none() {
-            for (at, start) in (0..).zip((0..bytes.len()).step_by(PIECE_BYTES)) {
+        let mut is_there = self.0.registry.version(digest).is_some();
+        loop {
+            let pieces = if is_there { 0 } else { bytes.len() };
+            for (at, start) in (0..).zip((0..pieces).step_by(PIECE_BYTES)) {
                 let upload = *arriving.upload.get_or_insert_with(new_upload);
                 let bytes = bytes.slice(start..bytes.len().min(start + PIECE_BYTES));
                 let by = by.clone();
                 let piece = |reply| Command::Type(Box::new(TypeCommand::Piece { upload, at, bytes, by, reply }));
                 self.ask(piece).await?;
             }
+            let (tenant, name, size, upload) = (tenant.clone(), name.into(), bytes.len() as u64, arriving.upload);
+            let put = Put { tenant, name, digest, size, upload, seen: seen.clone(), by: by.clone() };
+            match self.ask(|reply| Command::Type(Box::new(TypeCommand::Put { put, reply }))).await {
+                // It was removed since it was looked for.
+                Err(Refused::Busy) if is_there => is_there = false,
+                Err(refused) => return Err(refused),
+                Ok(uploaded) => {
+                    arriving.upload = None;
+                    return Ok(uploaded);
+                }
+            }
         }
-        let (tenant, name, size, upload) = (tenant.clone(), name.into(), bytes.len() as u64, arriving.upload);
-        let put = Put { tenant, name, digest, size, upload, seen, by };
-        let uploaded = self.ask(|reply| Command::Type(Box::new(TypeCommand::Put { put, reply }))).await?;
-        arriving.upload = None;
-        Ok(uploaded)
     }
 
     /// Waits until a version is no longer being compiled, but no longer than `wait`.

@@ -282,7 +282,7 @@ impl Sandbox {
         // Before the log is counted: with the store goes stdout, and its last line may have no end.
         drop(store);
         let usage = Usage {
-            fuel: limits.fuel.saturating_sub(fuel_left),
+            fuel: limits.fuel.saturating_sub(fuel_left.saturating_sub(1)),
             cpu_ms: millis(cpu),
             wall_ms: millis(wall),
             queue_ms: millis(queue),
@@ -296,7 +296,8 @@ impl Sandbox {
             _ => None,
         };
         let outcome = match result {
-            // Guests are stopped where a function begins or a loop goes round: it may have ended before.
+            // Guests are stopped where a function begins or a loop goes round: it may have ended before. The one unit that
+            // it had more than its limit is gone where that is passed.
             Ok(_) if fuel_left == 0 => Outcome::Failed(outcome::fuel_exhausted(&limits)),
             Ok(Ok(output)) => outcome::of_output(output, &limits),
             Ok(Err(error)) => match outcome::of_error(&error, refused_memory, &limits) {
@@ -366,7 +367,8 @@ fn millis(time: Duration) -> f64 {
 
 fn prepare(store: &mut Store<Host>, limits: &Limits) -> wasmtime::Result<()> {
     store.limiter(|host| &mut host.memory);
-    store.set_fuel(limits.fuel)?;
+    // One more, so that whoever uses all of it can be told from whoever needs more.
+    store.set_fuel(limits.fuel.saturating_add(1))?;
     store.fuel_async_yield_interval(Some(YIELD_FUEL))?;
     // Every tick, besides: some instructions take long for the fuel they cost, and host calls cost none.
     store.set_epoch_deadline(1);

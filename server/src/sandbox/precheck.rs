@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use wasmparser::types::Types;
 use wasmparser::{
-    CanonicalFunction, FuncToValidate, FuncValidatorAllocations, FunctionBody, MemorySectionReader, MemoryType, Parser,
-    Payload, ValidPayload, Validator, ValidatorResources, WasmFeatures,
+    CanonicalFunction, ElementItems, FuncToValidate, FuncValidatorAllocations, FunctionBody, MemorySectionReader,
+    MemoryType, Parser, Payload, ValidPayload, Validator, ValidatorResources, WasmFeatures,
 };
 
 use super::{adapt, apart, linking, offered, one_line};
@@ -33,6 +33,10 @@ const MOST_COMPONENTS: u64 = 200;
 /// thousands of types.
 const MOST_SECTIONS: u64 = 100_000;
 const MOST_TYPES: u64 = 100_000;
+
+/// Most functions that the tables of all of them are filled with. Compilers take two kilobytes of memory for each;
+/// CPython's component has some thousands.
+const MOST_ELEMENTS: u64 = 100_000;
 
 /// How deep components may lie inside of each other.
 const MOST_DEPTH: u64 = 16;
@@ -168,6 +172,7 @@ struct Counts {
     components: u64,
     sections: u64,
     types: u64,
+    elements: u64,
     /// Components and modules that are open.
     depth: u64,
     /// The last of them has ended.
@@ -188,6 +193,14 @@ impl Counts {
             Payload::TypeSection(types) => self.types += u64::from(types.count()),
             Payload::CoreTypeSection(types) => self.types += u64::from(types.count()),
             Payload::ComponentTypeSection(types) => self.types += u64::from(types.count()),
+            Payload::ElementSection(segments) => {
+                for segment in segments.clone() {
+                    self.elements += u64::from(match segment?.items {
+                        ElementItems::Functions(items) => items.count(),
+                        ElementItems::Expressions(_, items) => items.count(),
+                    });
+                }
+            }
             _ => {}
         }
         self.sections += u64::from(payload.as_section().is_some());
@@ -198,6 +211,7 @@ impl Counts {
             ("components inside of each other", self.depth, MOST_DEPTH),
             ("sections", self.sections, MOST_SECTIONS),
             ("types", self.types, MOST_TYPES),
+            ("elements of tables", self.elements, MOST_ELEMENTS),
         ];
         match bounds.into_iter().find(|(_, found, most)| found > most) {
             Some((what, _, most)) => Err(fault(format!("it has more than {most} {what}"))),

@@ -16,7 +16,8 @@ use super::{CHECK_TIME, DATABASE, DataDir, sync_dir};
 /// server runs on it. What was committed before the copy began is in it. Compiled code is not: a server
 /// makes it anew.
 pub fn back_up(data_dir: &Path, file: &Path) -> anyhow::Result<()> {
-    let database = data_dir.join(DATABASE);
+    // Absolute, as SQLite would take a path that begins with `file:` for a URI.
+    let database = std::path::absolute(data_dir)?.join(DATABASE);
     ensure!(database.exists(), "there is no database in {}: is --data-dir right?", data_dir.display());
     ensure!(!file.exists(), "{} exists already, and a backup replaces nothing", file.display());
     // A server that runs has looked at it.
@@ -30,7 +31,7 @@ pub fn back_up(data_dir: &Path, file: &Path) -> anyhow::Result<()> {
     // The log stays as it is.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Under another name until it is whole: a file of that name is a backup, or there is none.
-    let partial = partial(file);
+    let partial = partial(&std::path::absolute(file)?);
     let _ = std::fs::remove_file(&partial);
     let written = conn
         .execute("VACUUM INTO ?1", [partial.to_string_lossy()])
@@ -44,13 +45,25 @@ pub fn back_up(data_dir: &Path, file: &Path) -> anyhow::Result<()> {
     sync_dir(parent(file))
 }
 
+/// Refuses a data directory whose restore was cut off: what is wanted there is not what a new database has.
+pub(super) fn check_restored(dir: &Path) -> anyhow::Result<()> {
+    let partial = partial(&dir.join(DATABASE));
+    ensure!(
+        !partial.exists() || dir.join(DATABASE).exists(),
+        "a restore into {} was cut off: do it again, or remove {} to begin with nothing",
+        dir.display(),
+        partial.display()
+    );
+    Ok(())
+}
+
 /// Puts a backup into a data directory that has no database. Tasks that ran when it was made are
 /// attempted again when a server starts, as after a crash.
 pub fn restore(file: &Path, data_dir: &Path) -> anyhow::Result<()> {
     let bytes = std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?.len();
     ensure!(bytes > 0, "{} is empty: it is no backup", file.display());
     // Nothing is written before this is known to be a sound backup that this version can read.
-    inspect(file, None)?;
+    inspect(&std::path::absolute(file)?, None)?;
     let dir = DataDir::open(data_dir)?;
     let database = dir.path.join(DATABASE);
     // A log without its database as well: it would be taken for the restored one's.

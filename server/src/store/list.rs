@@ -193,6 +193,8 @@ pub(super) struct Bulk<'a> {
     pub(super) statuses: &'a [Status],
     /// Only created before this id.
     pub(super) before: TaskId,
+    /// Only where this column has no later time than that.
+    pub(super) since: Option<(&'static str, Timestamp)>,
 }
 
 /// A part of the tasks that a bulk operation is about.
@@ -208,6 +210,10 @@ impl Bulk<'_> {
     fn search(&self) -> rusqlite::Result<Search> {
         let mut search = Search::new(self.tenant, self.filter, self.statuses)?;
         search.within("<", self.before)?;
+        if let Some((column, at)) = self.since {
+            let at = search.value(&at)?;
+            search.matches.push(format!("{column} <= {at}"));
+        }
         Ok(search)
     }
 
@@ -391,7 +397,7 @@ mod tests {
             for statuses in STATUSES {
                 let expected: Vec<TaskId> =
                     tasks.iter().filter(|(_, is)| fits(is, &filter, statuses)).map(|(id, _)| *id).collect();
-                let bulk = Bulk { tenant: "a", filter: &filter, statuses, before: id(1000) };
+                let bulk = Bulk { tenant: "a", filter: &filter, statuses, before: id(1000), since: None };
                 assert_eq!(bulk.count(&writer.conn).unwrap(), expected.len() as u64, "{filter:?}");
                 for (look, limit) in [(Duration::ZERO, 50), (Duration::MAX, 7)] {
                     let (mut ids, mut after, mut parts) = (Vec::new(), None, 0);
@@ -451,7 +457,7 @@ mod tests {
         ] {
             let first = page(&writer.conn, tenant, &filter, None, 50, Duration::ZERO).unwrap();
             assert_eq!((first.tasks.len(), first.more_after), (0, Some(id(10))), "{filter:?}");
-            let bulk = Bulk { tenant, filter: &filter, statuses: &Status::ALL, before: id(1000) };
+            let bulk = Bulk { tenant, filter: &filter, statuses: &Status::ALL, before: id(1000), since: None };
             let first = bulk.find(&writer.conn, None, 50, Duration::ZERO).unwrap();
             assert_eq!(first, Found { ids: Vec::new(), until: Some(id(1)) }, "{filter:?}");
         }

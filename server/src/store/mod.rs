@@ -76,6 +76,7 @@ const CHECK_TIME: Duration = Duration::from_millis(250);
 /// A file that is damaged, that a newer taskcell wrote, or that is no taskcell database is refused
 /// before anything is written to it.
 pub fn open(dir: &Path, readers: usize) -> anyhow::Result<(Writer, Readers)> {
+    backup::check_restored(dir)?;
     let path = dir.join(DATABASE);
     inspect::inspect(&path, Some(CHECK_TIME))?;
     inspect::sync_log(&path)?;
@@ -198,7 +199,8 @@ impl DataDir {
             .open(&lock_path)
             .with_context(|| format!("cannot write in the data directory {}", path.display()))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Some(DataDir { path: path.to_path_buf(), _lock: lock })),
+            // Absolute, as SQLite would take a path that begins with `file:` for a URI.
+            Ok(()) => Ok(Some(DataDir { path: std::path::absolute(path)?, _lock: lock })),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
             Err(std::fs::TryLockError::Error(error)) => {
                 Err(error).with_context(|| format!("cannot lock {}", lock_path.display()))

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::list::{Bulk, Found, LOOK};
 use super::rows::Json;
 use super::{ListFilter, Readers, StoreError, Writer};
-use crate::task::{Status, TaskId, Timestamp};
+use crate::task::{Status, Task, TaskId, Timestamp};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -82,8 +82,28 @@ pub struct Operation {
 
 impl Operation {
     fn tasks(&self) -> Bulk<'_> {
-        let Operation { tenant, filter, action, id, .. } = self;
-        Bulk { tenant, filter, statuses: action.statuses(), before: TaskId(id.0) }
+        let Operation { tenant, filter, action, id, created_at, .. } = self;
+        // What began to be so later was something else when the operation was created.
+        let since = if self.is_of_any(&[Status::Completed, Status::Failed]) {
+            Some("finished_at")
+        } else if self.is_of_any(&[Status::Running]) {
+            Some("started_at")
+        } else {
+            None
+        };
+        let since = since.map(|column| (column, *created_at));
+        Bulk { tenant, filter, statuses: action.statuses(), before: TaskId(id.0), since }
+    }
+
+    /// Whether it is about tasks of these statuses alone.
+    fn is_of_any(&self, statuses: &[Status]) -> bool {
+        let mut may = self.action.statuses().iter().filter(|may| self.filter.status.is_none_or(|only| only == **may));
+        may.all(|may| statuses.contains(may))
+    }
+
+    /// Whether a task that was found is none of its any more: it has ended, and was retried since.
+    pub fn is_over_for(&self, task: &Task) -> bool {
+        !task.status.is_ended() && self.is_of_any(&[Status::Completed, Status::Failed])
     }
 }
 

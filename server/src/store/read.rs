@@ -75,6 +75,8 @@ struct Inner {
     // A std mutex: it is held to pop and to push only.
     free: Mutex<Vec<Connection>>,
     places: Places,
+    /// How many of them may look for tasks, which takes long where few match: the others are there for what is quick.
+    searches: Places,
 }
 
 impl Readers {
@@ -87,7 +89,8 @@ impl Readers {
             conn.set_prepared_statement_cache_capacity(32);
             free.push(conn);
         }
-        let inner = Inner { count, places: Places::new(count), free: Mutex::new(free) };
+        let (places, searches) = (Places::new(count), Places::new((count / 2).max(1)));
+        let inner = Inner { count, places, searches, free: Mutex::new(free) };
         Ok(Readers { inner: Arc::new(inner), share: None })
     }
 
@@ -139,7 +142,13 @@ impl Readers {
         before: Option<TaskId>,
         limit: usize,
     ) -> Result<Page> {
-        self.read(&tenant.clone(), move |conn| list::page(conn, &tenant, &filter, before, limit, list::LOOK)).await
+        let search = self.inner.searches.take(&tenant).await;
+        self.read(&tenant.clone(), move |conn| {
+            // Kept here, where the client may go away and the work goes on.
+            let _search = search;
+            list::page(conn, &tenant, &filter, before, limit, list::LOOK)
+        })
+        .await
     }
 
     /// Whether the tenant has tasks of a type that are Pending or Running.
@@ -160,7 +169,8 @@ impl Readers {
             let find = move |conn: &Connection| {
                 // Both at once: a task goes from one to the other, and back.
                 let statuses = &[Status::Pending, Status::Running];
-                let tasks = Bulk { tenant: &of, filter: &filter, statuses, before: TaskId(uuid::Uuid::max()) };
+                let tasks =
+                    Bulk { tenant: &of, filter: &filter, statuses, before: TaskId(uuid::Uuid::max()), since: None };
                 tasks.find(conn, after, 1, look)
             };
             match self.read(tenant, find).await? {
@@ -338,6 +348,24 @@ mod tests {
     use futures::future::join_all;
 
     use super::*;
+
+    /// Searches keep what is quick from nobody.
+    #[test]
+    fn half_of_the_readers_are_no_ones_to_search_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_writer, readers) = super::super::open(directory.path(), 2).unwrap();
+        let a = Arc::<str>::from("a");
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            let search = || Box::pin(readers.list(a.clone(), ListFilter::default(), None, 1));
+            let held = readers.inner.searches.take(&a).await;
+            let mut waits = search();
+            assert!(waits.as_mut().now_or_never().is_none());
+            assert_eq!(readers.task(a.clone(), TaskId(uuid::Uuid::nil())).await.unwrap(), None);
+            assert!(waits.as_mut().now_or_never().is_none());
+            drop(held);
+            assert!(waits.await.unwrap().tasks.is_empty());
+        });
+    }
 
     /// One that reads a lot waits for itself.
     #[test]

@@ -1,10 +1,13 @@
 //! SIGTERM and SIGINT: an end in good order.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
+use crate::support::server::Setup;
 use crate::support::{Server, guest, server, wait_for};
 
 fn wait_for_log(server: &Server, text: &str) {
@@ -57,6 +60,23 @@ fn running_tasks_may_end() {
 }
 
 /// While it drains, the server answers, takes no work, and says so; a second signal ends it at once.
+/// Built-in types are being compiled at that time. Nothing has to be put away yet.
+#[test]
+fn a_server_that_starts_ends_at_a_signal() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let setup = Setup::uncompiled(&[]);
+        let mut child = setup.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        log.read_line(&mut line).unwrap();
+        assert!(line.contains("sandbox ready"), "{line}");
+        rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0), "it did not serve, and has ended well");
+        setup.start().client.output(&json!({"task_type": "echo", "input": 1}));
+    }
+}
+
 #[test]
 fn no_work_is_taken_meanwhile() {
     let mut server = server(&["--drain-timeout", "600000"]);

@@ -163,6 +163,11 @@ fn bombs(good: &[u8]) -> Vec<Row> {
             vec!["more than 200000 functions"],
         ),
         (
+            "large tables",
+            of_module(&format!("(module (table 1 funcref) (func) (elem (i32.const 0) func {}))", "0 ".repeat(100_001))),
+            vec!["more than 100000 elements of tables"],
+        ),
+        (
             "many modules",
             wat(&format!("(component {})", "(core module)".repeat(201))),
             vec!["more than 200 core modules"],

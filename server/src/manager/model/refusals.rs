@@ -16,7 +16,7 @@ use crate::host::log::News;
 use crate::sandbox::RunEnd;
 use crate::schedules::Spec;
 use crate::store::{Action, Found, ListFilter, Operation, OperationId, Precondition, StoreError};
-use crate::task::{AttemptEnd, Digest, ErrorKind, Status};
+use crate::task::{AttemptEnd, Digest, ErrorKind, Outcome, Status, Task, TaskError, Timestamp};
 
 pub(super) fn actor() -> Actor {
     Actor { tenant: "default".into(), key: None, peer: "here".into() }
@@ -166,6 +166,76 @@ fn an_operation_keeps_what_it_stopped_while_the_store_takes_no_writes() {
     world.step(kept);
     assert_eq!(world.operation(operation).done, 1);
     assert!(world.stored(task.id).is_none());
+}
+
+/// It is counted with the end of the attempt, in one transaction.
+#[test]
+fn a_crash_right_after_an_end_makes_no_operation_forget_it() {
+    let mut world = World::new();
+    let task = world.plain_task();
+    world.store(std::slice::from_ref(&task));
+    world.step(Vec::new());
+    let operation = world.stop_all(Action::Cancel);
+    let job = world.running.remove(&task.id).unwrap();
+    job.control.leave();
+    let outcome = Outcome::Failed(TaskError::new(ErrorKind::Canceled, "it was canceled"));
+    let end = RunEnd::Ended(AttemptEnd { outcome, ..AttemptEnd::host_failure("") });
+    let report =
+        Report { id: task.id, attempt: 1, end, ended_at: world.now, news: News { lines: Vec::new(), progress: None } };
+    let mut next = Vec::new();
+    world.core.as_mut().unwrap().step(vec![Command::Report(report)], world.now, &mut next);
+    assert_eq!((world.operation(operation).done, next.len()), (1, 1), "what follows is not done yet");
+    world.step(next);
+    world.crash();
+    assert_eq!((world.operation(operation).done, world.operation(operation).skipped), (1, 0));
+}
+
+/// Tasks that are so since later, and one that was retried after it was found.
+#[test]
+fn an_operation_is_about_what_was_so_when_it_was_created() {
+    let mut world = World::new();
+    let now = world.now;
+    let ended = |world: &World, at: Timestamp| Task {
+        status: Status::Failed,
+        finished_at: Some(at),
+        error: Some(TaskError::new(ErrorKind::Permanent, "why")),
+        ..world.plain_task()
+    };
+    let running = |world: &World, at: Timestamp| Task {
+        status: Status::Running,
+        attempt: 1,
+        started_at: Some(at),
+        ..world.plain_task()
+    };
+    let later = now.plus_millis(1);
+    let tasks = [ended(&world, now), ended(&world, later), running(&world, now), running(&world, later)];
+    world.store(&tasks);
+    let mut operation = Operation {
+        id: OperationId(uuid::Uuid::now_v7()),
+        tenant: "default".into(),
+        action: Action::Delete,
+        filter: ListFilter::default(),
+        matched: None,
+        done: 0,
+        skipped: 0,
+        after: None,
+        created_at: now,
+        finished_at: None,
+    };
+    let store = &mut world.core.as_mut().unwrap().store;
+    let mut found = |action: Action, status: Option<Status>| {
+        (operation.action, operation.filter.status) = (action, status);
+        store.find(&operation, 10).unwrap().ids
+    };
+    let ids = |which: &[usize]| which.iter().map(|which| tasks[*which].id).collect::<Vec<_>>();
+    assert_eq!(found(Action::Delete, Some(Status::Failed)), ids(&[0]));
+    assert_eq!(found(Action::Retry, None), ids(&[0]));
+    assert_eq!(found(Action::Cancel, Some(Status::Running)), ids(&[2]));
+    // These were something that matches all the time.
+    assert_eq!(found(Action::Cancel, None), ids(&[2, 3]));
+    assert_eq!(found(Action::Delete, None), ids(&[0, 1, 2, 3]));
+    operation.filter.status = Some(Status::Failed);
+    assert!(operation.is_over_for(&tasks[2]) && !operation.is_over_for(&tasks[0]));
 }
 
 #[test]
