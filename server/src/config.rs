@@ -450,10 +450,11 @@ impl Config {
     }
 }
 
-/// What is wrong, without the advice on the command line.
+/// What is wrong, without the advice on the command line that follows an empty line.
 fn in_one_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+    let told: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    told.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 /// The command line with the file's settings as its defaults: so what wins over what, what a value

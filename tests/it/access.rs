@@ -535,7 +535,18 @@ fn without_keys_nothing_is_answered_under_a_domain() {
         stream.read_to_string(&mut answer).unwrap();
         answer[9..12].parse::<u16>().unwrap()
     };
-    for host in ["localhost", "LocalHost:1", "127.0.0.1:8080", "127.1.2.3", "[::1]:8080", "taskcell", "a b", ""] {
+    for host in [
+        "localhost",
+        "LocalHost:1",
+        "127.0.0.1:8080",
+        "127.1.2.3",
+        "[::1]:8080",
+        "app.localhost",
+        "localhost.",
+        "taskcell",
+        "a b",
+        "",
+    ] {
         assert_eq!(status("/tasks", host), 200, "{host}");
     }
     for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "evil."] {

@@ -215,9 +215,11 @@ fn an_upload_is_stored_while_its_type_is_removed() {
                 assert!(matches!(removed, 200 | 404), "{removed}");
             }
         });
-        let all: Vec<u16> = (0..60).map(|_| put(client, "mine", &echo()).status).collect();
+        let bytes = echo_version(77);
+        let all: Vec<u16> = (0..60).map(|_| put(client, "mine", &bytes).status).collect();
         over.store(true, Ordering::Relaxed);
-        assert!(all.iter().all(|status| matches!(status, 200 | 201)), "{all:?}");
+        // It may be gone again before the answer.
+        assert!(all.iter().all(|status| matches!(status, 200 | 201 | 404)), "{all:?}");
     });
 }
 

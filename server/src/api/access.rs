@@ -432,13 +432,15 @@ fn caller(api: &Api, request: &Request) -> Result<Caller, Problem> {
     Ok(Caller { is_operator: &*tenant == OPERATOR, tenant, role, key: Some(key), peer })
 }
 
-/// Whether a request names a host as only somebody's domain can be: one with a dot that is no address.
+/// Whether a request names a host as only somebody's domain can be: one with a dot that is neither an address nor this
+/// machine (RFC 6761, section 6.3).
 fn is_for_a_domain(request: &Request) -> bool {
     let host = || request.headers().get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
     let named = request.uri().authority().cloned().or_else(host);
     named.is_some_and(|named| {
-        let host = named.host();
-        host.contains('.') && host.parse::<Ipv4Addr>().is_err() && !host.starts_with('[')
+        let host = named.host().trim_end_matches('.').to_ascii_lowercase();
+        let is_this = host == "localhost" || host.ends_with(".localhost");
+        !is_this && named.host().contains('.') && host.parse::<Ipv4Addr>().is_err() && !host.starts_with('[')
     })
 }
 

@@ -383,7 +383,7 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
 /// Whether a header lists anything but that.
 fn others(headers: &HeaderMap, name: HeaderName, known: &[u8]) -> bool {
     let listed = headers.get_all(name).into_iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    listed.map(<[u8]>::trim_ascii).any(|listed| !listed.eq_ignore_ascii_case(known))
+    listed.map(<[u8]>::trim_ascii).any(|listed| !listed.is_empty() && !listed.eq_ignore_ascii_case(known))
 }
 
 /// Reads JSON. What is no JSON is malformed; what is JSON and does not fit is told with the place.

@@ -405,7 +405,8 @@ impl Core {
 }
 
 pub(super) fn is_canceled(task: &Task) -> bool {
-    task.error.as_ref().is_some_and(|error| error.kind == ErrorKind::Canceled)
+    // One that is attempted again keeps the error of its last end.
+    task.status.is_ended() && task.error.as_ref().is_some_and(|error| error.kind == ErrorKind::Canceled)
 }
 
 /// A number for the jitter of a retry. An id's last 62 bits are random (RFC 9562, section 5.7).

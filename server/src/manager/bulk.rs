@@ -109,6 +109,11 @@ impl BulkCommand {
         }
     }
 
+    /// Whether a task is to be canceled once it has been stopped.
+    pub(super) fn cancels(&self) -> bool {
+        matches!(self, BulkCommand::Stopped { action: Action::Cancel, .. })
+    }
+
     /// Whether a task is to be removed once it has been stopped.
     pub(super) fn removes(&self) -> bool {
         matches!(self, BulkCommand::Stopped { action: Action::Delete, .. })
@@ -144,10 +149,8 @@ impl Core {
             BulkCommand::Stopped { id, action, tenant, task, .. } => {
                 let one = match self.store.task_head(tenant, *task)? {
                     None => One::Skipped,
-                    // By the stop itself, with which it was counted.
-                    Some(task) if *action == Action::Cancel && is_canceled(&task) => {
-                        return Ok(BulkDone::Stopped(One::Ended));
-                    }
+                    // By somebody else, before this came.
+                    Some(task) if *action == Action::Cancel && is_canceled(&task) => One::Ended,
                     Some(mut task) => self.bulk_one(*action, &mut task, now)?,
                 };
                 if one != One::Running {
@@ -166,7 +169,7 @@ impl Core {
         }
     }
 
-    /// A task is canceled that was stopped, also for these operations.
+    /// A task is canceled that was stopped, also for these operations: they are done with it once that is committed.
     pub(super) fn count_canceled(&mut self, task: TaskId) -> Result<(), StoreError> {
         let Some(running) = self.running.get(&task) else { return Ok(()) };
         for command in &running.then {

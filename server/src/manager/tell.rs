@@ -1,6 +1,7 @@
 //! What is said after a transaction: the answers of one that was committed, and the refusals of one that
 //! was not.
 
+use super::apply::is_canceled;
 use super::bulk::BulkCommand;
 use super::core::{Core, Created, Done, Start};
 use super::{Answer, Command, Refused, Stored, answer};
@@ -21,10 +22,15 @@ impl Core {
                     answer(reply, Ok(stored));
                 }
                 (Command::Report(report), Done::Task(task)) => {
+                    let mut then = self.running.remove(&report.id).map(|running| running.then).unwrap_or_default();
                     if task.status.is_ended() {
+                        if is_canceled(&task) {
+                            // They were counted with it.
+                            then.retain(|then| !matches!(then, Command::Bulk(command) if command.cancels()));
+                        }
                         self.ended.tell(task);
                     }
-                    again.extend(self.running.remove(&report.id).into_iter().flat_map(|running| running.then));
+                    again.extend(then);
                 }
                 (Command::Report(report), Done::Removed(id)) => {
                     self.ended.gone(id);

@@ -36,7 +36,7 @@ const MOST_TYPES: u64 = 100_000;
 
 /// Most functions that the tables of all of them are filled with. Compilers take two kilobytes of memory for each;
 /// CPython's component has some thousands.
-const MOST_ELEMENTS: u64 = 100_000;
+const MOST_ELEMENTS: u64 = 200_000;
 
 /// How deep components may lie inside of each other.
 const MOST_DEPTH: u64 = 16;

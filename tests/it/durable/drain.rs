@@ -59,7 +59,6 @@ fn running_tasks_may_end() {
     assert_eq!((&task["status"], &task["attempt"]), (&json!("Completed"), &json!(1)), "{task:#}");
 }
 
-/// While it drains, the server answers, takes no work, and says so; a second signal ends it at once.
 /// Built-in types are being compiled at that time. Nothing has to be put away yet.
 #[test]
 fn a_server_that_starts_ends_at_a_signal() {
@@ -67,9 +66,10 @@ fn a_server_that_starts_ends_at_a_signal() {
         let setup = Setup::uncompiled(&[]);
         let mut child = setup.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        log.read_line(&mut line).unwrap();
-        assert!(line.contains("sandbox ready"), "{line}");
+        let mut lines = String::new();
+        while !lines.contains("sandbox ready") {
+            assert!(log.read_line(&mut lines).unwrap() > 0, "{lines}");
+        }
         rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
         let output = child.wait_with_output().unwrap();
         assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0), "it did not serve, and has ended well");
@@ -77,6 +77,7 @@ fn a_server_that_starts_ends_at_a_signal() {
     }
 }
 
+/// While it drains, the server answers, takes no work, and says so; a second signal ends it at once.
 #[test]
 fn no_work_is_taken_meanwhile() {
     let mut server = server(&["--drain-timeout", "600000"]);

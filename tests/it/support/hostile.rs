@@ -164,8 +164,8 @@ fn bombs(good: &[u8]) -> Vec<Row> {
         ),
         (
             "large tables",
-            of_module(&format!("(module (table 1 funcref) (func) (elem (i32.const 0) func {}))", "0 ".repeat(100_001))),
-            vec!["more than 100000 elements of tables"],
+            of_module(&format!("(module (table 1 funcref) (func) (elem (i32.const 0) func {}))", "0 ".repeat(200_001))),
+            vec!["more than 200000 elements of tables"],
         ),
         (
             "many modules",
