@@ -149,7 +149,7 @@ impl Schedules {
             let right = checked.is_ok();
             losses.extend(checked.err().map(|why| format!("the schedule {name}: {why}: {schedule:?}")));
             // A removed one is looked at twice: it makes no task any more.
-            right && !was_gone
+            right && !(was_gone && schedule.gone)
         });
         losses
     }
@@ -165,6 +165,8 @@ impl Schedule {
     /// The server says when it was created.
     fn created(&mut self, told: &Value) -> Result<(), String> {
         let at = millis(told["created_at"].as_str().unwrap_or_default());
+        // It was not there yet where it was looked for between a put of which nothing was heard and this one.
+        self.gone = false;
         match self.created_at.replace(at) {
             Some(before) if before != at => Err(format!("it was created at {before} and is now {told}")),
             _ => Ok(()),
